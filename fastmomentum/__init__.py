@@ -1,0 +1,41 @@
+"""Momentum as a compiled primitive: every convention of it, one pass over memory, the same bits on every backend.
+
+The public names are loaded when they are first used: importing the package imports neither Numba nor SciPy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmomentum import rules, stages
+    from fastmomentum.optimizer import Momentum
+    from fastmomentum.records import Rule, Stage
+    from fastmomentum.stages import chain
+    from fastmomentum.update import step
+
+__version__ = "0.1.0.dev0"
+
+_home = {
+    "Momentum": "optimizer",
+    "Rule": "records",
+    "Stage": "records",
+    "chain": "stages",
+    "step": "update",
+}
+
+__all__ = ["Momentum", "Rule", "Stage", "__version__", "chain", "rules", "stages", "step"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _home:
+        value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
+    elif name in __all__:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

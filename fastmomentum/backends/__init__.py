@@ -1,0 +1,59 @@
+"""(rule or chain, dtypes, backend) -> kernel, compiled on first use and kept."""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from fastmomentum.backends.dtypes import Dtypes
+from fastmomentum.records import Update
+
+_kept: dict[Hashable, Callable[..., Any]] = {}
+
+NAMES = ("numpy", "cpu")
+
+
+def choose(backend: str | None) -> str:
+    """The backend meant by what the user wrote; None is the compiled one.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backend.
+    """
+    if backend is None:
+        return "cpu"
+    if backend not in NAMES:
+        raise ValueError(f"backend: expected None, {' or '.join(map(repr, NAMES))}; got {backend!r}")
+    return backend
+
+
+def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., None]:
+    """``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype."""
+    if backend == "numpy":
+        from fastmomentum.backends.numpy import make_kernel as make_reference
+
+        return _keep(("numpy", rule.functions), lambda: make_reference(rule))
+    from fastmomentum.backends.cpu import make_kernel
+
+    dtypes = _all_of(dtype, rule)
+    return _keep(("one", rule.functions, dtypes), lambda: make_kernel(rule, dtypes))
+
+
+def many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
+    """``kernel(table, written, rows, hyper)`` for many parameters whose arrays all have this dtype."""
+    from fastmomentum.backends.cpu import make_many_kernel
+
+    dtypes = _all_of(dtype, rule)
+    return _keep(("many", rule.functions, dtypes), lambda: make_many_kernel(rule, dtypes))
+
+
+def _all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:
+    return Dtypes(dtype, dtype, (dtype,) * len(rule.state))
+
+
+def _keep(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    # The key holds the rule's functions, not the rule: chains made anew from the same stages share their kernel.
+    if key not in _kept:
+        _kept[key] = make()
+    return _kept[key]

@@ -1,0 +1,205 @@
+"""What a rule and a stage are: a scalar function, and the record of what its arguments mean."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+from fastmomentum.ranges import FINITE, RANGES, Range
+from fastmomentum.trace import trace
+
+Function = Callable[..., Any]
+Wrap = Callable[[Function], Function]
+"""What a backend puts around a function so that its compiled code may call it."""
+
+
+def as_it_is(function: Function) -> Function:
+    """The wrap of plain Python."""
+    return function
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Part:
+    """What rules and stages share: names for the hyper-parameters that their functions take.
+
+    Attributes
+    ----------
+    hyper : tuple of str
+        The names of the function's last arguments, in order.
+    derived : mapping of str to callable
+        How those of `hyper` that users do not give are computed: a function whose argument names say from what.
+        It runs on the host, in double precision; the result is then cast to the arrays' dtype.
+    defaults : mapping of str to float or str
+        Values for what users leave out; a str names the hyper-parameter whose value is taken.
+    ranges : mapping of str to Range
+        What values users may give, where :data:`fastmomentum.ranges.RANGES` does not say.
+    """
+
+    hyper: Sequence[str] = ()
+    derived: Mapping[str, Callable[..., float]] = field(default_factory=dict)
+    defaults: Mapping[str, float | str] = field(default_factory=dict)
+    ranges: Mapping[str, Range | tuple[float, float]] = field(default_factory=dict)
+    name: str | None = None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The hyper-parameters that users give, in order, each once."""
+        sources = [tuple(signature(self.derived[n]).parameters) if n in self.derived else (n,) for n in self.hyper]
+        return tuple(dict.fromkeys(name for names in sources for name in names))
+
+    def range_of(self, parameter: str) -> Range:
+        """The values that users may give for `parameter`."""
+        return Range(*self.ranges[parameter]) if parameter in self.ranges else RANGES.get(parameter, FINITE)
+
+    def arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
+        """The function's hyper-parameters, in order, from the users' `given`, in double precision."""
+
+        def value(name: str) -> float:
+            if name not in self.derived:
+                return given[name]
+            how = self.derived[name]
+            return how(*(given[source] for source in signature(how).parameters))
+
+        return tuple(value(name) for name in self.hyper)
+
+    def __str__(self) -> str:
+        return repr(self.name) if self.name else f"{type(self).__name__}({self.functions[0].__name__})"
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """The scalar functions that fix the compiled code: equal functions, equal kernels."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Update(Part):
+    """What rules and chains share: state slots, and a scalar function built from parts.
+
+    Attributes
+    ----------
+    state : sequence of (str, str)
+        Name and rest of every state slot; rest is "zero", or "param" where the slot starts as a copy of the parameter.
+    nesterov : str, optional
+        The name of the folded Nesterov form, which ``nesterov=True`` selects.
+    first : mapping of str to float
+        Hyper-parameters that have another value in an array's first step from rest (Momentum alone uses them).
+    formula : str
+        The update as the field writes it.
+    """
+
+    state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
+    nesterov: str | None = None
+    first: Mapping[str, float] = field(default_factory=dict)
+    formula: str = ""
+
+    def __post_init__(self) -> None:
+        for slot, rest in self.state:
+            if rest not in ("zero", "param"):
+                raise ValueError(f"state: slot {slot!r} must rest at 'zero' or 'param'; got {rest!r}")
+        trace(self.build(), ("p", *self.slots, "g", *self.hyper), 1 + len(self.state))
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the state slots."""
+        return tuple(slot for slot, _ in self.state)
+
+    def build(self, wrap: Wrap = as_it_is) -> Function:
+        """The scalar function ``(p, *state, g, *hyper) -> (p, *state)``, its parts put through `wrap`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Rule(Update):
+    """An update rule: ``update(p, *state, g, *hyper) -> (p, *state)``.
+
+    Parameters
+    ----------
+    update : callable
+        A function of scalars: assignments and one return, made of ``+ - * /``, ``numpy.minimum``, ``numpy.maximum``,
+        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal.
+    state, nesterov, first, formula : optional
+        See :class:`Update`; the state is one velocity at rest at zero unless it is given.
+    hyper : sequence of str
+        The names of `update`'s last arguments, ("lr", "momentum") unless given.
+    derived, defaults, ranges : mapping, optional
+        See :class:`Part`.
+    name : str, optional
+        What it is called in messages and, after :func:`fastmomentum.rules.register`, wherever a name is taken.
+
+    Raises
+    ------
+    TypeError
+        If `update` does not have this form; the message says where it departs from it.
+    ValueError
+        If a rest is neither "zero" nor "param".
+
+    Examples
+    --------
+    Quasi-hyperbolic momentum (Ma and Yarats 2019, eq. 3 and 4), with a hyper-parameter ν of its own:
+
+    >>> import numpy as np, fastmomentum as fm
+    >>> def qhm(p, v, g, lr, beta, keep, nu, direct):
+    ...     v = beta * v + keep * g
+    ...     return p - lr * (direct * g + nu * v), v
+    >>> rule = fm.Rule(qhm, hyper=("lr", "momentum", "keep", "nu", "direct"), name="qhm",
+    ...                derived={"keep": lambda momentum: 1 - momentum, "direct": lambda nu: 1 - nu},
+    ...                defaults={"nu": 0.7}, ranges={"nu": (0, 1)})
+    >>> p, v = np.array([1.0]), np.array([0.0])
+    >>> fm.step(p, v, np.array([0.5]), rule=rule, lr=0.1, momentum=0.5)
+    >>> p, v
+    (array([0.9675]), array([0.25]))
+    """
+
+    update: Function
+    _: KW_ONLY
+    hyper: Sequence[str] = ("lr", "momentum")
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """See :class:`Part`."""
+        return (self.update,)
+
+    def build(self, wrap: Wrap = as_it_is) -> Function:
+        """See :class:`Update`."""
+        return wrap(self.update)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage(Part):
+    """An elementwise step before or behind a rule: what :func:`fastmomentum.chain` composes.
+
+    Calling a stage with values gives a stage that has them as defaults: ``stages.clip_value(1.0)``.
+
+    Attributes
+    ----------
+    function : callable
+        ``(g, p, *hyper) -> g`` where kind is "gradient"; ``(p, *hyper) -> p`` where it is "param";
+        ``(x, *hyper) -> x`` where it is "prox".
+    kind : str
+        "gradient", "param" or "prox".
+    """
+
+    function: Function
+    kind: str = "gradient"
+
+    def __post_init__(self) -> None:
+        arguments = {"gradient": ("g", "p"), "param": ("p",), "prox": ("x",)}
+        if self.kind not in arguments:
+            raise ValueError(f"kind must be one of {', '.join(arguments)}; got {self.kind!r}")
+        trace(self.function, (*arguments[self.kind], *self.hyper))
+
+    def __call__(self, *values: float, **named: float) -> "Stage":
+        """The same stage with `values` (in the order of :attr:`parameters`) as defaults."""
+        if len(values) > len(self.parameters):
+            raise TypeError(f"stage {self} takes {', '.join(self.parameters) or 'no values'}; got {len(values)} values")
+        bound = dict(zip(self.parameters, values, strict=False)) | named
+        for name in bound:
+            if name not in self.parameters:
+                raise TypeError(f"stage {self} takes {', '.join(self.parameters) or 'no values'}; got {name!r}")
+        return replace(self, defaults={**self.defaults, **bound})
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """See :class:`Part`."""
+        return (self.function,)
