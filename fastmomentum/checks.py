@@ -7,7 +7,7 @@ writes to an array, so a step refused here has changed nothing. NaN and infinite
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ def number(name: str, value: object, allowed: Range) -> float:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected {allowed}; got {_shown(value)}")
+        raise TypeError(f"{name}: expected {allowed}; got {shown(value)}")
     try:
         converted = float(value) + 0.0
     except OverflowError:
@@ -37,14 +37,14 @@ def number(name: str, value: object, allowed: Range) -> float:
 def switch(name: str, value: object) -> bool:
     """`value`, if it is True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False; got {_shown(value)}")
+        raise TypeError(f"{name}: expected True or False; got {shown(value)}")
     return bool(value)
 
 
 def threads(value: object) -> None:
     """Refuse what is no number of threads: a whole number from 1, or −1 for all."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"threads: expected a whole number >= 1, or -1 for all; got {_shown(value)}")
+        raise TypeError(f"threads: expected a whole number >= 1, or -1 for all; got {shown(value)}")
     if value < 1 and value != -1:
         raise ValueError(f"threads: expected a whole number >= 1, or -1 for all; got {value}")
 
@@ -100,41 +100,51 @@ def array(name: str, value: Any, *, like: Array | None = None, write: bool = Tru
     """
     if type(value) is not np.ndarray:
         value = _plain(name, value)
-    dtype = value.dtype
-    if dtype not in DTYPES:
-        order = "" if dtype.isnative else " in another byte order than this machine's"
-        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}")
-    if like is not None:
-        if dtype != like.dtype:
-            raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype}")
-        if value.shape != like.shape:
-            raise ValueError(f"{name}: expected shape {like.shape}, as the parameter has; got {value.shape}")
+    alike = value.dtype in DTYPES if like is None else value.dtype == like.dtype and value.shape == like.shape
     flags = value.flags
-    if not (flags.carray or (flags.c_contiguous and flags.aligned and not write)):
-        _refuse_layout(name, value)
+    if not alike or not (flags.carray or (flags.c_contiguous and flags.aligned and not write)):
+        _refuse(name, value, like)
     return value  # type: ignore[no-any-return]
 
 
 def _plain(name: str, value: object) -> Array:
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data")
+        raise TypeError(
+            f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data"
+        )
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected a NumPy array of float32 or float64; got {_shown(value)}. "
+            f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. "
             "numpy.array(..., dtype=numpy.float32) makes one"
         )
     return np.asarray(value)
 
 
-def _refuse_layout(name: str, value: Array) -> None:
+def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
+    dtype = value.dtype
+    if dtype not in DTYPES:
+        order = "" if dtype.isnative else " in another byte order than this machine's"
+        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}")
+    if like is not None and dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype}")
+    if like is not None and value.shape != like.shape:
+        raise ValueError(f"{name}: expected shape {like.shape}, as the parameter has; got {value.shape}")
     if not value.flags.c_contiguous:
         raise ValueError(
             f"{name}: expected a C-contiguous array; got shape {value.shape} with strides {value.strides} "
             "(a transposed or strided view?). numpy.ascontiguousarray makes a contiguous copy"
         )
     if not value.flags.aligned:
-        raise ValueError(f"{name}: expected an aligned array; got one whose address no {value.dtype} may have")
+        raise ValueError(f"{name}: expected an aligned array; got one whose address no {dtype} may have")
     raise ValueError(f"{name}: expected a writeable array; got a read-only one")
+
+
+def sequence(name: str, value: object, length: int) -> None:
+    """Refuse what is no list, tuple or other sequence of this length."""
+    if not isinstance(value, list | tuple | Sequence):
+        raise TypeError(f"{name}: expected a sequence of {length}; got {shown(value)}")
+    if len(value) != length:
+        raise ValueError(f"{name}: expected a sequence of {length}; got one of {len(value)}")
 
 
 def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
@@ -146,20 +156,50 @@ def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
         meaning = f" ({', '.join(slots)}), like param in dtype and shape" if slots else ""
-        raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {_shown(value)}")
+        raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {shown(value)}")
     return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
 
 
-def apart(rule: Update, arrays: Sequence[Array], grad: Array) -> None:
-    """Refuse the arrays of one parameter, all contiguous, if two of them share memory."""
-    for first, second in combinations((*arrays, grad), 2):
-        if np.may_share_memory(first, second):  # exact for contiguous arrays
-            names = ("param", *rule.slots, "grad")
-            ours, theirs, *_ = (names[i] for i, one in enumerate((*arrays, grad)) if one is first or one is second)
+def refuse_shared(names: Sequence[str], arrays: Sequence[Array]) -> NoReturn:
+    """Name two of the contiguous arrays that share memory, as some of them are known to do."""
+    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
+        if np.may_share_memory(first, second):
             raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
+    raise AssertionError("no two of these arrays share memory")
 
 
-def _shown(value: object) -> str:
+def apart(names: Sequence[str], arrays: Sequence[Array], read: int = 0) -> npt.NDArray[np.int64]:
+    """Refuse contiguous arrays of which two share memory; the last `read` are only read, and may share it.
+
+    Returns
+    -------
+    ndarray of int64, shape (m, 2)
+        Where the memory of those that are written begins and ends, in ascending order; empty arrays left out.
+    """
+    writes = len(arrays) - read
+    spans = [(start := address(a), start + a.nbytes, i) for i, a in enumerate(arrays) if a.size]
+    spans.sort()
+    reach: dict[bool, tuple[int, int]] = {}  # for written and read arrays, how far they reach, and which does
+    for start, stop, i in spans:
+        mine = i < writes
+        for others in (True, False) if mine else (True,):
+            end, other = reach.get(others, (0, 0))
+            if end > start:
+                ours, theirs = sorted((i, other))
+                raise ValueError(
+                    f"{names[theirs]}: expected memory of its own; got memory that it shares with {names[ours]}"
+                )
+        reach[mine] = max(reach.get(mine, (0, 0)), (stop, i))
+    return np.array([span[:2] for span in spans if span[2] < writes], np.int64).reshape(-1, 2)
+
+
+def address(value: Array) -> int:
+    """Where the memory of an array begins."""
+    return int(value.__array_interface__["data"][0])
+
+
+def shown(value: object) -> str:
+    """What came, for a message."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}, shape {value.shape}"
     if value is None or isinstance(value, bool | int | float | complex | str):

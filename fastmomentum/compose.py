@@ -28,7 +28,7 @@ def _extrapolated(advance: Function, extrapolate: Function) -> Function:
     """The rule's own lr and mu come first, then what the proximal maps inside `advance` take."""
 
     def composed(p: Any, q: Any, g: Any, *hyper: Any) -> Any:
-        return extrapolate(advance(p, g, *(hyper[:1] + hyper[2:])), p, q, hyper[1])
+        return extrapolate(advance(p, g, *hyper[:1], *hyper[2:]), p, q, hyper[1])
 
     return composed
 
@@ -70,7 +70,7 @@ def _gradient_before(stage: Function, update: Function, slots: int, taken: int) 
 
     def composed(p: Any, *rest: Any) -> Any:
         g = stage(rest[slots], p, *rest[first:behind])
-        return update(p, *(rest[:slots] + (g,) + rest[behind:]))
+        return update(p, *rest[:slots], g, *rest[behind:])
 
     return composed
 
@@ -80,7 +80,7 @@ def _param_before(stage: Function, update: Function, slots: int, taken: int) -> 
     first, behind = slots + 1, slots + 1 + taken
 
     def composed(p: Any, *rest: Any) -> Any:
-        return update(stage(p, *rest[first:behind]), *(rest[:first] + rest[behind:]))
+        return update(stage(p, *rest[first:behind]), *rest[:first], *rest[behind:])
 
     return composed
 
@@ -140,10 +140,8 @@ class Chain(Update):
     def build(self, wrap: Wrap = as_it_is) -> Function:
         """See :class:`Update`."""
         slots, taken = len(self.state), len(self.rule.hyper) + sum(len(stage.hyper) for stage in self.proximal)
-        if isinstance(self.rule, PositionRule):
-            update = self.rule.build(wrap, self.proximal)
-        else:
-            update = self.rule.build(wrap)
+        within = {"proximal": self.proximal} if self.proximal else {}  # position rules alone have room for them
+        update = self.rule.build(wrap, **within)
         for stage in self.behind:
             update = wrap(_param_behind(wrap(stage.function), update, slots, taken))
             taken += len(stage.hyper)

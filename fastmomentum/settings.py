@@ -9,7 +9,12 @@ from fastmomentum.rules import find
 from fastmomentum.stages import OPTIONS, with_options
 
 SWITCHES = ("nesterov", "maximize")
-OFF: dict[str, float | None] = {"dampening": 0.0, "weight_decay": 0.0, "decoupled_weight_decay": 0.0, "clip_value": None}
+OFF: dict[str, float | None] = {
+    "dampening": 0.0,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": 0.0,
+    "clip_value": None,
+}
 """The numbers that may be set beside lr and momentum, with what says that they are not."""
 
 
@@ -49,5 +54,7 @@ def settle(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
             if not callable(value):
                 checks.number(name, value, RANGES[name])
     if "dampening" in chosen and "dampening" not in update.parameters:
-        raise ValueError(f"dampening: expected 0 with rule {update}, which has no dampened form; got {chosen['dampening']}")
+        raise ValueError(
+            f"dampening: expected 0 with rule {update}, which has no dampened form; got {chosen['dampening']}"
+        )
     return update, chosen

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum.compose import Chain, PositionRule
-from fastmomentum.ranges import ABOVE_ZERO, ANY_BOUND, AT_LEAST_ZERO
+from fastmomentum.ranges import ANY_BOUND, AT_LEAST_ZERO
 from fastmomentum.records import Stage, Update
 from fastmomentum.rules import find
 
@@ -171,7 +171,9 @@ def chain(*links: "Stage | Update | str", name: str | None = None) -> Update:
         proximal, inner = [*inner.proximal, *proximal], inner.rule
     for stage in behind:
         if stage.kind != "param":
-            raise ValueError(f"chain: the gradient stage {stage} must stand in front of the rule, which uses the gradient up")
+            raise ValueError(
+                f"chain: the gradient stage {stage} must stand in front of the rule, which uses the gradient up"
+            )
     if proximal and not isinstance(inner, PositionRule):
         raise ValueError(
             f"chain: the proximal map {proximal[0]} needs a rule whose state is a position, heavy_ball or "

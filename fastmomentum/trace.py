@@ -62,10 +62,12 @@ class Symbol:
         return inputs[0]._with(FUNCTIONS[ufunc], *inputs[1:])
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise TypeError("it compares, branches on, converts or raises to a power; a rule is + - * / and the four functions")
+        raise TypeError(
+            "it compares, branches on, converts or raises to a power; a rule is + - * / and the four functions"
+        )
 
-    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = __index__ = _refuse  # type: ignore[assignment]
-    __pow__ = __rpow__ = __mod__ = __floordiv__ = __eq__ = __ne__ = _refuse  # type: ignore[assignment]
+    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = __index__ = _refuse
+    __pow__ = __rpow__ = __mod__ = __floordiv__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
 
 

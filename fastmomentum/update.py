@@ -82,17 +82,20 @@ def step(
     (array([0.375 , 2.0625]), array([0.75 , 0.125]))
     """
     param = checks.array("param", param)
-    settings = (momentum, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value)
+    # fmt: off
+    settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
+                decoupled_weight_decay, maximize, clip_value)
+    # fmt: on
     try:
-        update, kernel, row = _plan(rule, param.dtype, backend, threads, lr, *settings, **hyper)
+        update, kernel, row = _plan(*settings, **hyper)
     except TypeError:  # of an argument that cannot be hashed, a 0-d array say, or of one to refuse: both come out here
-        update, kernel, row = _plan.__wrapped__(rule, param.dtype, backend, threads, lr, *settings, **hyper)
+        update, kernel, row = _plan.__wrapped__(*settings, **hyper)
     arrays = (param, *checks.state(update, state, param))
     grad = checks.array("grad", grad, like=param, write=False)
-    checks.apart(update, arrays, grad)
     if param.ndim != 1:
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
-    kernel(arrays, grad, row)
+    if not kernel(arrays, grad, row):
+        checks.refuse_shared(("param", *update.slots, "grad"), (*arrays, grad))
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -110,7 +113,7 @@ def _plan(
     maximize: bool,
     clip_value: float | None,
     **hyper: float,
-) -> tuple[Update, Callable[..., None], tuple[Any, ...]]:
+) -> tuple[Update, Callable[..., bool], tuple[Any, ...]]:
     """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
     name = backends.choose(backend)
     checks.threads(threads)

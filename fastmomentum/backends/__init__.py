@@ -28,8 +28,11 @@ def choose(backend: str | None) -> str:
     return backend
 
 
-def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., None]:
-    """``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype."""
+def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., bool]:
+    """``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype.
+
+    It answers False, and has written nothing, if two of the arrays share memory.
+    """
     if backend == "numpy":
         from fastmomentum.backends.numpy import make_kernel as make_reference
 

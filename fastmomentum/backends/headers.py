@@ -2,30 +2,26 @@
 
 A row of the table describes one parameter with its state and gradient, as int64:
 
-    size, bytes, dtype's address | address of each array object: p, *state, g | address of each array's memory
+    size, bytes, dtype | address of each array object: p, *state, g | address of each array's memory
 
 What a kernel may rely on can change under an array object between two steps: its memory can move
 (``resize(refcheck=False)``), its shape or dtype be assigned to, its write flag be cleared. So the header of every
-object is read again, before the first write of every step. The offsets are those of ``PyArrayObject_fields`` in NumPy's
-ndarraytypes.h, a part of its C ABI: data, nd, dimensions, strides, base, descr, flags, behind Python's object head,
-whose last word is the type.
+object is read again, before the first write of every step; :mod:`fastmomentum.backends.layout` tells where it lies.
 """
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-_HEAD = object.__basicsize__  # 16 bytes, more in a free-threaded Python
-_TYPE, _DATA, _NDIM, _DIMENSIONS, _DTYPE, _FLAGS = _HEAD - 8, _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 40, _HEAD + 48
-_NDARRAY = id(np.ndarray)
-_READABLE = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
-_WRITEABLE = _READABLE | 0x0400  # NPY_ARRAY_WRITEABLE
+from fastmomentum.backends import layout
+from fastmomentum.backends.layout import BYTES, DTYPE, OBJECTS, SIZE
 
-SIZE, BYTES, DTYPE, OBJECTS = range(4)
-"""Columns of a row; the addresses of memory follow those of the objects."""
+# As globals of this module they are constants in compiled code.
+TYPE, DATA, NDIM, DIMENSIONS = layout.TYPE, layout.DATA, layout.NDIM, layout.DIMENSIONS
+DESCR, FLAGS, CODE, NDARRAY = layout.DESCR, layout.FLAGS, layout.CODE, layout.NDARRAY
+READABLE, WRITEABLE = layout.READABLE, layout.WRITEABLE
 
 
 def _loader(result: Any, bits: int) -> Any:
@@ -53,23 +49,25 @@ def pointer(typing_context: Any, address: Any) -> Any:
     return types.voidptr(types.int64), codegen
 
 
-@register_jitable
-def _size(header: Any) -> Any:
-    dimensions = _word(header + _DIMENSIONS)
-    size = 1
-    for axis in range(_half(header + _NDIM)):
-        size *= _word(dimensions + 8 * axis)
-    return size
+@intrinsic
+def address(typing_context: Any, array: Any) -> Any:
+    """Where the memory of a compiled array begins, as an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), codegen
 
 
 @register_jitable
 def _fits(header: Any, size: Any, dtype: Any, flags: Any) -> Any:
-    return (
-        _word(header + _TYPE) == _NDARRAY
-        and _word(header + _DTYPE) == dtype
-        and _half(header + _FLAGS) & flags == flags
-        and _size(header) == size
-    )
+    if _word(header + TYPE) != NDARRAY or _word(_word(header + DESCR) + CODE) != dtype:
+        return False
+    dimensions, elements = _word(header + DIMENSIONS), 1
+    for axis in range(_half(header + NDIM)):
+        elements *= _word(dimensions + 8 * axis)
+    return elements == size and _half(header + FLAGS) & flags == flags
 
 
 @register_jitable
@@ -96,9 +94,9 @@ def unchanged(table: Any, written: Any, arrays: Any) -> Any:
         for column in range(OBJECTS, OBJECTS + arrays + 1):
             header = table[row, column]
             reads = column == OBJECTS + arrays
-            if not _fits(header, size, dtype, _READABLE if reads else _WRITEABLE):
+            if not _fits(header, size, dtype, READABLE if reads else WRITEABLE):
                 return False
-            address = _word(header + _DATA)
+            address = _word(header + DATA)
             if address != table[row, column + arrays + 1]:
                 if not reads or _overlaps(written, address, address + nbytes):
                     return False

@@ -1,0 +1,96 @@
+"""What a run needs to continue with the same bits: taking it from an optimiser, and giving it back.
+
+A saved state is a dict:
+
+    schema     1
+    rule       the rule's name
+    steps      updates done
+    resets     a list of (step, reason, scope)
+    groups     for each group, its settings; None stands for a function of the step, which is to be given again
+    started    for each array, whether it has had its first step
+    state      for each array, a list of its state slots (copies)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.engine import Engine
+from fastmomentum.groups import SCHEDULED, Group
+
+SCHEMA = 1
+
+
+def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
+    """The dict described above, of copies."""
+    return {
+        "schema": SCHEMA,
+        "rule": engine.groups[0].name,
+        "steps": engine.steps,
+        "resets": [tuple(reset) for reset in resets],
+        "groups": [_settings(group) for group in engine.groups],
+        "started": list(engine.started),
+        "state": [[slot.copy() for slot in state] for state in engine.states],
+    }
+
+
+def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str]]:
+    """Give what is saved back to an engine, and the resets to the caller.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not fit; the message lists all differences, and nothing has been changed.
+    """
+    check_fits(saved, like=pack(engine, ()))
+    kept = ({name: value for name, value in settings.items() if value is not None} for settings in saved["groups"])
+    groups = [group.replace(**settings) for group, settings in zip(engine.groups, kept)]
+    engine.check_groups(groups, saved["steps"])
+    engine.take_groups(groups)
+    for state, slots in zip(engine.states, saved["state"]):
+        for values, loaded in zip(state, slots):
+            values[...] = loaded
+    engine.steps, engine.started = int(saved["steps"]), [bool(started) for started in saved["started"]]
+    return list(saved["resets"])
+
+
+def _settings(group: Group) -> dict[str, Any]:
+    return {name: None if callable(value) else value for name, value in group.settings.items() if name != "rule"}
+
+
+def check_fits(saved: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    """Refuse a saved state that another optimiser than this one made; `like` is what this one would save.
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping.
+    ValueError
+        If it does not fit; the message lists all differences.
+    """
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.shown(saved)}")
+    keys = [f"{key}: missing" for key in like if key not in saved]
+    keys += [f"{key}: unknown" for key in saved if key not in like]
+    differences = keys or list(_differences(saved, like))
+    if differences:
+        raise ValueError("state_dict does not fit this optimiser:\n  " + "\n  ".join(differences))
+
+
+def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
+    for key in ("schema", "rule"):
+        if saved[key] != like[key]:
+            yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
+    for key in ("groups", "started", "state"):
+        if len(saved[key]) != len(like[key]):
+            yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
+    for number, (theirs, ours) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
+        for name in SCHEDULED:
+            if theirs.get(name) is None and ours[name] is not None:
+                yield f"groups[{number}]: {name} was a function of the step, and is to be given again; got {ours[name]}"
+    for number, (theirs, ours) in enumerate(zip(saved["state"], like["state"], strict=False)):
+        forms = [[(slot.dtype.name, slot.shape) for slot in map(np.asarray, state)] for state in (ours, theirs)]
+        if forms[0] != forms[1]:
+            yield f"state[{number}]: expected {forms[0]}; got {forms[1]}"

@@ -1,0 +1,169 @@
+"""How an optimiser's steps are carried out: what is kept between them, and what is looked at again."""
+
+from collections.abc import Sequence
+from functools import cache
+from operator import is_
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.checks import Array
+from fastmomentum.groups import Group, Layout
+from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch
+from fastmomentum.records import Update
+
+
+class Engine:
+    """Parameters, their state and settings, and the kernel calls that update them.
+
+    A step takes the quick way, one look in compiled code and the update, while the caller passes the same gradient
+    objects; with others it first points the table at them; with another selection of arrays or other hyper-parameters
+    it makes the calls anew; and where the look finds anything that is not as it was, everything is checked again.
+
+    Attributes
+    ----------
+    given : list of ndarray
+        The parameters, as the user passed them.
+    states : list of tuple of ndarray
+        For each parameter its state slots.
+    started : list of bool
+        For each parameter whether it has had its first step.
+    groups : list of Group
+        The settings.
+    steps : int
+        Updates done.
+    """
+
+    def __init__(self, layout: Layout, backend: str) -> None:
+        self._launch: Launch
+        self._active: list[bool]
+        self._held: list[Any]
+        self._shapes: list[Any]
+        self.given, self._names, self.groups, self._group_of = (
+            layout.params,
+            layout.names,
+            layout.groups,
+            layout.group_of,
+        )
+        self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
+        self._backend = backend
+        self.steps = 0
+        params = [checks.array(name, p) for name, p in zip(self._names, self.given)]
+        self.states = [tuple(np.empty_like(p) for _ in self.update.state) for p in params]
+        self._build([None] * len(params))
+        self.check_groups(self.groups, 0)
+        self.rest()
+
+    @property
+    def update(self) -> Update:
+        """The rule, which all groups share but for their stages."""
+        return self.groups[0].update
+
+    def step(self, grads: Sequence[Any]) -> None:
+        """One update; a refused one changes nothing."""
+        if not (self._ready and len(grads) == len(self._held) and all(map(is_, grads, self._held)) and self._run()):
+            self._step_anew(grads)
+        self.steps += 1
+
+    def rest(self) -> None:
+        """Put the state to rest; the next step of every array is its first again."""
+        for param, state in zip(self._params, self.states):
+            for values, (_, rest) in zip(state, self.update.state):
+                values[...] = param if rest == "param" else 0.0
+        self.started = [False] * len(self.given)
+        self._ready = self._current = False
+
+    def check_groups(self, groups: Sequence[Group], step: int) -> None:
+        """Refuse settings that the kernel of some array could not take at this step."""
+        for number, dtype in {(number, param.dtype) for number, param in zip(self._group_of, self._params)}:
+            groups[number].row(dtype, step)
+
+    def take_groups(self, groups: list[Group]) -> None:
+        """Use these settings, which have been checked."""
+        compiled = [group.update.functions for group in self.groups]
+        self.groups = groups
+        self._ready = self._current = False
+        if [group.update.functions for group in groups] != compiled:
+            self._build([None] * len(self.given))
+
+    def _run(self) -> bool:
+        for run in self._launch.runs:  # noqa: SIM110, a generator for all() would cost more than the rest of a step
+            if not run():
+                return False
+        return True
+
+    def _step_anew(self, grads: Sequence[Any]) -> None:
+        """A step whose gradients are other objects than the last step's, or that needs more than that."""
+        checks.sequence("grads", grads, len(self.given))
+        self._ready = False
+        shapes = [grad if grad is None else getattr(grad, "shape", ()) for grad in grads]
+        alike = self._current and shapes == self._shapes
+        if alike:
+            self._launch.take_grads(grads)
+        if not (alike and self._run()):
+            self._launch_anew(grads, shapes)
+        self._held = list(grads)
+        self._ready = self._current
+
+    def _launch_anew(self, grads: Sequence[Any], shapes: list[Any]) -> None:
+        """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
+        active = [grad is not None for grad in grads]
+        first = self._at_first_step(active)
+        self._shapes = [param.shape if a else None for param, a in zip(self._params, active)]
+        self._current = False
+        usual = self._launch.checked and shapes == self._shapes
+        if not (usual and self._launched(grads, active, first)):
+            # Something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
+            usual = False
+            if not self._launched(self._build(grads), active, first):
+                raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
+        self.started = [started or a for started, a in zip(self.started, active)]
+        self._current = usual and not first and not any(group.scheduled for group in self.groups)
+
+    def _launched(self, grads: Sequence[Any], active: list[bool], first: set[int]) -> bool:
+        if active != self._active:
+            self._launch.select(active)
+            self._active = active
+        row_of = cache(lambda group, dtype, first: self.groups[group].row(dtype, self.steps, first))
+        self._launch.take_hyper(row_of, first)
+        self._launch.take_grads(grads)
+        return self._run()
+
+    def _at_first_step(self, active: list[bool]) -> set[int]:
+        """The arrays whose first step from rest this is, where the rule has one of its own.
+
+        A state that was written to is not at rest, and continues by the raw formula.
+        """
+        waiting = (i for i, (started, a) in enumerate(zip(self.started, active)) if a and not started)
+        return {i for i in waiting if self.update.first and not any(slot.any() for slot in self.states[i])}
+
+    def _build(self, grads: Sequence[Any]) -> list[Array | None]:
+        """Check all arrays; make the table of them; return the gradients as plain arrays."""
+        self._params = [checks.array(name, param) for name, param in zip(self._names, self.given)]
+        writes = dict(zip(self._names, self._params))
+        for name, param, state in zip(self._names, self._params, self.states):
+            for slot, values in zip(self.update.slots, state):
+                writes[f"the {slot} of {name}"] = checks.array(f"the {slot} of {name}", values, like=param)
+        plain = [
+            grad if grad is None else checks.array(name, grad, like=param, write=False)
+            for name, grad, param in zip(self._grad_names, grads, self._params)
+        ]
+        reads = {name: grad for name, grad in zip(self._grad_names, plain) if grad is not None}
+        written = checks.apart([*writes, *reads], [*writes.values(), *reads.values()], read=len(reads))
+        jobs = [
+            Job((param, *state), self.groups[group].update, group)
+            for param, state, group in zip(self._params, self.states, self._group_of)
+        ]
+        self._launch = ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written)
+        self._active, self._held, self._shapes = [], [], []
+        self._current = self._ready = False
+        return plain
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("_params", "_launch", "_active", "_held", "_shapes", "_current", "_ready")
+        return {name: value for name, value in self.__dict__.items() if name not in made}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept)
+        self._build([None] * len(self.given))

@@ -1,0 +1,111 @@
+"""Parameter groups: which arrays an optimiser updates, and with which settings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.rules import find
+from fastmomentum.settings import settle
+
+SCHEDULED = ("lr", "momentum")
+"""The settings that may be functions of the step."""
+
+
+class Group:
+    """Arrays that share their settings.
+
+    Attributes
+    ----------
+    settings : mapping
+        As the user gave them, the rule among them; lr and momentum may be functions of the step.
+    update : Update
+        The rule with the stages that the settings ask for.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+        self.update, self._given = settle(**settings)
+        self.scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.settings,)
+
+    @property
+    def name(self) -> str:
+        """What the rule is called."""
+        return str(find(self.settings["rule"]))
+
+    def replace(self, **settings: Any) -> Self:
+        """The same group with other settings."""
+        return type(self)(self.settings | settings)
+
+    def value(self, name: str, step: int) -> Any:
+        """The setting `name` for the update with this number."""
+        value = self.settings[name]
+        return value(step) if callable(value) else value
+
+    def row(self, dtype: np.dtype[Any], step: int, first: bool = False) -> tuple[Any, ...]:
+        """What the kernel takes at this step, checked and cast; `first` for an array's first step from rest."""
+        given = {
+            name: value(step) if name in SCHEDULED and callable(value) else value for name, value in self._given.items()
+        }
+        if first:
+            given |= {name: value for name, value in self.update.first.items() if name in self.update.parameters}
+        return checks.hyper(self.update, given, dtype)
+
+
+class Layout(NamedTuple):
+    """What the user passed as `params`, taken apart."""
+
+    params: list[Any]
+    names: list[str]
+    groups: list[Group]
+    group_of: list[int]
+    single: bool
+
+
+def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
+    """Arrays, their names in messages, and groups, from what the user passed as `params`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `params` is neither an array, nor a sequence of arrays, nor one of groups, or holds no array; or if a
+        setting cannot be served.
+    """
+    if isinstance(params, np.ndarray):
+        return Layout([params], ["params"], [Group(shared)], [0], True)
+    if not isinstance(params, Sequence) or isinstance(params, str):
+        raise TypeError(
+            "params: expected an array, a sequence of arrays, or a sequence of dicts with 'params'; "
+            f"got {checks.shown(params)}"
+        )
+    if not len(params):
+        raise ValueError("params: expected at least one array; got none")
+    if not any(isinstance(entry, Mapping) for entry in params):
+        names = [f"params[{i}]" for i in range(len(params))]
+        return Layout(list(params), names, [Group(shared)], [0] * len(params), False)
+    layout = Layout([], [], [], [], False)
+    for number, entry in enumerate(params):
+        where = f"params[{number}]"
+        if not isinstance(entry, Mapping) or "params" not in entry:
+            raise TypeError(f"{where}: expected a dict with 'params', as the others are; got {checks.shown(entry)}")
+        if "rule" in entry or "backend" in entry or "threads" in entry:
+            raise TypeError(f"{where}: rule, backend and threads belong to the optimiser as a whole, not to a group")
+        mine = entry["params"]
+        if isinstance(mine, np.ndarray):
+            mine = [mine]
+        if not isinstance(mine, Sequence) or isinstance(mine, str):
+            raise TypeError(f"{where}['params']: expected an array or a sequence of them; got {checks.shown(mine)}")
+        settings = {name: value for name, value in entry.items() if name != "params"}
+        layout.groups.append(Group({**shared, **settings}))
+        layout.params.extend(mine)
+        layout.names.extend(f"{where}['params'][{i}]" for i in range(len(mine)))
+        layout.group_of.extend([number] * len(mine))
+        if layout.groups[-1].update.state != layout.groups[0].update.state:
+            raise ValueError(f"{where}: expected settings whose state is like that of the other groups")
+    if not layout.params:
+        raise ValueError("params: expected at least one array; got none")
+    return layout

@@ -1,0 +1,221 @@
+"""The optimiser object: parameters, state, step, reset."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmomentum import backends, checkpoint, checks
+from fastmomentum.engine import Engine
+from fastmomentum.groups import lay_out
+from fastmomentum.records import Update
+
+
+class Reset(NamedTuple):
+    """One reset on the record: the number of updates done before it, why, and of what."""
+
+    step: int
+    reason: str
+    scope: str
+
+
+class Momentum:
+    """Momentum updates of one array or many, in place, each step in one pass over memory.
+
+    With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v, as torch.optim.SGD has it, its first step included: an
+    array's first velocity, from rest, is g itself, whatever the dampening τ; an array that gets its first gradient
+    later starts later. The other rules are in :mod:`fastmomentum.rules`, the options as for :func:`fastmomentum.step`.
+
+    Parameters
+    ----------
+    params : ndarray, sequence of ndarray, or sequence of dict
+        float32 or float64, C-contiguous, of any shape; updated in place. A dict {"params": ..., "lr": ..., ...} is a
+        group, whose settings override those given beside `params`; all but rule, backend and threads may differ.
+    lr, momentum : float, or callable
+        As for step(); a callable gets the number of the update to come, from 0, and returns the value for it.
+    rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
+        As for step().
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument cannot be served.
+
+    Notes
+    -----
+    heavy_ball and nesterov_positions start from a copy of the parameters, made here and by reset(): whatever else
+    writes to the parameters later looks like velocity to them.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> p = np.array([1.0, -2.0], dtype=np.float32)
+    >>> opt = fm.Momentum(p, lr=0.25, momentum=0.5)
+    >>> for _ in range(2):
+    ...     opt.step(p.copy())  # the gradient of ½‖p‖²
+    >>> p, opt.velocity, opt.steps
+    (array([ 0.4375, -0.875 ], dtype=float32), array([ 1.25, -2.5 ], dtype=float32), 2)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float | Callable[[int], float],
+        momentum: float | Callable[[int], float] = 0.9,
+        rule: str | Update = "pytorch",
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: float = 0.0,
+        maximize: bool = False,
+        clip_value: float | None = None,
+        backend: str | None = None,
+        threads: int = 1,
+        **hyper: float,
+    ) -> None:
+        checks.threads(threads)
+        shared = {
+            "rule": rule,
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "clip_value": clip_value,
+            **hyper,
+        }
+        self._engine = Engine(lay_out(params, shared), backends.choose(backend))
+        self._single = isinstance(params, np.ndarray)
+        self._resets: list[Reset] = []
+
+    def step(self, grads: Any) -> None:
+        """One update of all parameters, in place.
+
+        Parameters
+        ----------
+        grads : ndarray, or sequence of ndarray or None
+            Where `params` is one array, one like it; else one for each array of all groups, in order. None leaves
+            its array alone, state included.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient, or meanwhile a parameter, is not as it must be, or a function of the step returns a value
+            out of range; nothing has been changed then.
+        """
+        self._engine.step((grads,) if self._single else grads)
+
+    @property
+    def params(self) -> Any:
+        """The parameters: the array, or a list of all groups' arrays in order."""
+        return self._one_or_all(self._engine.given)
+
+    @property
+    def state(self) -> Any:
+        """The state as :func:`fastmomentum.step` takes it: None, an array or a tuple; a list of these for many arrays.
+
+        The arrays are the optimiser's own: what is written to them is what the next step starts from.
+        """
+        return self._one_or_all([state[0] if len(state) == 1 else state or None for state in self._engine.states])
+
+    @property
+    def velocity(self) -> Any:
+        """The velocity, for rules whose state has one; a list of these for many arrays."""
+        update = self._engine.update
+        if "velocity" not in update.slots:
+            raise AttributeError(f"rule {update} keeps no velocity; it keeps {', '.join(update.slots) or 'no state'}")
+        slot = update.slots.index("velocity")
+        return self._one_or_all([state[slot] for state in self._engine.states])
+
+    def _one_or_all(self, values: list[Any]) -> Any:
+        return values[0] if self._single else list(values)
+
+    @property
+    def steps(self) -> int:
+        """The number of updates done."""
+        return self._engine.steps
+
+    @property
+    def lr(self) -> Any:
+        """The learning rate of the next update, a list where groups differ; may be set, to a function too."""
+        return self._setting("lr")
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        self._set("lr", value)
+
+    @property
+    def momentum(self) -> Any:
+        """The momentum of the next update, a list where groups differ; may be set, to a function too."""
+        return self._setting("momentum")
+
+    @momentum.setter
+    def momentum(self, value: Any) -> None:
+        self._set("momentum", value)
+
+    def _setting(self, name: str) -> Any:
+        values = [group.value(name, self.steps) for group in self._engine.groups]
+        return values[0] if all(value == values[0] for value in values) else values
+
+    def _set(self, name: str, value: Any) -> None:
+        groups = self._engine.groups
+        values = value if isinstance(value, list | tuple) else [value] * len(groups)
+        checks.sequence(name, values, len(groups))
+        changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
+        self._engine.check_groups(changed, self.steps)
+        self._engine.take_groups(changed)
+
+    def reset(self, reason: str) -> None:
+        """Put the state to rest, on purpose and on the record; the next step is a first step again.
+
+        Parameters
+        ----------
+        reason : str
+            Why; kept in :attr:`resets` with the number of updates done.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If no reason is given.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), lr=0.1)
+        >>> opt.step(np.ones(2))
+        >>> opt.reset("the data changed")
+        >>> opt.velocity, opt.resets
+        (array([0., 0.]), [Reset(step=1, reason='the data changed', scope='all')])
+        """
+        if not isinstance(reason, str):
+            raise TypeError(f"reason: expected a str that says why; got {checks.shown(reason)}")
+        if not reason.strip():
+            raise ValueError("reason: expected a str that says why; got an empty one")
+        self._engine.rest()
+        self._resets.append(Reset(self.steps, reason, "all"))
+
+    @property
+    def resets(self) -> list[Reset]:
+        """All resets: (step, reason, scope)."""
+        return list(self._resets)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to continue with the same bits, beside the parameters; it shares no memory.
+
+        See :mod:`fastmomentum.checkpoint` for what it holds.
+        """
+        return checkpoint.pack(self._engine, self._resets)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned; the parameters are left as they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it does not fit these parameters and this rule; all differences are listed, nothing has been changed.
+        """
+        resets = checkpoint.unpack(saved, self._engine)
+        self._resets = [Reset(*reset) for reset in resets]
