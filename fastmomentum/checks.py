@@ -70,8 +70,8 @@ def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tu
     with np.errstate(over="ignore"):
         row = tuple(dtype.type(value) for value in arguments)
     for name, value, cast in zip(rule.hyper, arguments, row, strict=True):
-        if np.isnan(cast) or (np.isinf(cast) and name not in values):
-            raise ValueError(f"{name}: {value!r}, derived from {values}, is {cast} in {dtype}")
+        if np.isnan(cast) or (np.isinf(cast) and not np.isinf(value)):
+            raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
     return row
 
 
@@ -150,7 +150,7 @@ def sequence(name: str, value: object, length: int) -> None:
 def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
     """The state slots of one parameter, as `rule` declares them: None, an array, or a tuple of arrays."""
     slots = rule.slots
-    if len(slots) == 1 and isinstance(value, np.ndarray):
+    if len(slots) == 1 and value is not None and not isinstance(value, tuple):
         return (array("state", value, like=like),)
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):

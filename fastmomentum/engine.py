@@ -62,7 +62,8 @@ class Engine:
 
     def step(self, grads: Sequence[Any]) -> None:
         """One update; a refused one changes nothing."""
-        if not (self._ready and len(grads) == len(self._held) and all(map(is_, grads, self._held)) and self._run()):
+        same = self._ready and isinstance(grads, list | tuple) and len(grads) == len(self._held)
+        if not (same and all(map(is_, grads, self._held)) and self._run()):
             self._step_anew(grads)
         self.steps += 1
 

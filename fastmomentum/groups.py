@@ -51,7 +51,8 @@ class Group:
         given = {
             name: value(step) if name in SCHEDULED and callable(value) else value for name, value in self._given.items()
         }
-        if first:
+        # Without momentum nothing is kept of the step before, and every step is a first one (torch.optim.SGD's case too).
+        if first or given.get("momentum") == 0:
             given |= {name: value for name, value in self.update.first.items() if name in self.update.parameters}
         return checks.hyper(self.update, given, dtype)
 

@@ -190,13 +190,15 @@ class Stage(Part):
         trace(self.function, (*arguments[self.kind], *self.hyper))
 
     def __call__(self, *values: float, **named: float) -> "Stage":
-        """The same stage with `values` (in the order of :attr:`parameters`) as defaults."""
-        if len(values) > len(self.parameters):
-            raise TypeError(f"stage {self} takes {', '.join(self.parameters) or 'no values'}; got {len(values)} values")
-        bound = dict(zip(self.parameters, values, strict=False)) | named
+        """The same stage with `values`, in the order of its parameters beside the rule's lr and momentum, as defaults."""
+        mine = tuple(name for name in self.parameters if name not in ("lr", "momentum"))
+        takes = f"stage {self} takes {', '.join(mine) or 'no values'}"
+        if len(values) > len(mine):
+            raise TypeError(f"{takes}; got {len(values)} values")
+        bound = dict(zip(mine, values)) | named
         for name in bound:
-            if name not in self.parameters:
-                raise TypeError(f"stage {self} takes {', '.join(self.parameters) or 'no values'}; got {name!r}")
+            if name not in mine:
+                raise TypeError(f"{takes}; got {name!r}")
         return replace(self, defaults={**self.defaults, **bound})
 
     @property

@@ -108,7 +108,10 @@ box = Stage(
     derived={"upper": upper_bound, "zero": positive_zero},
     ranges={"low": ANY_BOUND, "high": ANY_BOUND},
 )
-"""x ← min(max(x, low), high): projection on a box, for the position rules."""
+"""x ← min(max(x, low), high): projection on a box, for the position rules.
+
+Momentum is added behind the projection, so that the parameter itself, where gradients are taken, may lie outside the
+box until the run has converged; the state of nesterov_positions lies inside at every step."""
 
 soft_threshold = Stage(
     _soft_threshold,
@@ -118,7 +121,9 @@ soft_threshold = Stage(
     derived={"negative": negative_threshold, "threshold": threshold_of, "zero": positive_zero},
     ranges={"l1": AT_LEAST_ZERO},
 )
-"""x ← sign(x)·max(|x| − lr·λ₁, 0): the proximal map of λ₁‖x‖₁, for the position rules."""
+"""x ← sign(x)·max(|x| − lr·λ₁, 0): the proximal map of λ₁‖x‖₁, for the position rules.
+
+The zeros are exact in the state of nesterov_positions; in the parameter itself what momentum adds to a zero decays."""
 
 
 def chain(*links: "Stage | Update | str", name: str | None = None) -> Update:

@@ -1,0 +1,1 @@
+"""Benchmarks: every comparison runs its sides in turn within one process."""

@@ -1,0 +1,242 @@
+"""What a rule may hold, and rules that users add."""
+
+import ast
+import inspect
+import textwrap
+
+import numpy as np
+import pytest
+from oracles import RULES, assert_same_bits
+
+import fastmomentum as fm
+from fastmomentum.compose import Chain, PositionRule
+
+FUNCTIONS = {"minimum", "maximum", "absolute", "sqrt"}
+NODES = (
+    *(ast.FunctionDef, ast.arguments, ast.arg, ast.Assign, ast.Return, ast.Tuple, ast.Name, ast.Load, ast.Store),
+    *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.UnaryOp, ast.USub, ast.Call, ast.Attribute),
+)
+STAGES = ("scale", "clip_value", "maximize", "weight_decay", "decoupled_weight_decay", "box", "soft_threshold")
+
+
+def written_functions():
+    from fastmomentum import compose
+
+    yield compose._descend
+    for name in RULES:
+        yield from fm.rules.find(name).functions
+    for name in STAGES:
+        yield getattr(fm.stages, name).function
+
+
+@pytest.mark.parametrize("function", list(written_functions()), ids=lambda f: f.__name__)
+def test_functions_are_assignments_and_one_return_in_the_vocabulary(function):
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    assert isinstance(definition.body[-1], ast.Return)
+    assert all(isinstance(statement, ast.Assign) for statement in definition.body[:-1])
+    definition.returns = None
+    for argument in definition.args.args:
+        argument.annotation = None
+    for node in ast.walk(definition):
+        assert isinstance(node, NODES), ast.dump(node)
+        if isinstance(node, ast.Call):
+            assert isinstance(node.func, ast.Attribute), ast.dump(node)
+            assert ast.unparse(node.func.value) == "np"
+            assert node.func.attr in FUNCTIONS
+
+
+def test_all_nine_rules_have_their_records():
+    assert tuple(rule for rule in fm.rules.names() if rule in RULES) == RULES
+    for name in RULES:
+        rule = fm.rules.find(name)
+        assert rule is getattr(fm.rules, name)
+        assert rule.name == name
+        assert rule.formula
+        rest = {"sgd": (), "heavy_ball": ("param",), "nesterov_positions": ("param",)}.get(name, ("zero",))
+        assert tuple(kind for _, kind in rule.state) == rest
+        assert isinstance(rule, PositionRule) == (rest == ("param",))
+
+
+def literal(p, v, g, lr, mu):
+    return p - 0.5 * lr * v, v
+
+
+def literal_inside_a_function(p, v, g, lr, mu):
+    return p - lr * np.maximum(0.0, g), v
+
+
+def constant_result(p, v, g, lr, mu):
+    return p - lr * g, 0.0
+
+
+def branch(p, v, g, lr, mu):
+    return (p - lr * g, v) if g > v else (p, v)
+
+
+def truth(p, v, g, lr, mu):
+    return p - lr * (g or v), v
+
+
+def power(p, v, g, lr, mu):
+    return p - lr * g**2, v
+
+
+def exponential(p, v, g, lr, mu):
+    return p - lr * np.exp(g), v
+
+
+def reduction(p, v, g, lr, mu):
+    return p - lr * np.add.reduce(g), v
+
+
+def conversion(p, v, g, lr, mu):
+    return p - lr * float(g), v
+
+
+def too_few_results(p, v, g, lr, mu):
+    return p - lr * g
+
+
+def too_few_arguments(p, v, g, lr):
+    return p - lr * g, v
+
+
+REFUSED = {
+    literal: "literal 0.5",
+    literal_inside_a_function: "literal 0.0",
+    constant_result: "literal 0.0",
+    branch: "branches",
+    truth: "branches",
+    power: "power",
+    exponential: r"numpy\.exp",
+    reduction: r"numpy\.add",
+    conversion: "converts",
+    too_few_results: "tuple of 2",
+    too_few_arguments: "positional arguments",
+}
+
+
+@pytest.mark.parametrize(("function", "reason"), list(REFUSED.items()), ids=lambda x: getattr(x, "__name__", ""))
+def test_a_rule_outside_the_vocabulary_is_refused_with_the_reason(function, reason):
+    with pytest.raises(TypeError, match=reason):
+        fm.Rule(function)
+
+
+def test_a_rest_must_be_zero_or_param():
+    with pytest.raises(ValueError, match="one"):
+        fm.Rule(literal_free, state=(("velocity", "one"),))
+
+
+def literal_free(p, v, g, lr, mu):
+    v = mu * v + g
+    return p - lr * v, v
+
+
+def adam_like(p, m, s, g, lr, beta1, keep1, beta2, keep2, eps):
+    m = beta1 * m + keep1 * g
+    s = beta2 * s + keep2 * g * g
+    return p - lr * m / (np.sqrt(s) + eps), m, s
+
+
+ADAM = fm.Rule(
+    adam_like,
+    state=(("first_moment", "zero"), ("second_moment", "zero")),
+    hyper=("lr", "momentum", "keep1", "beta2", "keep2", "eps"),
+    derived={"keep1": lambda momentum: 1 - momentum, "keep2": lambda beta2: 1 - beta2},
+    defaults={"beta2": 0.999, "eps": 1e-8},
+    ranges={"beta2": (0.0, 1.0), "eps": (0.0, 1.0)},
+    name="adam_like",
+)
+
+
+def aggregated(p, u, v, g, lr, beta1, beta2, half):
+    """Aggregated momentum (Lucas et al. 2019) with two β."""
+    u = beta1 * u + g
+    v = beta2 * v + g
+    return p - lr * half * (u + v), u, v
+
+
+AGGMO = fm.Rule(
+    aggregated,
+    state=(("slow", "zero"), ("fast", "zero")),
+    hyper=("lr", "momentum", "beta2", "half"),
+    derived={"half": lambda: 0.5},
+    name="aggregated",
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", [ADAM, AGGMO], ids=str)
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "clip_value": 0.5}], ids=["plain", "options"])
+def test_a_rule_of_two_slots_has_every_backend(rule, dtype, options):
+    rng = np.random.default_rng(7)
+    start, grads = rng.standard_normal(129).astype(dtype), rng.standard_normal((4, 129)).astype(dtype)
+    settings = {"rule": rule, "lr": 0.1, "momentum": 0.9, "beta2": 0.99, **options}
+    found = []
+    for backend in ("cpu", "numpy"):
+        p, state = start.copy(), (np.zeros(129, dtype), np.zeros(129, dtype))
+        opt = fm.Momentum(
+            [a, b := start[40:].copy()] if (a := start[:40].copy()) is not None else [], **settings, backend=backend
+        )
+        for g in grads:
+            fm.step(p, state, g, backend=backend, **settings)
+            opt.step([g[:40], g[40:]])
+        found.append((p, *state))
+        assert_same_bits(np.concatenate([a, b]), p)
+        for slot in range(2):
+            assert_same_bits(np.concatenate([each[slot] for each in opt.state]), state[slot])
+    for one, other in zip(*found, strict=True):
+        assert_same_bits(one, other)
+    one = dtype(1 - 0.9), dtype(1 - 0.99)
+    if rule is ADAM and not options:
+        p, m, s = start.copy(), np.zeros(129, dtype), np.zeros(129, dtype)
+        for g in grads:
+            m = dtype(0.9) * m + one[0] * g
+            s = dtype(0.99) * s + one[1] * g * g
+            p = p - dtype(0.1) * m / (np.sqrt(s) + dtype(1e-8))
+        assert_same_bits(found[0][0], p)
+
+
+def test_a_registered_rule_is_known_by_its_name():
+    fm.rules.register(ADAM)
+    fm.rules.register(ADAM)  # again changes nothing
+    p, state = np.ones(3), (np.zeros(3), np.zeros(3))
+    fm.step(p, state, np.ones(3), rule="adam_like", lr=0.1)
+    assert (p < 1).all()
+    assert fm.Momentum(np.ones(3), rule="adam_like", lr=0.1).state[0].shape == (3,)
+    with pytest.raises(ValueError, match="adam_like"):
+        fm.rules.register(fm.Rule(literal_free, name="adam_like"))
+    with pytest.raises(ValueError, match="name"):
+        fm.rules.register(fm.Rule(literal_free))
+    with pytest.raises(TypeError, match="rule"):
+        fm.rules.register(literal_free)
+
+
+def test_hyper_parameters_of_a_users_rule_are_checked():
+    p, state, g = np.ones(3), (np.zeros(3), np.zeros(3)), np.ones(3)
+    with pytest.raises(ValueError, match=r"beta2.*\[0, 1\].*1.5"):
+        fm.step(p, state, g, rule=ADAM, lr=0.1, beta2=1.5)
+    with pytest.raises(TypeError, match="beta2.*needs"):
+        fm.step(p, state, g, rule=AGGMO, lr=0.1)
+    with pytest.raises(TypeError, match="tuple of 2 arrays"):
+        fm.step(p, state[0], g, rule=ADAM, lr=0.1)
+    assert (p == 1).all()
+
+
+def swap(p, v, g, lr, mu):
+    return v - lr * g, p
+
+
+def test_a_rule_may_return_its_arguments_in_another_order():
+    found = []
+    for backend in ("cpu", "numpy"):
+        p, v = np.arange(5.0), np.arange(5.0) + 10
+        fm.step(p, v, np.ones(5), rule=fm.Rule(swap), lr=0.5, backend=backend)
+        found.append((p.tolist(), v.tolist()))
+    assert found[0] == found[1] == ([9.5, 10.5, 11.5, 12.5, 13.5], [0.0, 1.0, 2.0, 3.0, 4.0])
+
+
+def test_a_chain_is_a_rule():
+    chained = fm.chain(fm.stages.scale(0.5), ADAM)
+    assert isinstance(chained, Chain)
+    assert chained.slots == ADAM.slots

@@ -1,0 +1,202 @@
+"""Stages, and chains of them with rules."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from oracles import POSITIONS, RULES, assert_same_bits, rest, update
+
+import fastmomentum as fm
+from fastmomentum import backends
+from fastmomentum.stages import with_options
+
+S = fm.stages
+
+
+def start(dtype=np.float32, n=129):
+    rng = np.random.default_rng(8)
+    return rng.standard_normal(n).astype(dtype), rng.standard_normal(n).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_chain_has_the_bits_of_its_stages_in_order(rule, dtype):
+    p, g = start(dtype)
+    c = dtype
+    chained = fm.chain(
+        S.scale(0.5), S.decoupled_weight_decay, S.clip_value(0.3), S.weight_decay(0.1), rule, S.decoupled_weight_decay
+    )
+    s = rest(rule, p)
+    want_g = np.minimum(np.maximum(c(0.5) * g, c(-0.3)), c(0.3))
+    want_p = p * c(1 - 0.1 * 0.2)
+    want_p, want_s = update(rule, want_p, s, want_g + c(0.1) * want_p, c, lr=0.1, momentum=0.9)
+    want_p = want_p * c(1 - 0.1 * 0.2)
+    for backend in ("cpu", "numpy"):
+        q, t = p.copy(), s.copy()
+        fm.step(
+            q, None if rule == "sgd" else t, g, rule=chained, lr=0.1, momentum=0.9, backend=backend,
+            decoupled_weight_decay=0.2,
+        )  # fmt: skip
+        assert_same_bits(q, want_p)
+        assert_same_bits(t, want_s)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", POSITIONS)
+def test_a_proximal_map_stands_between_gradient_step_and_extrapolation(rule, dtype):
+    p, g = start(dtype)
+    q = (p + dtype(0.25)).astype(dtype)
+    c = dtype
+    x = p - c(0.1) * g
+    soft = (np.sign(x) * np.maximum(abs(x) - c(0.1 * 2.0), 0)).astype(dtype)
+    box = np.minimum(np.maximum(x, c(-0.5)), c(0.25))
+    for stage, mapped, rounding in ((S.soft_threshold(2.0), soft, 1), (S.box(-0.5, 0.25), box, 0)):
+        want = mapped + c(0.9) * ((p - q) if rule == "heavy_ball" else (mapped - q))
+        kept = p if rule == "heavy_ball" else mapped
+        for backend in ("cpu", "numpy"):
+            found, state = p.copy(), q.copy()
+            fm.step(found, state, g, rule=fm.chain(stage, rule), lr=0.1, momentum=0.9, backend=backend)
+            # x − clip(x) rounds as sign(x)·(|x| − t) does; only the order of the next sum's rounding is fixed by us
+            np.testing.assert_allclose(found, want, rtol=0, atol=rounding * np.finfo(dtype).eps)
+            np.testing.assert_allclose(state, kept, rtol=0, atol=rounding * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_box_at_zero_gives_positive_zero_on_every_backend(dtype):
+    x = np.array([-0.0, 0.0, -1.0, 1.0, -0.0] * 7, dtype)
+    for backend in ("cpu", "numpy"):
+        p, q = x.copy(), x.copy()
+        rule = fm.chain(S.box(0.0, np.inf), "nesterov_positions")
+        fm.step(p, q, np.zeros_like(x), rule=rule, lr=0.1, momentum=0.0, backend=backend)
+        assert not np.signbit(q).any()
+        assert_same_bits(q, np.where(x > 0, x, dtype(0)))
+
+
+def lasso(rule, steps=4000):
+    rng = np.random.default_rng(9)
+    a, b = rng.standard_normal((30, 10)), rng.standard_normal(30)
+    p = np.zeros(10)
+    opt = fm.Momentum(p, rule=rule, lr=1 / np.linalg.norm(a, 2) ** 2, momentum=0.8)
+    for _ in range(steps):
+        opt.step(a.T @ (a @ p - b))
+    return p, a.T @ (a @ p - b), opt.state
+
+
+@pytest.mark.parametrize("rule", POSITIONS)
+def test_soft_threshold_solves_the_lasso(rule):
+    """Optimality of λ‖x‖₁ + ½‖Ax − b‖²: the gradient is −λ·sign(x) where x ≠ 0, and within ±λ where x = 0."""
+    lam = 8.0
+    p, grad, state = lasso(fm.chain(S.soft_threshold(lam), rule))
+    on = abs(p) > 1e-12  # what momentum adds to a zero decays, but is no zero; nesterov_positions keeps the zeros in q
+    assert 0 < on.sum() < p.size
+    np.testing.assert_allclose(grad[on], -lam * np.sign(p[on]), atol=1e-9)  # converged in double
+    assert (abs(grad[~on]) <= lam).all()
+    if rule == "nesterov_positions":
+        np.testing.assert_array_equal(state == 0, ~on)
+
+
+def test_a_proximal_map_is_refused_behind_a_velocity_with_the_reason():
+    for rule in set(RULES) - set(POSITIONS):
+        with pytest.raises(ValueError, match="state is a position.*another problem"):
+            fm.chain(S.box(0.0, 1.0), rule)
+
+
+def test_the_reason_for_that_refusal_is_true():
+    """A soft threshold behind classical momentum finds the lasso solution for λ(1 − μ), not for λ."""
+    rng = np.random.default_rng(9)
+    a, b = rng.standard_normal((30, 10)), rng.standard_normal(30)
+    lr, mu, lam = 1 / np.linalg.norm(a, 2) ** 2, 0.8, 8.0
+    p, v = np.zeros(10), np.zeros(10)
+    for _ in range(4000):
+        v = mu * v + lr * (a.T @ (a @ p - b))
+        x = p - v
+        p_next = np.sign(x) * np.maximum(abs(x) - lr * lam, 0)
+        p = p_next
+    grad = a.T @ (a @ p - b)
+    np.testing.assert_allclose(grad[p != 0], -lam * (1 - mu) * np.sign(p[p != 0]), atol=1e-8)
+
+
+def test_chains_nest():
+    inner = fm.chain(S.weight_decay(0.1), "heavy_ball", S.box(-1.0, 1.0))
+    outer = fm.chain(S.scale(2.0), inner, S.decoupled_weight_decay(0.5))
+    flat = fm.chain(S.scale(2.0), S.weight_decay(0.1), "heavy_ball", S.box(-1.0, 1.0), S.decoupled_weight_decay(0.5))
+    assert outer.functions == flat.functions
+    assert outer.hyper == flat.hyper
+    p, g = start()
+    found = []
+    for rule in (outer, flat):
+        q = p.copy()
+        fm.step(q, p.copy(), g, rule=rule, lr=0.1)
+        found.append(q)
+    assert_same_bits(*found)
+
+
+def test_a_chain_is_exact_on_fractions():
+    chained = fm.chain(S.scale, S.clip_value, "classical")
+    p, v, g, half = Fraction(1), Fraction(1, 3), Fraction(9), Fraction(1, 2)
+    # scale 1/2 → 9/2; clip to ±4 → 4; v = 1/2·1/3 + 1/2·4 = 13/6; p = 1 − 13/6
+    assert chained.update(p, v, g, half, Fraction(-4), Fraction(4), half, half) == (Fraction(-7, 6), Fraction(13, 6))
+
+
+@pytest.mark.parametrize(
+    ("links", "error", "reason"),
+    [
+        ((), TypeError, "exactly one rule; got 0"),
+        (("sgd", "ema"), TypeError, "exactly one rule; got 2"),
+        (("no such",), ValueError, "no such"),
+        ((3, "sgd"), TypeError, "got 2"),
+        (("sgd", S.clip_value(1.0)), ValueError, "in front of the rule"),
+        ((S.scale(1.0), S.scale(2.0), "sgd"), ValueError, "different defaults for scale"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused(links, error, reason):
+    with pytest.raises(error, match=reason):
+        fm.chain(*links)
+
+
+def test_a_stage_takes_its_values_by_place_or_name():
+    assert S.box(-1.0, high=2.0).defaults == {"low": -1.0, "high": 2.0}
+    with pytest.raises(TypeError, match="low, high"):
+        S.box(1.0, 2.0, 3.0)
+    with pytest.raises(TypeError, match="middle"):
+        S.box(middle=1.0)
+    with pytest.raises(ValueError, match="kind"):
+        fm.Stage(lambda g, p: g, kind="other")
+
+
+def test_values_of_a_chain_are_checked():
+    p, v, g = np.ones(3), np.ones(3), np.ones(3)
+    for rule, hyper, error, reason in (
+        (fm.chain(S.clip_value, "sgd"), {}, TypeError, "clip_value.*needs"),
+        (fm.chain(S.clip_value(-1.0), "sgd"), {}, ValueError, "clip_value.*> 0.*-1.0"),
+        (fm.chain(S.box, "heavy_ball"), {"low": 2.0, "high": 1.0}, ValueError, "high must be >= low"),
+        (fm.chain(S.box, "heavy_ball"), {"low": np.nan, "high": 1.0}, ValueError, "low"),
+        (fm.chain(S.soft_threshold, "heavy_ball"), {"l1": -1.0}, ValueError, "l1.*>= 0"),
+    ):
+        with pytest.raises(error, match=reason):
+            fm.step(p, None if rule.slots == () else v, g, rule=rule, lr=0.1, **hyper)
+    assert (p == 1).all()
+
+
+def test_an_option_is_given_to_the_chain_that_declares_it():
+    p, g = np.ones(3), np.full(3, 5.0)
+    fm.step(p, None, g, rule=fm.chain(S.clip_value, "sgd"), lr=0.5, clip_value=1.0)
+    np.testing.assert_array_equal(p, 0.5)
+    bound = fm.chain(S.weight_decay(1.0), "sgd")
+    fm.step(p, None, 0 * g, rule=bound, lr=0.5)  # the option's 0 leaves the chain's own value
+    np.testing.assert_array_equal(p, 0.25)
+    fm.step(p, None, 0 * g, rule=bound, lr=0.5, weight_decay=2.0)
+    np.testing.assert_array_equal(p, 0.0)
+
+
+def test_an_absent_option_is_absent_from_the_compiled_code():
+    plain = with_options(fm.rules.pytorch, frozenset(), False)
+    assert plain is fm.rules.pytorch
+    decayed = with_options(fm.rules.pytorch, frozenset({"weight_decay"}), False)
+    assert decayed.functions == (*S.weight_decay.functions, *fm.rules.pytorch.functions)
+
+
+def test_chains_made_anew_share_their_kernel():
+    dtype = np.dtype(np.float32)
+    kernels = {id(backends.kernel(fm.chain(S.scale(x), "sgd"), dtype, "cpu")) for x in (1.0, 2.0, 3.0)}
+    assert len(kernels) == 1
