@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def one(size: int) -> dict[str, Any]:
     two = [g.copy(), g.copy()]
     bare_p, bare_v, bare_g = arrays(size)[0]
     kernel = backends.kernel(fm.rules.pytorch, np.dtype(np.float32), "cpu")
-    row = tuple(np.float32([LR, MOMENTUM, 1.0]))
+    row = (np.float32(LR), np.float32(MOMENTUM), np.float32(1))
     step_p, step_v, step_g = arrays(size)[0]
     other = arrays(size)[0]
 
@@ -86,7 +87,9 @@ def many(count: int, size: int) -> dict[str, Any]:
 def fresh_process(code: str, runs: int) -> float:
     """The median of what `code` prints, each time in a process of its own."""
     command = [sys.executable, "-c", code]
-    return median(float(subprocess.run(command, capture_output=True, check=True, text=True).stdout) for _ in range(runs))
+    return median(
+        float(subprocess.run(command, capture_output=True, check=True, text=True).stdout) for _ in range(runs)
+    )
 
 
 IMPORT = "import numpy; from time import perf_counter as t; b = t(); import fastmomentum; print(t() - b)"
@@ -120,7 +123,9 @@ def cases(smoke: bool) -> Iterator[Callable[[], list[Result]]]:
         found = [
             compare("opt.step, n = 100, against NumPy in place", sides, "opt.step", "NumPy in place", 1.3, rounds),
             overhead("opt.step against the bare kernel, n = 100", sides, "opt.step", "bare kernel", 1.6, rounds),
-            overhead("the same with a new gradient object", sides, "opt.step, new gradient", "bare kernel", 4.0, rounds),
+            overhead(
+                "the same with a new gradient object", sides, "opt.step, new gradient", "bare kernel", 4.0, rounds
+            ),
         ]
         if "torch fused" in sides:
             found.insert(1, compare("against torch's fused step", sides, "opt.step", "torch fused", 10.0, rounds))
@@ -129,11 +134,15 @@ def cases(smoke: bool) -> Iterator[Callable[[], list[Result]]]:
     def large(size: int) -> list[Result]:
         sides = {name: side for name, side in one(size).items() if name in ("opt.step", "NumPy in place", "C loop")}
         goal = 2.0 if size <= 100_000 else 1.8
-        found = compare(f"opt.step, n = {size:,}, against NumPy in place", sides, "opt.step", "NumPy in place", goal, rounds)
+        found = compare(
+            f"opt.step, n = {size:,}, against NumPy in place", sides, "opt.step", "NumPy in place", goal, rounds
+        )
         results = [found]
         if "C loop" in sides and size >= 100_000:
             ratio = found.seconds["opt.step"] / found.seconds["C loop"]
-            results.append(Result(f"against the loop in C, n = {size:,}", ratio, "×", "< 1.1", ratio < 1.1, found.seconds))
+            results.append(
+                Result(f"against the loop in C, n = {size:,}", ratio, "×", "< 1.1", ratio < 1.1, found.seconds)
+            )
         rate = BYTES * size / found.seconds["opt.step"] / 1e9
         results.append(Result(f"bytes moved, n = {size:,}", rate, "GB/s", "", True, found.seconds))
         return results
@@ -160,6 +169,6 @@ def cases(smoke: bool) -> Iterator[Callable[[], list[Result]]]:
     yield small
     yield hundred
     for size in (10_000, 100_000) if smoke else (10_000, 100_000, 1_000_000, 16_000_000):
-        yield lambda size=size: large(size)
+        yield partial(large, size)
     yield thousand
     yield first

@@ -57,7 +57,7 @@ def torch_fused(params: Sequence[Floats], grads: Sequence[Floats]) -> Callable[[
     tensors = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
     for tensor, g in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(g.copy())
-    return torch.optim.SGD(tensors, lr=LR, momentum=MOMENTUM, fused=True).step  # type: ignore[no-any-return]
+    return torch.optim.SGD(tensors, lr=LR, momentum=MOMENTUM, fused=True).step
 
 
 def c_loop(p: Floats, v: Floats, g: Floats) -> Callable[[], Any] | None:

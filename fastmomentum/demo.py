@@ -120,7 +120,8 @@ def train(settings: dict[str, Any], data: Digits, advance: Any) -> Run:
     state = None if opt.state is None else opt.state.copy()
     opt.step(np.zeros_like(grad))  # compiles; a zero gradient at rest changes nothing
     steps = list(batches(len(y)))
-    losses, seconds, seconds_numpy, same = [], 0.0, 0.0, True
+    losses: list[float] = []
+    seconds, seconds_numpy, same = 0.0, 0.0, True
     for number, rows in enumerate(steps, 1):
         network.gradient(params, x[rows], y[rows], grad)
         begin = perf_counter()
@@ -173,7 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     path = parser.parse_args(arguments).picture
     console, data = Console(), load()
     total = EPOCHS * (len(data.train[1]) // BATCH)
-    console.print(f"{len(data.train[1])} images, {Network.size:,} parameters in one float32 array, {total} updates a rule")
+    console.print(
+        f"{len(data.train[1])} images, {Network.size:,} parameters in one float32 array, {total} updates a rule"
+    )
     runs = {}
     with Progress(console=console) as progress:
         for name, settings in RUNS.items():

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cache
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from fastmomentum.records import Update
 class Engine:
     """Parameters, their state and settings, and the kernel calls that update them.
 
-    A step takes the quick way, one look in compiled code and the update, while the caller passes the same gradient
-    objects; with others it first points the table at them; with another selection of arrays or other hyper-parameters
-    it makes the calls anew; and where the look finds anything that is not as it was, everything is checked again.
+    A step takes the quick way, one look at all arrays in compiled code and the update; where other arrays than in the
+    last step have a gradient, or hyper-parameters are new, the calls are made anew; and where the look finds anything
+    that is not as it must be, everything is checked again.
 
     Attributes
     ----------
@@ -38,8 +37,6 @@ class Engine:
     def __init__(self, layout: Layout, backend: str) -> None:
         self._launch: Launch
         self._active: list[bool]
-        self._held: list[Any]
-        self._shapes: list[Any]
         self.given, self._names, self.groups, self._group_of = (
             layout.params,
             layout.names,
@@ -62,8 +59,9 @@ class Engine:
 
     def step(self, grads: Sequence[Any]) -> None:
         """One update; a refused one changes nothing."""
-        same = self._ready and isinstance(grads, list | tuple) and len(grads) == len(self._held)
-        if not (same and all(map(is_, grads, self._held)) and self._run()):
+        usable = self._ready and isinstance(grads, (list, tuple)) and len(grads) == len(self.given)
+        # A list of our own keeps the gradients alive while the kernel, which holds no lock, runs.
+        if not (usable and self._launch.run(list(grads))):
             self._step_anew(grads)
         self.steps += 1
 
@@ -73,7 +71,7 @@ class Engine:
             for values, (_, rest) in zip(state, self.update.state):
                 values[...] = param if rest == "param" else 0.0
         self.started = [False] * len(self.given)
-        self._ready = self._current = False
+        self._ready = False
 
     def check_groups(self, groups: Sequence[Group], step: int) -> None:
         """Refuse settings that the kernel of some array could not take at this step."""
@@ -84,52 +82,30 @@ class Engine:
         """Use these settings, which have been checked."""
         compiled = [group.update.functions for group in self.groups]
         self.groups = groups
-        self._ready = self._current = False
+        self._ready = False
         if [group.update.functions for group in groups] != compiled:
             self._build([None] * len(self.given))
 
-    def _run(self) -> bool:
-        for run in self._launch.runs:  # noqa: SIM110, a generator for all() would cost more than the rest of a step
-            if not run():
-                return False
-        return True
-
     def _step_anew(self, grads: Sequence[Any]) -> None:
-        """A step whose gradients are other objects than the last step's, or that needs more than that."""
+        """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
         checks.sequence("grads", grads, len(self.given))
         self._ready = False
-        shapes = [grad if grad is None else getattr(grad, "shape", ()) for grad in grads]
-        alike = self._current and shapes == self._shapes
-        if alike:
-            self._launch.take_grads(grads)
-        if not (alike and self._run()):
-            self._launch_anew(grads, shapes)
-        self._held = list(grads)
-        self._ready = self._current
-
-    def _launch_anew(self, grads: Sequence[Any], shapes: list[Any]) -> None:
-        """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
         active = [grad is not None for grad in grads]
         first = self._at_first_step(active)
-        self._shapes = [param.shape if a else None for param, a in zip(self._params, active)]
-        self._current = False
-        usual = self._launch.checked and shapes == self._shapes
-        if not (usual and self._launched(grads, active, first)):
-            # Something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
-            usual = False
-            if not self._launched(self._build(grads), active, first):
-                raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
+        usual = self._launch.checks and self._launched(list(grads), active, first)
+        # Else something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
+        if not usual and not self._launched(self._build(grads), active, first):
+            raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
         self.started = [started or a for started, a in zip(self.started, active)]
-        self._current = usual and not first and not any(group.scheduled for group in self.groups)
+        self._ready = usual and any(active) and not first and not any(group.scheduled for group in self.groups)
 
-    def _launched(self, grads: Sequence[Any], active: list[bool], first: set[int]) -> bool:
+    def _launched(self, grads: list[Any], active: list[bool], first: set[int]) -> bool:
         if active != self._active:
             self._launch.select(active)
             self._active = active
         row_of = cache(lambda group, dtype, first: self.groups[group].row(dtype, self.steps, first))
         self._launch.take_hyper(row_of, first)
-        self._launch.take_grads(grads)
-        return self._run()
+        return self._launch.run(grads)
 
     def _at_first_step(self, active: list[bool]) -> set[int]:
         """The arrays whose first step from rest this is, where the rule has one of its own.
@@ -157,12 +133,12 @@ class Engine:
             for param, state, group in zip(self._params, self.states, self._group_of)
         ]
         self._launch = ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written)
-        self._active, self._held, self._shapes = [], [], []
-        self._current = self._ready = False
+        self._active = []
+        self._ready = False
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_params", "_launch", "_active", "_held", "_shapes", "_current", "_ready")
+        made = ("_params", "_launch", "_active", "_ready")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ class Group:
         given = {
             name: value(step) if name in SCHEDULED and callable(value) else value for name, value in self._given.items()
         }
-        # Without momentum nothing is kept of the step before, and every step is a first one (torch.optim.SGD's case too).
+        # Without momentum nothing is kept of the step before, and every step is a first one, as in torch.optim.SGD.
         if first or given.get("momentum") == 0:
             given |= {name: value for name, value in self.update.first.items() if name in self.update.parameters}
         return checks.hyper(self.update, given, dtype)

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum import backends, checks
-from fastmomentum.backends.layout import dtype_code
-from fastmomentum.checks import Array
+from fastmomentum import backends
+from fastmomentum.backends.layout import SIZE, dtype_code
+from fastmomentum.checks import Array, address
 from fastmomentum.records import Update
 
-NOWHERE = -1
+NOWHERE = NO_GRADIENT = -1
 
 RowOf = Callable[[int, np.dtype[Any], bool], tuple[Any, ...]]
 """(group, dtype, whether it is an array's first step from rest) -> its hyper-parameters, as a kernel takes them."""
@@ -37,95 +37,82 @@ class Launch(Protocol):
 
     Attributes
     ----------
-    runs : list of callable
-        To be called in turn; the first answers False, and has written nothing, if an array is not as it must be.
-    checked : bool
-        Whether that answer can be relied on, so that what was checked once need not be checked again in Python.
+    checks : bool
+        Whether :meth:`run` looks at all arrays itself; else they must have been checked just before.
     """
 
-    runs: list[Callable[[], bool]]
-    checked: bool
+    checks: bool
 
     def select(self, active: Sequence[bool]) -> None:
-        """Update these parameters, until selected anew."""
-
-    def take_grads(self, grads: Sequence[Any]) -> None:
-        """Use these gradients, one a parameter; the caller keeps them alive."""
+        """Update these parameters, until selected anew; the others must have no gradient."""
 
     def take_hyper(self, row_of: RowOf, first: Container[int]) -> None:
         """Use these hyper-parameters; `first` holds the parameters that take their first step from rest."""
+
+    def run(self, grads: list[Any]) -> bool:
+        """One update by these gradients, one a parameter; False, and nothing written, if it cannot be."""
 
 
 class ReferenceLaunch:
     """The NumPy backend: one parameter after the other."""
 
-    checked = False
+    checks = False
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._kernels = [backends.kernel(job.update, job.dtype, "numpy") for job in jobs]
-        self.runs = [self._run]
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`Launch`."""
         self._rows = [i for i, is_active in enumerate(active) if is_active]
 
-    def take_grads(self, grads: Sequence[Any]) -> None:
-        """See :class:`Launch`."""
-        self._grads = grads
-
     def take_hyper(self, row_of: RowOf, first: Container[int]) -> None:
         """See :class:`Launch`."""
         self._hyper = {i: row_of(self._jobs[i].group, self._jobs[i].dtype, i in first) for i in self._rows}
 
-    def _run(self) -> bool:
-        return all(self._kernels[i](self._jobs[i].arrays, self._grads[i], self._hyper[i]) for i in self._rows)
+    def run(self, grads: list[Any]) -> bool:
+        """See :class:`Launch`."""
+        return all([self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]) for i in self._rows])
 
 
 class CompiledLaunch:
     """The CPU backend: a table of all arrays, and one call of a compiled kernel for those that share code and dtype.
 
     The table's rows stand in the order of the calls and, within a call, in that of the groups, so that a group's
-    hyper-parameters are written as one block. What a row holds is told in :mod:`fastmomentum.backends.headers`.
+    hyper-parameters are written as one block. What a row holds is told in :mod:`fastmomentum.backends.layout`.
     """
 
-    checked = True
+    checks = True
 
     def __init__(self, jobs: Sequence[Job], written: npt.NDArray[np.int64]) -> None:
         self._jobs, self._written = jobs, written
-        self._all = np.array([_table_row(job) for job in jobs], np.int64)
-        self._gradients = self._all.shape[1] - len(jobs[0].arrays) - 2
+        self._all = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
         codes: dict[Any, int] = {}
         keys = [codes.setdefault((job.update.functions, job.dtype), len(codes)) for job in jobs]
         self._key = keys.__getitem__
         self._order = sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
-        self.runs: list[Callable[[], bool]] = []
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`Launch`."""
-        self._rows = [i for i in self._order if active[i]]
-        self._table = self._all[self._rows]
-        self._ids = self._table[:, self._gradients]
+        rows = [i for i in self._order if active[i]]
+        table = self._all[[*rows, *(i for i in self._order if not active[i])]]
+        table[len(rows) :, SIZE] = NO_GRADIENT
         self._blocks: list[tuple[Array, list[int]]] = []
-        self.runs = []
-        checked, start = self._table, 0
-        for _, members in groupby(self._rows, self._key):
+        self._calls = []
+        checked, start = table, 0
+        for _, members in groupby(rows, self._key):
             mine = list(members)
-            job, rows = self._jobs[mine[0]], self._table[start : start + len(mine)]
+            job = self._jobs[mine[0]]
             hyper = np.empty((len(mine), len(job.update.hyper)), job.dtype)
             kernel = backends.many_kernel(job.update, job.dtype)
-            self.runs.append(partial(kernel, checked, self._written, rows, hyper))
+            self._calls.append(partial(kernel, checked, self._written, table[start : start + len(mine)], hyper))
             self._blocks.extend(self._by_group(hyper, mine))
-            checked, start = self._table[:0], start + len(mine)  # the first call has looked through all rows
+            checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
 
     def _by_group(self, hyper: Array, members: list[int]) -> list[tuple[Array, list[int]]]:
         parts = [list(part) for _, part in groupby(members, lambda i: self._jobs[i].group)]
         starts = np.cumsum([0, *map(len, parts)])
-        return [(hyper[start : start + len(part)], part) for start, part in zip(starts, parts, strict=False)]
-
-    def take_grads(self, grads: Sequence[Any]) -> None:
-        """See :class:`Launch`."""
-        self._ids[:] = [id(grads[i]) for i in self._rows]
+        return [(hyper[start : start + len(part)], part) for start, part in zip(starts, parts)]
 
     def take_hyper(self, row_of: RowOf, first: Container[int]) -> None:
         """See :class:`Launch`."""
@@ -136,8 +123,14 @@ class CompiledLaunch:
                 if i in first:
                     block[place] = row_of(job.group, job.dtype, True)
 
+    def run(self, grads: list[Any]) -> bool:
+        """See :class:`Launch`."""
+        for call in self._calls:  # noqa: SIM110, a generator for all() would cost more than the rest
+            if not call(id(grads)):
+                return False
+        return True
 
-def _table_row(job: Job) -> list[int]:
-    param = job.arrays[0]
-    addresses = map(checks.address, job.arrays)
-    return [param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), 0, *addresses, NOWHERE]
+
+def _table_row(index: int, job: Job) -> list[int]:
+    param, memory = job.arrays[0], map(address, job.arrays)
+    return [index, param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), *memory, NOWHERE]

@@ -106,7 +106,7 @@ class Momentum:
             If a gradient, or meanwhile a parameter, is not as it must be, or a function of the step returns a value
             out of range; nothing has been changed then.
         """
-        self._engine.step((grads,) if self._single else grads)
+        self._engine.step([grads] if self._single else grads)
 
     @property
     def params(self) -> Any:

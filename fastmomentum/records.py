@@ -190,7 +190,7 @@ class Stage(Part):
         trace(self.function, (*arguments[self.kind], *self.hyper))
 
     def __call__(self, *values: float, **named: float) -> "Stage":
-        """The same stage with `values`, in the order of its parameters beside the rule's lr and momentum, as defaults."""
+        """The same stage with `values`, in the order of its parameters but lr and momentum, as defaults."""
         mine = tuple(name for name in self.parameters if name not in ("lr", "momentum"))
         takes = f"stage {self} takes {', '.join(mine) or 'no values'}"
         if len(values) > len(mine):

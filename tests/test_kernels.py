@@ -50,13 +50,8 @@ def test_a_second_call_compiles_nothing(rule, compilations):
     use(rule, 5)
     first = compilations.count
     use(rule, 6)
-    fm.step(
-        *(np.ones(3, F4),) * 0,
-        *[np.ones(3, F4), None if rule == "sgd" else np.ones(3, F4), np.ones(3, F4)],
-        rule=rule,
-        lr=0.3,
-        weight_decay=0.3,
-    )
+    state = None if rule == "sgd" else np.ones(3, F4)
+    fm.step(np.ones(3, F4), state, np.ones(3, F4), rule=rule, lr=0.3, weight_decay=0.3)
     assert compilations.count == first
 
 

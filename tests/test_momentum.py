@@ -291,3 +291,15 @@ def test_heavy_ball_takes_a_write_to_the_parameters_for_velocity():
     opt.reset("parameters were loaded")
     opt.step(np.zeros(2))
     np.testing.assert_array_equal(p, 1.5)
+
+
+def test_a_step_without_any_gradient_counts_and_the_next_one_works():
+    p = [np.zeros(2), np.zeros(2)]
+    opt = fm.Momentum(p, lr=1.0)
+    for _ in range(3):
+        opt.step([None, None])
+    opt.step([np.ones(2), None])
+    opt.step((None, np.ones(2)))
+    opt.step([None, None])
+    np.testing.assert_array_equal(p, -np.ones((2, 2)))
+    assert opt.steps == 6

@@ -175,9 +175,8 @@ def test_a_rule_of_two_slots_has_every_backend(rule, dtype, options):
     found = []
     for backend in ("cpu", "numpy"):
         p, state = start.copy(), (np.zeros(129, dtype), np.zeros(129, dtype))
-        opt = fm.Momentum(
-            [a, b := start[40:].copy()] if (a := start[:40].copy()) is not None else [], **settings, backend=backend
-        )
+        a, b = start[:40].copy(), start[40:].copy()
+        opt = fm.Momentum([a, b], **settings, backend=backend)
         for g in grads:
             fm.step(p, state, g, backend=backend, **settings)
             opt.step([g[:40], g[40:]])

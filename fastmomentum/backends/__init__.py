@@ -44,7 +44,7 @@ def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., bo
 
 
 def many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
-    """``kernel(table, written, rows, hyper)`` for many parameters whose arrays all have this dtype."""
+    """``kernel(table, written, rows, hyper, grads)`` for many parameters whose arrays all have this dtype."""
     from fastmomentum.backends.cpu import make_many_kernel
 
     dtypes = _all_of(dtype, rule)

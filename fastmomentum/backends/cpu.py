@@ -6,14 +6,14 @@ A kernel is the rule's own scalar function, inlined into a loop over all element
 from collections.abc import Callable
 from typing import Any
 
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum.backends.dtypes import Dtypes
-from fastmomentum.backends.headers import address, pointer, unchanged
-from fastmomentum.backends.layout import OBJECTS, SIZE
+from fastmomentum.backends.headers import make_views, spans, unchanged
+from fastmomentum.backends.layout import OBJECTS, SIZE, verify
 from fastmomentum.records import Update
 
 
@@ -35,41 +35,47 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
 
     It looks for shared memory first; where it finds any, nothing is written and False comes back.
     """
-    loop, bounds = register_jitable(_make_loop(rule)), _make_bounds(2 + len(rule.state))
+    loop = register_jitable(_make_loop(rule))
 
     def kernel(arrays: Any, grad: Any, hyper: Any) -> Any:
-        if not _apart(bounds((*arrays, grad))):
+        if not _apart(spans((*arrays, grad))):
             return False
         loop(arrays, grad, hyper)
         return True
 
-    arrays = types.BaseTuple.from_types([types.Array(from_dtype(d), 1, "C") for d in (dtypes.param, *dtypes.state)])
-    grad = types.Array(from_dtype(dtypes.grad), 1, "C", readonly=True)
+    arrays = types.BaseTuple.from_types([_vector(dtype) for dtype in (dtypes.param, *dtypes.state)])
+    grad = _vector(dtypes.grad, readonly=True)
     hyper = types.BaseTuple.from_types([from_dtype(dtypes.param)] * len(rule.hyper))
     return compiled(kernel, types.boolean(arrays, grad, hyper))
 
 
 def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, hyper)``: one update of all `rows`, if nothing has changed.
+    """The function ``kernel(table, written, rows, hyper, grads)``: one update of all `rows`, if nothing has changed.
 
-    `table` is what :func:`fastmomentum.backends.headers.unchanged` looks through first; where it answers no, nothing
-    is written and False comes back. `rows` are those of its rows that this kernel updates, each with the row of
-    `hyper` at the same place.
+    `table` is what :func:`fastmomentum.backends.headers.unchanged` looks through first, with the list whose address is
+    `grads`; where it answers no, nothing is written and False comes back. `rows` are those of its rows that this kernel
+    updates, each with the row of `hyper` at the same place.
     """
     arrays, taken = 1 + len(rule.state), len(rule.hyper)
-    views = _make_views((dtypes.param, *dtypes.state, dtypes.grad), OBJECTS + arrays + 1)
+    views = make_views([_vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
+    memory = OBJECTS + arrays
     loop = register_jitable(_make_loop(rule))
 
-    def kernel(table: Any, written: Any, rows: Any, hyper: Any) -> Any:
-        if not unchanged(table, written, arrays):
+    def kernel(table: Any, written: Any, rows: Any, hyper: Any, grads: Any) -> Any:
+        if not unchanged(table, written, arrays, grads):
             return False
         for row in range(rows.shape[0]):
-            each = views(rows, row)
+            each = views(rows, row, memory, rows[row, SIZE])
             loop(each[:arrays], each[arrays], to_fixed_tuple(hyper[row], taken))
         return True
 
-    integers = types.Array(types.int64, 2, "C")
-    return compiled(kernel, types.boolean(integers, integers, integers, types.Array(from_dtype(dtypes.param), 2, "C")))
+    verify()
+    integers, numbers = types.Array(types.int64, 2, "C"), types.Array(from_dtype(dtypes.param), 2, "C")
+    return compiled(kernel, types.boolean(integers, integers, integers, numbers, types.int64))
+
+
+def _vector(dtype: Any, readonly: bool = False) -> Any:
+    return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
 
 
 def _make_loop(rule: Update) -> Any:
@@ -112,41 +118,10 @@ def _make_store(arrays: int) -> Any:
 
 
 @register_jitable
-def _bounds_of(array: Any) -> Any:
-    return address(array), address(array) + array.nbytes
-
-
-def _make_bounds(arrays: int) -> Any:
-    """A function that gives where the memory of each of so many arrays begins and ends."""
-    if arrays == 1:
-        return register_jitable(lambda arrays: _bounds_of(arrays[0]))
-    rest = _make_bounds(arrays - 1)
-
-    def bounds(arrays: Any) -> Any:
-        return (*_bounds_of(arrays[0]), *rest(arrays[1:]))
-
-    return register_jitable(bounds)
-
-
-@register_jitable
-def _apart(bounds: Any) -> Any:
-    """Whether no two of the intervals [bounds[0], bounds[1]), [bounds[2], bounds[3]), ... have a byte in common."""
-    for i in range(0, len(bounds), 2):
+def _apart(spans: Any) -> Any:
+    """Whether no two of the intervals [spans[0], spans[1]), [spans[2], spans[3]), ... have a byte in common."""
+    for i in range(0, len(spans), 2):
         for j in range(0, i, 2):
-            if max(bounds[i], bounds[j]) < min(bounds[i + 1], bounds[j + 1]):
+            if spans[i] < spans[j + 1] and spans[j] < spans[i + 1]:
                 return False
     return True
-
-
-def _make_views(dtypes: tuple[Any, ...], column: int) -> Any:
-    """A function that makes arrays of the addresses in a row of the table, from this column on."""
-    dtype = dtypes[0]
-
-    def view(table: Any, row: Any) -> Any:
-        return (carray(pointer(table[row, column]), table[row, SIZE], dtype),)
-
-    first = register_jitable(view)
-    if len(dtypes) == 1:
-        return first
-    rest = _make_views(dtypes[1:], column + 1)
-    return register_jitable(lambda table, row: first(table, row) + rest(table, row))

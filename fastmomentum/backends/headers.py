@@ -1,12 +1,9 @@
 """Looking at NumPy arrays from inside compiled code, so that a thousand of them are rechecked in microseconds.
 
-A row of the table describes one parameter with its state and gradient, as int64:
-
-    size, bytes, dtype | address of each array object: p, *state, g | address of each array's memory
-
 What a kernel may rely on can change under an array object between two steps: its memory can move
-(``resize(refcheck=False)``), its shape or dtype be assigned to, its write flag be cleared. So the header of every
-object is read again, before the first write of every step; :mod:`fastmomentum.backends.layout` tells where it lies.
+(``resize(refcheck=False)``), its shape or dtype be assigned to, its write flag be cleared; and gradients come as new
+objects. So the header of every object is read at every step, before the first write;
+:mod:`fastmomentum.backends.layout` tells where it lies, and what a table's rows hold.
 """
 
 from typing import Any
@@ -14,14 +11,15 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
+from numba.np.arrayobj import populate_array
 
 from fastmomentum.backends import layout
-from fastmomentum.backends.layout import BYTES, DTYPE, OBJECTS, SIZE
+from fastmomentum.backends.layout import BYTES, DTYPE, INDEX, OBJECTS, SIZE
 
 # As globals of this module they are constants in compiled code.
 TYPE, DATA, NDIM, DIMENSIONS = layout.TYPE, layout.DATA, layout.NDIM, layout.DIMENSIONS
 DESCR, FLAGS, CODE, NDARRAY = layout.DESCR, layout.FLAGS, layout.CODE, layout.NDARRAY
-READABLE, WRITEABLE = layout.READABLE, layout.WRITEABLE
+READABLE, WRITEABLE, ITEMS, NONE = layout.READABLE, layout.WRITEABLE, layout.ITEMS, layout.NONE
 
 
 def _loader(result: Any, bits: int) -> Any:
@@ -39,35 +37,60 @@ _word = _loader(types.int64, 64)
 _half = _loader(types.int32, 32)
 
 
+def make_views(kinds: list[Any]) -> Any:
+    """A function ``views(table, row, column, size)``: arrays of these types on the memory told from that column on."""
+
+    @intrinsic
+    def views(typing_context: Any, table: Any, row: Any, column: Any, size: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            rows = context.make_array(table)(context, builder, arguments[0])
+            place = builder.add(builder.mul(arguments[1], builder.extract_value(rows.shape, 1)), arguments[2])
+            made = []
+            for i, kind in enumerate(kinds):
+                address = builder.load(builder.gep(rows.data, [builder.add(place, ir.Constant(place.type, i))]))
+                array = context.make_array(kind)(context, builder)
+                itemsize = ir.Constant(place.type, kind.dtype.bitwidth // 8)
+                data = builder.inttoptr(address, array.data.type)
+                populate_array(array, data, [arguments[3]], [itemsize], itemsize, None)
+                made.append(array._getvalue())
+            return context.make_tuple(builder, signature.return_type, made)
+
+        integers = (types.int64, types.int64, types.int64)
+        return types.BaseTuple.from_types(kinds)(table, *integers), codegen
+
+    return views
+
+
 @intrinsic
-def pointer(typing_context: Any, address: Any) -> Any:
-    """The address, an int64, as a pointer."""
+def spans(typing_context: Any, arrays: Any) -> Any:
+    """Where the memory of each array in a tuple begins and ends, as int64: begin, end, begin, end, ..."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+        words = []
+        for i, kind in enumerate(arrays.types):
+            array = context.make_array(kind)(context, builder, builder.extract_value(arguments[0], i))
+            begin = builder.ptrtoint(array.data, ir.IntType(64))
+            words += [begin, builder.add(begin, builder.mul(array.nitems, array.itemsize))]
+        return context.make_tuple(builder, signature.return_type, words)
 
-    return types.voidptr(types.int64), codegen
-
-
-@intrinsic
-def address(typing_context: Any, array: Any) -> Any:
-    """Where the memory of a compiled array begins, as an int64."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.ptrtoint(data, ir.IntType(64))
-
-    return types.int64(array), codegen
+    return types.UniTuple(types.int64, 2 * len(arrays.types))(arrays), codegen
 
 
 @register_jitable
-def _fits(header: Any, size: Any, dtype: Any, flags: Any) -> Any:
+def _fits(header: Any, param: Any, size: Any, dtype: Any, flags: Any) -> Any:
+    """Whether the array has this dtype, these flags, and the shape of the parameter, whose size this is."""
     if _word(header + TYPE) != NDARRAY or _word(_word(header + DESCR) + CODE) != dtype:
         return False
-    dimensions, elements = _word(header + DIMENSIONS), 1
-    for axis in range(_half(header + NDIM)):
-        elements *= _word(dimensions + 8 * axis)
-    return elements == size and _half(header + FLAGS) & flags == flags
+    axes, dimensions, expected = _half(param + NDIM), _word(header + DIMENSIONS), _word(param + DIMENSIONS)
+    if _half(header + FLAGS) & flags != flags or _half(header + NDIM) != axes:
+        return False
+    elements = 1
+    for axis in range(axes):
+        length = _word(dimensions + 8 * axis)
+        if length != _word(expected + 8 * axis):
+            return False
+        elements *= length
+    return elements == size
 
 
 @register_jitable
@@ -84,21 +107,27 @@ def _overlaps(written: Any, start: Any, stop: Any) -> Any:
 
 
 @register_jitable
-def unchanged(table: Any, written: Any, arrays: Any) -> Any:
-    """Whether a kernel may run on this table, whose rows hold so many arrays to write, and a gradient behind them.
+def unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
+    """Whether kernels may run on this table, whose rows have so many arrays to write, and this list of gradients.
 
-    The memory of a gradient may be elsewhere than in the last step; its new address is taken down.
+    The memory of a gradient may be elsewhere than in the last step, but not where anything is written; its address is
+    taken down.
     """
+    items = _word(grads + ITEMS)
     for row in range(table.shape[0]):
-        size, nbytes, dtype = table[row, SIZE], table[row, BYTES], table[row, DTYPE]
+        grad, param, size = _word(items + 8 * table[row, INDEX]), table[row, OBJECTS], table[row, SIZE]
+        if size < 0:
+            if grad != NONE:
+                return False
+            continue
         for column in range(OBJECTS, OBJECTS + arrays + 1):
-            header = table[row, column]
             reads = column == OBJECTS + arrays
-            if not _fits(header, size, dtype, READABLE if reads else WRITEABLE):
+            header = grad if reads else table[row, column]
+            if not _fits(header, param, size, table[row, DTYPE], READABLE if reads else WRITEABLE):
                 return False
             address = _word(header + DATA)
-            if address != table[row, column + arrays + 1]:
-                if not reads or _overlaps(written, address, address + nbytes):
+            if address != table[row, column + arrays]:
+                if not reads or _overlaps(written, address, address + table[row, BYTES]):
                     return False
-                table[row, column + arrays + 1] = address
+                table[row, column + arrays] = address
     return True
