@@ -42,12 +42,14 @@ def test_scripts_are_executable(script):
     assert (ROOT / "scripts" / script).stat().st_mode & 0o111
 
 
-def test_heavy_ball_stalls_far_from_the_origin_in_float32():
+def test_heavy_ball_loses_digits_far_from_the_origin_in_float32():
     reached = {}
     for rule in ("heavy_ball", "classical"):
         p = np.array([1010], np.float32)
         opt = fm.Momentum(p, rule=rule, lr=1e-3, momentum=0.9)
-        for _ in range(20_000):
+        farthest = 0.0
+        for step in range(25_000):
             opt.step(p - np.float32(1000))
-        reached[rule] = f"{abs(p - 1000)[0]:.2g}"
-    assert f"a distance of {reached['heavy_ball']}, classical at {reached['classical']}" in README
+            farthest = max(farthest, abs(p - 1000)[0]) if step > 20_000 else 0.0
+        reached[rule] = f"{farthest:.2g}"
+    assert f"swings by {reached['heavy_ball']} for ever, classical rests at {reached['classical']}" in README
