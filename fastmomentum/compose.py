@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from fastmomentum.records import Function, Part, Stage, Update, Wrap, as_it_is
+from fastmomentum.records import Function, Part, Rule, Stage, Update, Wrap, as_it_is
 
 
 def _descend(p: Any, g: Any, lr: Any) -> Any:
@@ -64,13 +64,77 @@ class PositionRule(Update):
         return wrap(_extrapolated(advance, wrap(self.extrapolate)))
 
 
-def _gradient_before(stage: Function, update: Function, slots: int, taken: int) -> Function:
-    """A gradient stage, which takes so many hyper-parameters, in front of `update`."""
-    first, behind = slots + 1, slots + 1 + taken  # named: Numba takes a tuple apart at constants alone
+def _looking_ahead(update: Function, ahead: Function, taken: int) -> Function:
+    """`update`, which keeps a velocity and takes so many hyper-parameters, and the next point at which to look."""
 
-    def composed(p: Any, *rest: Any) -> Any:
-        g = stage(rest[slots], p, *rest[first:behind])
-        return update(p, *rest[:slots], g, *rest[behind:])
+    def composed(p: Any, v: Any, point: Any, g: Any, *hyper: Any) -> Any:
+        p, v = update(p, v, g, *hyper[:taken])
+        return p, v, ahead(p, v, *hyper[taken:])
+
+    return composed
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LookAhead(Update):
+    """A velocity rule whose gradient is taken where momentum will carry the parameter; made by :func:`look_ahead`.
+
+    Its second state slot is that point, which each update writes in the same pass, for the next one's lr and momentum.
+    """
+
+    rule: Rule
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """See :class:`Part`."""
+        return (*self.rule.functions, self.ahead)
+
+    @property
+    def ahead(self) -> Function:
+        """``ahead(p, velocity, lr, mu)``, the point."""
+        assert self.rule.ahead is not None
+        return self.rule.ahead
+
+    @property
+    def update(self) -> Function:
+        """The scalar function ``(p, velocity, point, g, *hyper) -> (p, velocity, point)``."""
+        return self.build()
+
+    def build(self, wrap: Wrap = as_it_is) -> Function:
+        """See :class:`Update`."""
+        return wrap(_looking_ahead(self.rule.build(wrap), wrap(self.ahead), len(self.rule.hyper)))
+
+
+def look_ahead(rule: Update) -> LookAhead:
+    """The `rule` with an explicit look-ahead.
+
+    Raises
+    ------
+    ValueError
+        If the rule has no such form.
+    """
+    if not isinstance(rule, Rule) or rule.ahead is None:
+        raise ValueError(f"lookahead=True: rule {rule} has no look-ahead form; pytorch, classical and ema have one")
+    return LookAhead(
+        rule=rule,
+        name=f"{rule.name}_lookahead",
+        state=(*rule.state, ("point", "param")),
+        hyper=(*rule.hyper, "lr_next", "momentum_next"),
+        derived=rule.derived,
+        defaults={**rule.defaults, "lr_next": "lr", "momentum_next": "momentum"},
+        ranges=rule.ranges,
+        first=rule.first,
+        formula=f"{rule.formula}, g taken at the point",
+        gradient_at=2,
+    )
+
+
+def _gradient_before(stage: Function, update: Function, slots: int, taken: int, at: int) -> Function:
+    """A gradient stage, which takes so many hyper-parameters, in front of `update`; it sees p, or the point at `at`."""
+    grad, first, behind = slots + 1, slots + 2, slots + 2 + taken  # named: Numba takes a tuple apart at constants alone
+
+    def composed(*everything: Any) -> Any:
+        g = stage(everything[grad], everything[at], *everything[first:behind])
+        return update(*everything[:grad], g, *everything[behind:])
 
     return composed
 
@@ -146,6 +210,9 @@ class Chain(Update):
             update = wrap(_param_behind(wrap(stage.function), update, slots, taken))
             taken += len(stage.hyper)
         for stage in reversed(self.before):
-            compose = _gradient_before if stage.kind == "gradient" else _param_before
-            update = wrap(compose(wrap(stage.function), update, slots, len(stage.hyper)))
+            function, own = wrap(stage.function), len(stage.hyper)
+            if stage.kind == "gradient":
+                update = wrap(_gradient_before(function, update, slots, own, self.gradient_at))
+            else:
+                update = wrap(_param_before(function, update, slots, own))
         return update

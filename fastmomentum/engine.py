@@ -1,6 +1,7 @@
 """How an optimiser's steps are carried out: what is kept between them, and what is looked at again."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.checks import Array
-from fastmomentum.groups import Group, Layout
+from fastmomentum.compose import Chain, LookAhead
+from fastmomentum.groups import SCHEDULED, Group, Layout
 from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch
 from fastmomentum.records import Update
 
@@ -30,11 +32,13 @@ class Engine:
         For each parameter whether it has had its first step.
     groups : list of Group
         The settings.
-    steps : int
-        Updates done.
+    steps, skipped : int
+        Updates done, and updates left out because a gradient was not finite.
+    skip_nonfinite : bool
+        Whether an update is left out if any gradient holds a NaN or an infinity.
     """
 
-    def __init__(self, layout: Layout, backend: str) -> None:
+    def __init__(self, layout: Layout, backend: str, skip_nonfinite: bool) -> None:
         self._launch: Launch
         self._active: list[bool]
         self.given, self._names, self.groups, self._group_of = (
@@ -45,12 +49,14 @@ class Engine:
         )
         self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
         self._backend = backend
-        self.steps = 0
+        self.skip_nonfinite = skip_nonfinite
+        self.steps = self.skipped = 0
         params = [checks.array(name, p) for name, p in zip(self._names, self.given)]
         self.states = [tuple(np.empty_like(p) for _ in self.update.state) for p in params]
         self._build([None] * len(params))
         self.check_groups(self.groups, 0)
         self.rest()
+        self.take_groups(self.groups)
 
     @property
     def update(self) -> Update:
@@ -61,9 +67,25 @@ class Engine:
         """One update; a refused one changes nothing."""
         usable = self._ready and isinstance(grads, (list, tuple)) and len(grads) == len(self.given)
         # A list of our own keeps the gradients alive while the kernel, which holds no lock, runs.
-        if not (usable and self._launch.run(list(grads))):
+        if not (usable and self._run(list(grads))):
             self._step_anew(grads)
+
+    def _run(self, grads: list[Any]) -> bool:
+        """Count an update, done or skipped; or answer False, with nothing written, if it cannot be."""
+        if self._measures:
+            squares = self._launch.measure(grads)
+            if squares < 0:
+                return False
+            if self.skip_nonfinite and not is_finite(squares, grads):
+                self.skipped += 1
+                return True
+            if self._max_norm is not None:
+                factor = self._max_norm / (math.sqrt(squares) + 1e-6)
+                self._launch.take_factor(1.0 if factor > 1.0 else factor)  # a NaN stays one
+        if not self._launch.run(grads):
+            return False
         self.steps += 1
+        return True
 
     def rest(self) -> None:
         """Put the state to rest; the next step of every array is its first again."""
@@ -80,24 +102,33 @@ class Engine:
 
     def take_groups(self, groups: list[Group]) -> None:
         """Use these settings, which have been checked."""
+        self._max_norm = groups[0].settings.get("max_norm")
+        self._measures = self.skip_nonfinite or self._max_norm is not None
         compiled = [group.update.functions for group in self.groups]
         self.groups = groups
         self._ready = False
         if [group.update.functions for group in groups] != compiled:
             self._build([None] * len(self.given))
+        self.look_ahead(range(len(self.given)))
 
     def _step_anew(self, grads: Sequence[Any]) -> None:
         """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
         checks.sequence("grads", grads, len(self.given))
         self._ready = False
+        before = self.steps
         active = [grad is not None for grad in grads]
         first = self._at_first_step(active)
         usual = self._launch.checks and self._launched(list(grads), active, first)
         # Else something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
         if not usual and not self._launched(self._build(grads), active, first):
             raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
+        if self.steps == before:
+            return
         self.started = [started or a for started, a in zip(self.started, active)]
-        self._ready = usual and any(active) and not first and not any(group.scheduled for group in self.groups)
+        scheduled = any(group.scheduled for group in self.groups)
+        if scheduled:
+            self.look_ahead([i for i, a in enumerate(active) if not a])
+        self._ready = usual and any(active) and not first and not scheduled
 
     def _launched(self, grads: list[Any], active: list[bool], first: set[int]) -> bool:
         if active != self._active:
@@ -105,7 +136,7 @@ class Engine:
             self._active = active
         row_of = cache(lambda group, dtype, first: self.groups[group].row(dtype, self.steps, first))
         self._launch.take_hyper(row_of, first)
-        return self._launch.run(grads)
+        return self._run(grads)
 
     def _at_first_step(self, active: list[bool]) -> set[int]:
         """The arrays whose first step from rest this is, where the rule has one of its own.
@@ -113,7 +144,19 @@ class Engine:
         A state that was written to is not at rest, and continues by the raw formula.
         """
         waiting = (i for i, (started, a) in enumerate(zip(self.started, active)) if a and not started)
-        return {i for i in waiting if self.update.first and not any(slot.any() for slot in self.states[i])}
+        return {i for i in waiting if self.update.first and not self._moves(i)}
+
+    def _moves(self, i: int) -> bool:
+        return any(values.any() for values, (_, rest) in zip(self.states[i], self.update.state) if rest == "zero")
+
+    def look_ahead(self, which: Iterable[int]) -> None:
+        """Put the points of these arrays where the momentum of the next update will carry them."""
+        rule = self.update.rule if isinstance(self.update, Chain) else self.update
+        if not isinstance(rule, LookAhead):
+            return
+        for i in which:
+            param, (velocity, point), group = self._params[i], self.states[i], self.groups[self._group_of[i]]
+            point[...] = rule.ahead(param, velocity, *(param.dtype.type(group.value(n, self.steps)) for n in SCHEDULED))
 
     def _build(self, grads: Sequence[Any]) -> list[Array | None]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
@@ -144,3 +187,8 @@ class Engine:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self._build([None] * len(self.given))
+
+
+def is_finite(squares: float, grads: Sequence[Any]) -> bool:
+    """Whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
+    return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)

@@ -12,6 +12,9 @@ from fastmomentum.settings import settle
 SCHEDULED = ("lr", "momentum")
 """The settings that may be functions of the step."""
 
+WHOLE = ("rule", "lookahead", "max_norm", "skip_nonfinite", "backend", "threads")
+"""The settings of the optimiser as a whole."""
+
 
 class Group:
     """Arrays that share their settings.
@@ -48,9 +51,13 @@ class Group:
 
     def row(self, dtype: np.dtype[Any], step: int, first: bool = False) -> tuple[Any, ...]:
         """What the kernel takes at this step, checked and cast; `first` for an array's first step from rest."""
-        given = {
-            name: value(step) if name in SCHEDULED and callable(value) else value for name, value in self._given.items()
-        }
+        given = dict(self._given)
+        for name in SCHEDULED:
+            value = given.get(name)
+            if callable(value):
+                given[name] = value(step)
+                if f"{name}_next" in self.update.parameters:
+                    given.setdefault(f"{name}_next", value(step + 1))
         # Without momentum nothing is kept of the step before, and every step is a first one, as in torch.optim.SGD.
         if first or given.get("momentum") == 0:
             given |= {name: value for name, value in self.update.first.items() if name in self.update.parameters}
@@ -93,8 +100,9 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
         where = f"params[{number}]"
         if not isinstance(entry, Mapping) or "params" not in entry:
             raise TypeError(f"{where}: expected a dict with 'params', as the others are; got {checks.shown(entry)}")
-        if "rule" in entry or "backend" in entry or "threads" in entry:
-            raise TypeError(f"{where}: rule, backend and threads belong to the optimiser as a whole, not to a group")
+        for name in WHOLE:
+            if name in entry:
+                raise TypeError(f"{where}: {name} is expected of the optimiser as a whole; got it in a group")
         mine = entry["params"]
         if isinstance(mine, np.ndarray):
             mine = [mine]

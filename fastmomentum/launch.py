@@ -1,8 +1,9 @@
 """From an optimiser's arrays to the fewest calls of kernels."""
 
-from collections.abc import Callable, Container, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Iterable, Sequence
+from functools import partial, reduce
 from itertools import groupby
+from operator import add
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from fastmomentum import backends
 from fastmomentum.backends.layout import SIZE, dtype_code
+from fastmomentum.backends.numpy import LANES, sum_of_squares
 from fastmomentum.checks import Array, address
 from fastmomentum.records import Update
 
@@ -49,6 +51,12 @@ class Launch(Protocol):
     def take_hyper(self, row_of: RowOf, first: Container[int]) -> None:
         """Use these hyper-parameters; `first` holds the parameters that take their first step from rest."""
 
+    def measure(self, grads: list[Any]) -> float:
+        """The sum of squares of all gradients, negative if an update could not be."""
+
+    def take_factor(self, factor: float) -> None:
+        """Use this factor, the first of all hyper-parameters, for the norm."""
+
     def run(self, grads: list[Any]) -> bool:
         """One update by these gradients, one a parameter; False, and nothing written, if it cannot be."""
 
@@ -69,6 +77,14 @@ class ReferenceLaunch:
     def take_hyper(self, row_of: RowOf, first: Container[int]) -> None:
         """See :class:`Launch`."""
         self._hyper = {i: row_of(self._jobs[i].group, self._jobs[i].dtype, i in first) for i in self._rows}
+
+    def measure(self, grads: list[Any]) -> float:
+        """See :class:`Launch`."""
+        return in_order(sum_of_squares(grads[i]) for i in self._rows)
+
+    def take_factor(self, factor: float) -> None:
+        """See :class:`Launch`."""
+        self._hyper = {i: (type(row[0])(factor), *row[1:]) for i, row in self._hyper.items()}
 
     def run(self, grads: list[Any]) -> bool:
         """See :class:`Launch`."""
@@ -91,6 +107,7 @@ class CompiledLaunch:
         keys = [codes.setdefault((job.update.functions, job.dtype), len(codes)) for job in jobs]
         self._key = keys.__getitem__
         self._order = sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
+        self._sums, self._lanes = np.zeros(len(jobs)), np.empty(LANES)
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`Launch`."""
@@ -98,14 +115,16 @@ class CompiledLaunch:
         table = self._all[[*rows, *(i for i in self._order if not active[i])]]
         table[len(rows) :, SIZE] = NO_GRADIENT
         self._blocks: list[tuple[Array, list[int]]] = []
-        self._calls = []
+        self._calls, self._parts = [], []
         checked, start = table, 0
         for _, members in groupby(rows, self._key):
             mine = list(members)
             job = self._jobs[mine[0]]
             hyper = np.empty((len(mine), len(job.update.hyper)), job.dtype)
             kernel = backends.many_kernel(job.update, job.dtype)
-            self._calls.append(partial(kernel, checked, self._written, table[start : start + len(mine)], hyper))
+            part = table[start : start + len(mine)]
+            self._calls.append(partial(kernel, checked, self._written, part, hyper))
+            self._parts.append((checked, part, job.dtype))
             self._blocks.extend(self._by_group(hyper, mine))
             checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
 
@@ -123,12 +142,31 @@ class CompiledLaunch:
                 if i in first:
                     block[place] = row_of(job.group, job.dtype, True)
 
+    def measure(self, grads: list[Any]) -> float:
+        """See :class:`Launch`."""
+        self._sums[:] = 0.0
+        for checked, part, dtype in self._parts:
+            kernel = backends.squares_kernel(dtype, len(self._jobs[0].arrays))
+            if not kernel(checked, self._written, part, self._lanes, self._sums, id(grads)):
+                return -1.0
+        return in_order(self._sums.tolist())
+
+    def take_factor(self, factor: float) -> None:
+        """See :class:`Launch`."""
+        for block, _ in self._blocks:
+            block[:, 0] = factor
+
     def run(self, grads: list[Any]) -> bool:
         """See :class:`Launch`."""
         for call in self._calls:  # noqa: SIM110, a generator for all() would cost more than the rest
             if not call(id(grads)):
                 return False
         return True
+
+
+def in_order(values: Iterable[float]) -> float:
+    """Their sum, one after the other (the built-in sum of Python 3.12 and later compensates)."""
+    return reduce(add, values, 0.0)
 
 
 def _table_row(index: int, job: Job) -> list[int]:

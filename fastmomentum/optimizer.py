@@ -34,7 +34,19 @@ class Momentum:
     lr, momentum : float, or callable
         As for step(); a callable gets the number of the update to come, from 0, and returns the value for it.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
-        As for step().
+        As for step(). Where momentum is a function of the step, a folded Nesterov rule gets its next value too.
+    max_norm : float, optional
+        Clip the Euclidean norm of all gradients together, as given: they enter the update times
+        f = min(1, max_norm / (norm + 1e-6)), which is torch's clip_grad_norm_ without its writing to them. The norm is
+        summed in double precision by a fixed tree within each array, then over the arrays in order. If it is not
+        finite, neither is the update.
+    skip_nonfinite : bool
+        Leave the whole update out, state, counts and all, if any gradient holds a NaN or an infinity; :attr:`skipped`
+        counts these.
+    lookahead : bool
+        Nesterov's method with an explicit look-ahead, for pytorch, classical and ema: gradients are to be taken at
+        :attr:`point`, p − lr·μ·v (classical: p − μ·v), which each update writes in its own pass, for the next step's lr
+        and momentum. Coupled decay is taken at the point too.
 
     Raises
     ------
@@ -70,6 +82,9 @@ class Momentum:
         decoupled_weight_decay: float = 0.0,
         maximize: bool = False,
         clip_value: float | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        lookahead: bool = False,
         backend: str | None = None,
         threads: int = 1,
         **hyper: float,
@@ -85,9 +100,12 @@ class Momentum:
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
             "clip_value": clip_value,
+            "max_norm": max_norm,
+            "lookahead": lookahead,
             **hyper,
         }
-        self._engine = Engine(lay_out(params, shared), backends.choose(backend))
+        skip = checks.switch("skip_nonfinite", skip_nonfinite)
+        self._engine = Engine(lay_out(params, shared), backends.choose(backend), skip)
         self._single = isinstance(params, np.ndarray)
         self._resets: list[Reset] = []
 
@@ -117,9 +135,11 @@ class Momentum:
     def state(self) -> Any:
         """The state as :func:`fastmomentum.step` takes it: None, an array or a tuple; a list of these for many arrays.
 
-        The arrays are the optimiser's own: what is written to them is what the next step starts from.
+        A look-ahead point is no part of it. The arrays are the optimiser's own: what is written to them is what the next step starts from.
         """
-        return self._one_or_all([state[0] if len(state) == 1 else state or None for state in self._engine.states])
+        kept = slice(None, self._engine.update.gradient_at - 1 if self._engine.update.gradient_at else None)
+        states = [state[kept] for state in self._engine.states]
+        return self._one_or_all([state[0] if len(state) == 1 else state or None for state in states])
 
     @property
     def velocity(self) -> Any:
@@ -130,6 +150,12 @@ class Momentum:
         slot = update.slots.index("velocity")
         return self._one_or_all([state[slot] for state in self._engine.states])
 
+    @property
+    def point(self) -> Any:
+        """Where to take the next gradient: the parameters themselves, unless there is a look-ahead."""
+        at = self._engine.update.gradient_at
+        return self._one_or_all([state[at - 1] for state in self._engine.states]) if at else self.params
+
     def _one_or_all(self, values: list[Any]) -> Any:
         return values[0] if self._single else list(values)
 
@@ -137,6 +163,11 @@ class Momentum:
     def steps(self) -> int:
         """The number of updates done."""
         return self._engine.steps
+
+    @property
+    def skipped(self) -> int:
+        """The number of updates left out by skip_nonfinite."""
+        return self._engine.skipped
 
     @property
     def lr(self) -> Any:

@@ -37,11 +37,13 @@ UNIT_INTERVAL = Range(0.0, 1.0)
 
 RANGES: Mapping[str, Range] = {
     "lr": AT_LEAST_ZERO,
+    "lr_next": AT_LEAST_ZERO,
     "momentum": UNIT_INTERVAL,
     "momentum_next": UNIT_INTERVAL,
     "dampening": UNIT_INTERVAL,
     "weight_decay": AT_LEAST_ZERO,
     "decoupled_weight_decay": AT_LEAST_ZERO,
     "clip_value": ABOVE_ZERO,
+    "max_norm": ABOVE_ZERO,
 }
 """The ranges of the names that the field has fixed; other names are finite unless their record says more."""

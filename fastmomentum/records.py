@@ -86,12 +86,15 @@ class Update(Part):
         Hyper-parameters that have another value in an array's first step from rest (Momentum alone uses them).
     formula : str
         The update as the field writes it.
+    gradient_at : int
+        Which of (p, *state) is the point at which the gradient was taken: 0, the parameter itself, but for look-ahead.
     """
 
     state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
     nesterov: str | None = None
     first: Mapping[str, float] = field(default_factory=dict)
     formula: str = ""
+    gradient_at: int = 0
 
     def __post_init__(self) -> None:
         for slot, rest in self.state:
@@ -124,6 +127,9 @@ class Rule(Update):
         The names of `update`'s last arguments, ("lr", "momentum") unless given.
     derived, defaults, ranges : mapping, optional
         See :class:`Part`.
+    ahead : callable, optional
+        ``ahead(p, velocity, lr, mu)``: the point where momentum will carry p, from the next step's lr and momentum; a
+        rule of one slot that has it can be run with ``Momentum(lookahead=True)``.
     name : str, optional
         What it is called in messages and, after :func:`fastmomentum.rules.register`, wherever a name is taken.
 
@@ -154,6 +160,7 @@ class Rule(Update):
     update: Function
     _: KW_ONLY
     hyper: Sequence[str] = ("lr", "momentum")
+    ahead: Function | None = None
 
     @property
     def functions(self) -> tuple[Function, ...]:

@@ -55,6 +55,14 @@ def _ema_nesterov(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, beta_ne
     return p - lr * (beta_next * v + keep * g), v
 
 
+def _ahead_scaled(p: Any, v: Any, lr: Any, mu: Any) -> Any:
+    return p - lr * mu * v
+
+
+def _ahead_plain(p: Any, v: Any, lr: Any, mu: Any) -> Any:
+    return p - mu * v
+
+
 def _heavy_ball(x: Any, p: Any, q: Any, mu: Any) -> Out:
     return x + mu * (p - q), p
 
@@ -74,6 +82,7 @@ pytorch = Rule(
     defaults={"dampening": 0.0},
     nesterov="pytorch_nesterov",
     first={"dampening": 0.0},
+    ahead=_ahead_scaled,
     formula="v ← μv + (1−τ)g; p ← p − lr·v",
 )
 """torch.optim.SGD, optax.sgd, TensorFlow's MomentumOptimizer."""
@@ -92,6 +101,7 @@ classical = Rule(
     _classical,
     name="classical",
     nesterov="classical_nesterov",
+    ahead=_ahead_plain,
     formula="v ← μv + lr·g; p ← p − v",
 )
 """Keras, scikit-learn, Sutskever et al. 2013 (their v has the other sign)."""
@@ -112,6 +122,7 @@ ema = Rule(
     hyper=("lr", "momentum", "keep"),
     derived={"keep": keep_averaged},
     nesterov="ema_nesterov",
+    ahead=_ahead_scaled,
     formula="v ← βv + (1−β)g; p ← p − lr·v",
 )
 """The exponential average of the gradients; the function is pytorch's, with keep = 1 − β."""
@@ -129,7 +140,8 @@ ema_nesterov = Rule(
 
 heavy_ball = PositionRule(_heavy_ball, name="heavy_ball", formula="p⁺ = p − lr·g + μ(p − q); q ← p")
 """Polyak 1964, eq. 9. In float32 far from the origin p − q loses digits (on ½(p − 1000)² with lr 1e-3 it swings
-by 0.031 for ever, `classical` rests at 0.0024), and whatever else writes to p (a loaded file, a decay) looks like velocity to it."""
+by 0.031 for ever, `classical` rests at 0.0024), and whatever else writes to p (a loaded file, a decay) looks like
+velocity to it."""
 
 nesterov_positions = PositionRule(
     _nesterov_positions, name="nesterov_positions", formula="x⁺ = p − lr·g; p⁺ = x⁺ + μ(x⁺ − q); q ← x⁺"

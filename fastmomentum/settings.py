@@ -8,12 +8,13 @@ from fastmomentum.records import Update
 from fastmomentum.rules import find
 from fastmomentum.stages import OPTIONS, with_options
 
-SWITCHES = ("nesterov", "maximize")
+SWITCHES = ("nesterov", "maximize", "lookahead")
 OFF: dict[str, float | None] = {
     "dampening": 0.0,
     "weight_decay": 0.0,
     "decoupled_weight_decay": 0.0,
     "clip_value": None,
+    "max_norm": None,
 }
 """The numbers that may be set beside lr and momentum, with what says that they are not."""
 
@@ -26,8 +27,8 @@ def settle(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
     rule : str, Rule or chain
         The rule.
     **chosen
-        lr, momentum, the switches, the numbers of :data:`OFF`, and what the rule declares beyond these. A number that
-        is off adds no stage, and leaves a default of the rule's own (a chain's, say) as it is. lr and momentum may be
+        lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and what the rule declares beyond these. A number that is
+        off adds no stage, and leaves a default of the rule's own (a chain's, say) as it is. lr and momentum may be
         functions of the step.
 
     Raises
@@ -36,8 +37,9 @@ def settle(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
         If a switch or number is out of range, or the rule has no form that serves it. The values for the rule are
         checked by :func:`fastmomentum.checks.hyper`.
     """
-    switches = {name: checks.switch(name, chosen.pop(name)) for name in SWITCHES}
-    update = with_options(find(rule), frozenset(), switches["nesterov"])
+    chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
+    nesterov, maximize, lookahead = (checks.switch(name, chosen.pop(name)) for name in SWITCHES)
+    update = with_options(find(rule), frozenset(), nesterov, lookahead)
     for name, off in OFF.items():
         value = chosen[name]
         if value is not off and checks.number(name, value, RANGES[name]) != off:
@@ -45,9 +47,8 @@ def settle(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
         if name not in update.parameters or name in update.defaults or off is None:
             del chosen[name]
     stages = {str(stage.name) for stage in OPTIONS if stage.name in chosen and stage.name not in update.parameters}
-    if switches["maximize"]:
-        stages.add("maximize")
-    update = with_options(update, frozenset(stages), False)
+    update = with_options(update, frozenset(stages | {"maximize"} if maximize else stages))
+    chosen.pop("max_norm", None)  # the stage takes the factor that it comes to
     for name in ("lr", "momentum"):
         if name not in update.parameters:
             value = chosen.pop(name)

@@ -4,12 +4,13 @@ What other packages compose as passes over memory runs here in the rule's own pa
 compiled code: no option is a flag inside a kernel.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from fastmomentum.compose import Chain, PositionRule
+from fastmomentum.compose import Chain, PositionRule, look_ahead
 from fastmomentum.ranges import ANY_BOUND, AT_LEAST_ZERO
 from fastmomentum.records import Stage, Update
 from fastmomentum.rules import find
@@ -68,6 +69,11 @@ def upper_bound(low: float, high: float) -> float:
     if high < low:
         raise ValueError(f"high must be >= low = {low}; got {high}")
     return high
+
+
+def unit_factor() -> float:
+    """1, until a norm has been measured."""
+    return 1.0
 
 
 def positive_zero() -> float:
@@ -206,6 +212,7 @@ def _joined(
         state=rule.state,
         first=rule.first,
         nesterov=rule.nesterov,
+        gradient_at=rule.gradient_at,
         hyper=tuple(hyper for part in parts for hyper in part.hyper),
         defaults=defaults,
         ranges={key: value for part in parts for key, value in part.ranges.items()},
@@ -213,21 +220,29 @@ def _joined(
     )
 
 
-OPTIONS = (clip_value, maximize, weight_decay, decoupled_weight_decay)
+clip_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
+"""g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's
+clip_grad_norm_ does."""
+
+OPTIONS = (clip_norm, clip_value, maximize, weight_decay, decoupled_weight_decay)
 """The stages that options of step() and Momentum stand for, in torch's order."""
 
 
 @lru_cache(maxsize=1024)
-def with_options(rule: Update, options: frozenset[str], nesterov: bool) -> Update:
-    """The `rule`, or its folded Nesterov form, behind the stages of the `options` named.
+def with_options(rule: Update, options: frozenset[str], nesterov: bool = False, lookahead: bool = False) -> Update:
+    """The `rule`, or its folded Nesterov form or its look-ahead form, behind the stages of the `options` named.
 
     Raises
     ------
     ValueError
-        If a Nesterov form is asked of a rule that has none.
+        If a form is asked of a rule that has none.
     """
+    if nesterov and lookahead:
+        raise ValueError("lookahead=True: expected nesterov=False, the folded form of the same method; got both")
     if nesterov:
-        rule = _nesterov_form(rule)
+        rule = _in_another_form(rule, _nesterov_form)
+    if lookahead:
+        rule = _in_another_form(rule, look_ahead)
     stages = [stage for stage in OPTIONS if stage.name in options]
     return chain(*stages, rule, name=rule.name) if stages else rule
 
@@ -235,7 +250,10 @@ def with_options(rule: Update, options: frozenset[str], nesterov: bool) -> Updat
 def _nesterov_form(rule: Update) -> Update:
     if rule.nesterov is None:
         raise ValueError(f"nesterov=True: rule {rule} has no folded Nesterov form; pytorch, classical and ema have one")
-    form = find(rule.nesterov)
+    return find(rule.nesterov)
+
+
+def _in_another_form(rule: Update, form: Callable[[Update], Update]) -> Update:
     if isinstance(rule, Chain):
-        return _joined(form, rule.before, rule.proximal, rule.behind, rule.name)
-    return form
+        return _joined(form(rule.rule), rule.before, rule.proximal, rule.behind, rule.name)
+    return form(rule)

@@ -117,6 +117,9 @@ def _plan(
     """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
     name = backends.choose(backend)
     checks.threads(threads)
+    for option in ("max_norm", "lookahead", "skip_nonfinite"):
+        if option in hyper:
+            raise TypeError(f"{option}: expected of Momentum alone, which knows all gradients; got {hyper[option]!r}")
     update, given = settle(
         rule,
         lr=lr,

@@ -51,6 +51,13 @@ def many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
     return _keep(("many", rule.functions, dtypes), lambda: make_many_kernel(rule, dtypes))
 
 
+def squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool]:
+    """``kernel(table, written, rows, lanes, sums, grads)`` for gradients of this dtype."""
+    from fastmomentum.backends.norms import make_squares_kernel
+
+    return _keep(("squares", dtype, arrays), lambda: make_squares_kernel(dtype, arrays))
+
+
 def _all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:
     return Dtypes(dtype, dtype, (dtype,) * len(rule.state))
 

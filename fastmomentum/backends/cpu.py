@@ -43,8 +43,8 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
         loop(arrays, grad, hyper)
         return True
 
-    arrays = types.BaseTuple.from_types([_vector(dtype) for dtype in (dtypes.param, *dtypes.state)])
-    grad = _vector(dtypes.grad, readonly=True)
+    arrays = types.BaseTuple.from_types([vector(dtype) for dtype in (dtypes.param, *dtypes.state)])
+    grad = vector(dtypes.grad, readonly=True)
     hyper = types.BaseTuple.from_types([from_dtype(dtypes.param)] * len(rule.hyper))
     return compiled(kernel, types.boolean(arrays, grad, hyper))
 
@@ -57,7 +57,7 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
     updates, each with the row of `hyper` at the same place.
     """
     arrays, taken = 1 + len(rule.state), len(rule.hyper)
-    views = make_views([_vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
+    views = make_views([vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
     memory = OBJECTS + arrays
     loop = register_jitable(_make_loop(rule))
 
@@ -74,7 +74,8 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
     return compiled(kernel, types.boolean(integers, integers, integers, numbers, types.int64))
 
 
-def _vector(dtype: Any, readonly: bool = False) -> Any:
+def vector(dtype: Any, readonly: bool = False) -> Any:
+    """The type of a contiguous array in compiled code."""
     return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
 
 
