@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmomentum import rules, stages
+    from fastmomentum.conventions import convert
     from fastmomentum.optimizer import Momentum
     from fastmomentum.records import Rule, Stage
     from fastmomentum.stages import chain
@@ -20,10 +21,11 @@ _home = {
     "Rule": "records",
     "Stage": "records",
     "chain": "stages",
+    "convert": "conventions",
     "step": "update",
 }
 
-__all__ = ["Momentum", "Rule", "Stage", "__version__", "chain", "rules", "stages", "step"]
+__all__ = ["Momentum", "Rule", "Stage", "__version__", "chain", "convert", "rules", "stages", "step"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,15 @@
 
 A saved state is a dict:
 
-    schema     1
-    rule       the rule's name
-    steps      updates done
-    resets     a list of (step, reason, scope)
-    groups     for each group, its settings; None stands for a function of the step, which is to be given again
-    started    for each array, whether it has had its first step
-    state      for each array, a list of its state slots (copies)
+    schema          1
+    rule            the rule's name
+    steps, skipped  updates done, and left out
+    skip_nonfinite  whether updates may be left out
+    resets          a list of (step, reason, scope)
+    groups          for each group, its settings and how many arrays it has; None stands for a function of the step,
+                    which is to be given again
+    started         for each array, whether it has had its first step
+    state           for each array, a list of its state slots (copies), the look-ahead point among them
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,8 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.engine import Engine
-from fastmomentum.groups import SCHEDULED, Group
+from fastmomentum.groups import SCHEDULED, WHOLE, Group
+from fastmomentum.rules import names
 
 SCHEMA = 1
 
@@ -29,8 +32,12 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
         "schema": SCHEMA,
         "rule": engine.groups[0].name,
         "steps": engine.steps,
+        "skipped": engine.skipped,
+        "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in resets],
-        "groups": [_settings(group) for group in engine.groups],
+        "groups": [
+            _settings(group) | {"arrays": engine.group_of.count(number)} for number, group in enumerate(engine.groups)
+        ],
         "started": list(engine.started),
         "state": [[slot.copy() for slot in state] for state in engine.states],
     }
@@ -45,15 +52,56 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
         If it does not fit; the message lists all differences, and nothing has been changed.
     """
     check_fits(saved, like=pack(engine, ()))
-    kept = ({name: value for name, value in settings.items() if value is not None} for settings in saved["groups"])
-    groups = [group.replace(**settings) for group, settings in zip(engine.groups, kept)]
+    skip = checks.switch("skip_nonfinite", saved["skip_nonfinite"])
+    groups = [
+        group.replace(**{name: value for name, value in settings.items() if not _is_left_out(name, value)})
+        for group, settings in zip(engine.groups, saved["groups"])
+    ]
     engine.check_groups(groups, saved["steps"])
+    engine.steps, engine.skipped, engine.skip_nonfinite = int(saved["steps"]), int(saved["skipped"]), skip
     engine.take_groups(groups)
     for state, slots in zip(engine.states, saved["state"]):
         for values, loaded in zip(state, slots):
             values[...] = loaded
-    engine.steps, engine.started = int(saved["steps"]), [bool(started) for started in saved["started"]]
+    engine.started = [bool(started) for started in saved["started"]]
     return list(saved["resets"])
+
+
+def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: Any) -> dict[str, Any]:
+    """The arguments that make an optimiser for these parameters as the saved one was.
+
+    `rule`, and the functions of the step in `again`, are those that could not be saved.
+    """
+    groups = [{name: value for name, value in settings.items() if name != "arrays"} for settings in saved["groups"]]
+    for name, function in again.items():
+        needed = any(settings[name] is None for settings in groups)
+        if needed != (function is not None):
+            expected = "the function of the step that the saved run had" if needed else "nothing, as it was saved"
+            raise TypeError(f"{name}: expected {expected}; got {checks.shown(function)}")
+        for settings in groups:
+            settings[name] = function if settings[name] is None else settings[name]
+    whole = {"rule": saved["rule"] if rule is None else rule, "skip_nonfinite": saved["skip_nonfinite"]}
+    if rule is None and whole["rule"] not in names():
+        raise TypeError(
+            f"rule: expected the one that was saved as {saved['rule']}, which is no name known here; got None"
+        )
+    if len(groups) == 1:
+        return {"params": params, **whole, **groups[0]}
+    arrays = [params] if isinstance(params, np.ndarray) else params
+    counts = [settings["arrays"] for settings in saved["groups"]]
+    checks.sequence("params", arrays, sum(counts))
+    rest = iter(arrays)
+    parts = [
+        {"params": [next(rest) for _ in range(count)]}
+        | {name: value for name, value in settings.items() if name not in WHOLE}
+        for count, settings in zip(counts, groups)
+    ]
+    whole |= {name: groups[0][name] for name in WHOLE if name in groups[0]}
+    return {"params": parts, "lr": groups[0]["lr"], **whole}
+
+
+def _is_left_out(name: str, value: Any) -> bool:
+    return name == "arrays" or (name in SCHEDULED and value is None)
 
 
 def _settings(group: Group) -> dict[str, Any]:
@@ -87,6 +135,8 @@ def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
     for number, (theirs, ours) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
+        if theirs.get("arrays") != ours["arrays"]:
+            yield f"groups[{number}]: expected {ours['arrays']} arrays; got {theirs.get('arrays')}"
         for name in SCHEDULED:
             if theirs.get(name) is None and ours[name] is not None:
                 yield f"groups[{number}]: {name} was a function of the step, and is to be given again; got {ours[name]}"

@@ -32,6 +32,8 @@ class Engine:
         For each parameter whether it has had its first step.
     groups : list of Group
         The settings.
+    group_of : list of int
+        For each parameter the number of its group.
     steps, skipped : int
         Updates done, and updates left out because a gradient was not finite.
     skip_nonfinite : bool
@@ -41,7 +43,7 @@ class Engine:
     def __init__(self, layout: Layout, backend: str, skip_nonfinite: bool) -> None:
         self._launch: Launch
         self._active: list[bool]
-        self.given, self._names, self.groups, self._group_of = (
+        self.given, self._names, self.groups, self.group_of = (
             layout.params,
             layout.names,
             layout.groups,
@@ -97,7 +99,7 @@ class Engine:
 
     def check_groups(self, groups: Sequence[Group], step: int) -> None:
         """Refuse settings that the kernel of some array could not take at this step."""
-        for number, dtype in {(number, param.dtype) for number, param in zip(self._group_of, self._params)}:
+        for number, dtype in {(number, param.dtype) for number, param in zip(self.group_of, self._params)}:
             groups[number].row(dtype, step)
 
     def take_groups(self, groups: list[Group]) -> None:
@@ -155,7 +157,7 @@ class Engine:
         if not isinstance(rule, LookAhead):
             return
         for i in which:
-            param, (velocity, point), group = self._params[i], self.states[i], self.groups[self._group_of[i]]
+            param, (velocity, point), group = self._params[i], self.states[i], self.groups[self.group_of[i]]
             point[...] = rule.ahead(param, velocity, *(param.dtype.type(group.value(n, self.steps)) for n in SCHEDULED))
 
     def _build(self, grads: Sequence[Any]) -> list[Array | None]:
@@ -173,7 +175,7 @@ class Engine:
         written = checks.apart([*writes, *reads], [*writes.values(), *reads.values()], read=len(reads))
         jobs = [
             Job((param, *state), self.groups[group].update, group)
-            for param, state, group in zip(self._params, self.states, self._group_of)
+            for param, state, group in zip(self._params, self.states, self.group_of)
         ]
         self._launch = ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written)
         self._active = []

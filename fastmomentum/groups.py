@@ -38,7 +38,8 @@ class Group:
     @property
     def name(self) -> str:
         """What the rule is called."""
-        return str(find(self.settings["rule"]))
+        rule = find(self.settings["rule"])
+        return rule.name or str(rule)
 
     def replace(self, **settings: Any) -> Self:
         """The same group with other settings."""

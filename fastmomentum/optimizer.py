@@ -1,11 +1,12 @@
 """The optimiser object: parameters, state, step, reset."""
 
 from collections.abc import Callable, Mapping
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmomentum import backends, checkpoint, checks
+from fastmomentum import backends, checkpoint, checks, files
 from fastmomentum.engine import Engine
 from fastmomentum.groups import lay_out
 from fastmomentum.records import Update
@@ -135,7 +136,8 @@ class Momentum:
     def state(self) -> Any:
         """The state as :func:`fastmomentum.step` takes it: None, an array or a tuple; a list of these for many arrays.
 
-        A look-ahead point is no part of it. The arrays are the optimiser's own: what is written to them is what the next step starts from.
+        A look-ahead point is no part of it. The arrays are the optimiser's own: what is written to them is
+        what the next step starts from.
         """
         kept = slice(None, self._engine.update.gradient_at - 1 if self._engine.update.gradient_at else None)
         states = [state[kept] for state in self._engine.states]
@@ -250,3 +252,68 @@ class Momentum:
         """
         resets = checkpoint.unpack(saved, self._engine)
         self._resets = [Reset(*reset) for reset in resets]
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write :meth:`state_dict` to a file: an uncompressed .npz, without pickle.
+
+        It is written beside its place, flushed to the disk and then moved there, so that a run killed at any moment
+        leaves either the old file whole or the new one.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        files.write(path, self.state_dict())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        params: Any,
+        *,
+        rule: str | Update | None = None,
+        lr: Callable[[int], float] | None = None,
+        momentum: Callable[[int], float] | None = None,
+        backend: str | None = None,
+        threads: int = 1,
+    ) -> "Momentum":
+        """The optimiser that :meth:`save` wrote, on these parameters, which it does not write to.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+        params : ndarray, or sequence of ndarray
+            All groups' parameters, flat and in order; groups and settings come from the file.
+        rule : Rule or chain, optional
+            Needed where the saved one is not known by a name.
+        lr, momentum : callable, optional
+            The functions of the step, where the saved run had any: these cannot be saved.
+        backend, threads
+            As for the constructor; these are not saved.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the file is not whole, or does not fit; the message lists all differences.
+        OSError
+            If it cannot be read.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm, tempfile, os
+        >>> p = np.ones(3)
+        >>> opt = fm.Momentum(p, lr=0.1)
+        >>> opt.step(p.copy())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(os.path.join(folder, "run.npz"))
+        ...     again = fm.Momentum.load(os.path.join(folder, "run.npz"), p)
+        >>> again.steps, again.velocity
+        (1, array([1., 1., 1.]))
+        """
+        saved = files.read(path)
+        settings = checkpoint.settings_for(saved, params, rule=rule, lr=lr, momentum=momentum)
+        found = cls(**settings, backend=backend, threads=threads)
+        found.load_state_dict(saved)
+        return found

@@ -285,8 +285,8 @@ def test_salary_regression_is_not_learned_fastest_with_momentum_of_nine_tenths()
 # The article on the momentum method: f = x² + 10 y² from (10, 1) and (−10, −1), 15 iterations.
 #
 # It prints neither lr nor momentum. Taken here: lr = 0.01 with 0.8, as in its code for the network below; and
-# lr = 1/16 with 1/2, where gradient descent goes to and fro along y as in its picture (it does so from lr > 1/20 on,
-# and diverges from 1/10 on), and where no operation rounds. That momentum gets nearer is not so for every pair:
+# lr = 1/16 with 1/2, where gradient descent goes to and fro along y as in its picture (it does so above lr = 1/20, and
+# converges below 1/10), and where no operation rounds. That momentum gets nearer is not so for every pair:
 # at lr = 1/16 the article's usual 0.9 is farther off after 15 iterations than gradient descent (3.11 against 1.35).
 
 CURVATURE = (2, 20)
@@ -369,8 +369,9 @@ def test_gradient_descent_goes_to_and_fro_along_the_short_axis_only():
 
 # The article on the momentum method: a network with 20 hidden units learns x² + 0.1·ε.
 #
-# Its code does not run as printed (Dataa for Data, dataset for torch_dataset, net for net_Momentum, train_data for
-# x, loops without indentation), and the momentum of 0.8 is 0.9 in one comment. Its own function is the classical form.
+# Its code does not run as printed (Dataa for Data, dataset for torch_dataset, net for net_Momentum, a train_data
+# nowhere defined, loops without indentation), and its momentum of 0.8 is 0.9 in one comment. Its function is the
+# classical form.
 
 NET_LR, GAMMA, EPOCHS, BATCH = 0.01, 0.8, 12, 32
 STEPS = EPOCHS * 32  # of 1000 points: 31 batches of 32, and one of 8
@@ -434,10 +435,10 @@ def difference(one, other):
     [("pytorch", GAMMA), ("classical", GAMMA), ("pytorch", 0.0), ("classical", 0.0), ("sgd", 0.0)],
 )
 def test_a_network_trained_by_us_agrees_with_torch_at_every_step(rule, momentum):
-    """torch contracts products and sums to FMA, and so rounds each parameter otherwise at every step, by a unit at most.
+    """torch contracts products and sums to FMA, and so may round a parameter otherwise at each step, by a unit at most.
 
     Such roundings fall to either side, and their sum grows as a random walk, with the root of the number of steps;
-    descent only makes it smaller. Measured: 1 to 2 units. An lr that is a thousandth off is beyond by far.
+    descent only makes it smaller. Measured: below 2 units. A run with an lr a thousandth off is well outside.
     """
     ours, theirs = trained_by_us(rule, momentum), trained_by_torch(momentum)
     assert len(ours[0]) == STEPS
@@ -507,9 +508,9 @@ def test_classical_halves_steps_that_alternate():
     np.testing.assert_allclose(sizes[-2:], delta / 1.9, rtol=2 * EPS / (1 - gamma))
 
 
-def weights(rule, momentum, steps, lr=1.0):
+def weights(rule, momentum, steps):
     """What a gradient of 1 has left in the velocity, 0, 1, … steps later."""
-    opt = fm.Momentum(np.zeros(1), rule=rule, lr=lr, momentum=momentum)
+    opt = fm.Momentum(np.zeros(1), rule=rule, lr=1.0, momentum=momentum)
     left = []
     for step in range(steps):
         opt.step(np.array([1.0 if step == 0 else 0.0]))
@@ -535,8 +536,8 @@ def test_ema_has_about_two_thirds_of_its_weight_in_its_effective_window(beta, wi
     v = np.zeros(1)
     for _ in range(window):
         fm.step(np.zeros(1), v, np.ones(1), rule="ema", lr=0.1, momentum=beta)
-    # 1 − β is up to 45 units off (0.99's rounding against 0.01), each of the steps adds one
-    np.testing.assert_allclose(v, float(1 - Fraction(str(beta)) ** window), rtol=(window + 50) * EPS)
+    # each step adds a unit at most, and the rounding of β less than one
+    np.testing.assert_allclose(v, float(1 - Fraction(str(beta)) ** window), rtol=window * EPS)
     assert f"{v[0]:.4f}" == f"{share:.4f}"
 
 
@@ -597,13 +598,12 @@ def test_heavy_ball_takes_the_companion_matrix_s_powers_which_outgrow_its_spectr
     assert [f"{growth[t]:.1f}" for t in (1, 10, 100, 200)] == ["2.4", "20.1", "200.4", "400.8"]
 
 
-@pytest.mark.parametrize("form", ["constant", "annealed"])
 @pytest.mark.parametrize("rule", ["ema", "pytorch"])
-def test_momentum_annealed_from_a_half_to_nine_tenths_keeps_the_bits_of_a_loop(rule, form):
+def test_momentum_annealed_from_a_half_to_nine_tenths_keeps_the_bits_of_a_loop(rule):
     """The article on the exponential average starts momentum at 0.5 and anneals it to 0.9; 1 − β must follow."""
 
     def beta(step):
-        return 0.5 if form == "constant" else min(0.5 + 0.05 * step, 0.9)
+        return min(0.5 + 0.05 * step, 0.9)
 
     h = np.array(CURVATURE, float)
     p, q = np.array([10.0, 1.0]), np.array([10.0, 1.0])
@@ -640,10 +640,6 @@ def test_look_ahead_and_standard_momentum_agree_where_there_is_no_velocity():
     look, standard = (swing("ema", 0.1, 0.9, 3, look=look) for look in (1, 0))
     assert_same_bits(look[0], standard[0])
     assert (look[1:, 1] != standard[1:, 1]).all()
-    w, v = np.zeros(1), np.zeros(1)  # converged: w at the minimum, at rest
-    fm.step(w, v, w - 0.1 * 0.9 * v, rule="ema", lr=0.1, momentum=0.9)
-    assert not w.any()
-    assert not v.any()
 
 
 def test_look_ahead_overshoots_less():

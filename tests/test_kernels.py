@@ -2,11 +2,11 @@
 
 import re
 import threading
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from memory import assert_allocates_nothing
 from numba.core import event
 from oracles import RULES, assert_same_bits
 
@@ -102,18 +102,7 @@ def test_steps_allocate_nothing(new):
             one.step(grads[i % 2][0] if new else g)
             fm.step(alone, v, g, lr=1e-3)
 
-    run(20)
-    tracemalloc.start()
-    try:
-        run(10)
-        before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        run(1000)
-        after, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert after - before < 1000  # bytes; one array more would be 8,000
-    assert peak - before < 4000  # no temporary array either
+    assert_allocates_nothing(run)
 
 
 def test_steps_in_threads_of_optimisers_of_their_own_have_the_same_bits():

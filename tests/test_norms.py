@@ -1,0 +1,180 @@
+"""max_norm and skip_nonfinite."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from memory import assert_allocates_nothing
+from oracles import RULES, assert_same_bits
+
+import fastmomentum as fm
+from fastmomentum.backends.numpy import CHUNK, LANES, sum_of_squares
+
+SIZES = (0, 1, LANES - 1, LANES, LANES + 1, 1009, CHUNK - 1, CHUNK, CHUNK + LANES + 1)
+
+
+def squares_by_hand(g):
+    """The tree, in plain Python."""
+    total = 0.0
+    for start in range(0, len(g), CHUNK):
+        chunk = [float(x) * float(x) for x in g[start : start + CHUNK]]
+        lanes = [0.0] * LANES
+        for i, square in enumerate(chunk):
+            lanes[i % LANES] += square
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [lanes[i] + lanes[half + i] for i in range(half)]
+        total += lanes[0]
+    return total
+
+
+def measured(grads, backend="cpu"):
+    """The factor that the kernel took, read off an update of zeros with lr 1 and no momentum."""
+    grads = [np.append(g, g.dtype.type(1)) for g in grads]
+    params = [np.zeros_like(g) for g in grads]
+    opt = fm.Momentum(params, rule="sgd", lr=1.0, max_norm=0.5, backend=backend)
+    opt.step(grads)
+    return grads, [-p[-1] for p in params]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_sum_of_squares_is_by_the_tree_to_the_bit(dtype):
+    rng = np.random.default_rng(14)
+    for size in SIZES:
+        g = (rng.standard_normal(size) * 10.0 ** rng.integers(-8, 8, size)).astype(dtype)
+        expected = squares_by_hand(g)
+        assert sum_of_squares(g) == expected
+        assert math.isclose(expected, math.fsum(float(x) ** 2 for x in g), rel_tol=1e-13)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_factor_is_of_the_norm_over_all_arrays_in_order(dtype, backend):
+    rng = np.random.default_rng(15)
+    grads, factors = measured([rng.standard_normal(n).astype(dtype) for n in (3, 1000, 0, 70_000)], backend)
+    total = 0.0
+    for g in grads:
+        total += squares_by_hand(g)
+    expected = dtype(0.5 / (math.sqrt(total) + 1e-6))
+    assert all(f == expected for f in factors)
+
+
+def test_arrays_of_both_dtypes_and_groups_share_one_norm():
+    params = [np.zeros(2, np.float32), np.zeros(2), np.zeros(1, np.float32)]
+    groups = [{"params": params[:2]}, {"params": params[2], "weight_decay": 0.5}]
+    opt = fm.Momentum(groups, rule="sgd", lr=1.0, max_norm=1.0)
+    opt.step([np.array([3, 0], np.float32), np.array([0, 4.0]), np.array([12], np.float32)])
+    f = 1 / (13 + 1e-6)
+    assert_same_bits(params[1], -np.float64(f) * np.array([0, 4.0]) + 0.0)
+    assert_same_bits(params[2], -np.float32(f) * np.array([12], np.float32))
+
+
+def test_a_norm_below_the_limit_changes_no_bit():
+    rng = np.random.default_rng(16)
+    g = rng.standard_normal(1000)
+    for rule in RULES:
+        found = []
+        for limit in (None, 1e6):
+            p = np.ones(1000)
+            opt = fm.Momentum(p, rule=rule, lr=0.1, max_norm=limit)
+            opt.step(g)
+            opt.step(g)
+            found.append(p)
+        assert_same_bits(*found)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("limit", [0.1, 1.0, 30.0, 1e9])
+def test_steps_agree_with_torch_clip_grad_norm(limit, dtype):
+    rng = np.random.default_rng(17)
+    shapes = ((7,), (3, 5), (300,))
+    ours = [rng.standard_normal(s).astype(dtype) for s in shapes]
+    theirs = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in ours]
+    opt = fm.Momentum(ours, lr=0.1, max_norm=limit)
+    sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, foreach=False)
+    for _ in range(10):
+        grads = [rng.standard_normal(s).astype(dtype) for s in shapes]
+        kept = [g.copy() for g in grads]
+        for p, g in zip(theirs, grads, strict=True):
+            p.grad = torch.from_numpy(g.copy())
+        torch.nn.utils.clip_grad_norm_(theirs, limit)
+        opt.step(grads)
+        sgd.step()
+        for g, copy in zip(grads, kept, strict=True):
+            assert_same_bits(g, copy)  # gradients are never written
+    for p, q in zip(ours, theirs, strict=True):
+        # ten steps of numbers about 1; torch rounds the norm and each product once more in the arrays' dtype
+        np.testing.assert_allclose(p, q.detach().numpy(), rtol=0, atol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_norm_that_is_not_finite_propagates(bad, backend):
+    params = [np.ones(2), np.ones(2)]
+    fm.Momentum(params, rule="sgd", lr=1.0, max_norm=1.0, backend=backend).step([np.array([bad, 1.0]), np.ones(2)])
+    assert np.isnan(params[0][0])
+    if np.isnan(bad):
+        assert np.isnan(params).all()
+    else:  # as in torch: the factor is 0
+        np.testing.assert_array_equal(params[1], 1.0)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("limit", [None, 0.5])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_anywhere_leaves_the_whole_update_out(bad, limit, dtype, backend):
+    rng = np.random.default_rng(18)
+    params = [rng.standard_normal(n).astype(dtype) for n in (5, 300, 70_000)]
+    alone = [p.copy() for p in params]
+    settings = {"lr": lambda t: 0.1 / (t + 1), "dampening": 0.5, "max_norm": limit, "backend": backend}
+    opt = fm.Momentum(params, skip_nonfinite=True, **settings)
+    other = fm.Momentum(alone, **settings)
+    places = [(0, 0), None, (1, 299), (2, 0), (2, 69_999), None, (2, 65_536)]  # the very first step, the ends, chunks
+    for place in places:
+        grads = [rng.standard_normal(p.size).astype(dtype) for p in params]
+        if place is None:
+            other.step(grads)
+        else:
+            grads[place[0]][place[1]] = bad
+        opt.step(grads)
+        for p, q, v, w in zip(params, alone, opt.velocity, other.velocity, strict=True):
+            assert_same_bits(p, q)
+            assert_same_bits(v, w)
+    assert (opt.steps, opt.skipped) == (2, 5)
+
+
+def test_finite_gradients_whose_squares_overflow_are_not_skipped():
+    p = np.zeros(2)
+    opt = fm.Momentum(p, rule="sgd", lr=1.0, skip_nonfinite=True)
+    opt.step(np.array([1e200, -1e200]))
+    np.testing.assert_array_equal(p, [-1e200, 1e200])
+    assert opt.skipped == 0
+
+
+def test_a_refused_gradient_is_refused_before_it_is_measured():
+    params = [np.ones(3), np.ones(3)]
+    opt = fm.Momentum(params, lr=0.1, max_norm=1.0, skip_nonfinite=True)
+    opt.step([np.ones(3), None])
+    for bad in ([np.ones(4), None], [np.ones(3), params[0]], [np.full(3, np.nan), [1.0]]):
+        with pytest.raises((TypeError, ValueError), match="grads"):
+            opt.step(bad)
+    assert (opt.steps, opt.skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "1", True])
+def test_max_norm_out_of_range_is_refused(value):
+    with pytest.raises((TypeError, ValueError), match="max_norm: expected a finite number > 0"):
+        fm.Momentum(np.ones(3), lr=0.1, max_norm=value)
+
+
+def test_a_norm_costs_no_array():
+    p, g = np.ones(10_000), np.ones(10_000)
+    opt = fm.Momentum(p, lr=1e-3, max_norm=1.0, skip_nonfinite=True)
+
+    def run(times):
+        for _ in range(times):
+            opt.step(g)
+
+    assert_allocates_nothing(run)
