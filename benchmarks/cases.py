@@ -156,6 +156,15 @@ def cases(smoke: bool) -> Iterator[Callable[[], list[Result]]]:
             compare("the same with new gradients", sides, "opt.step, new gradients", "torch fused", 1.0, rounds),
         ]
 
+    def norm(size: int) -> list[Result]:
+        p, _, g = arrays(size)[0]
+        plain = fm.Momentum(p, lr=LR, momentum=MOMENTUM, max_norm=None)
+        clipped = fm.Momentum(p, lr=LR, momentum=MOMENTUM, max_norm=1e9)
+        times = alternate({"plain": lambda: plain.step(g), "max_norm": lambda: clipped.step(g)}, rounds)
+        ratio = (times["max_norm"] - times["plain"]) / times["plain"] / (4 / BYTES)
+        name = f"max_norm's pass over what its 4 bytes in 20 say, n = {size:,}"
+        return [Result(name, ratio, "×", "< 1.2", ratio < 1.2, times)]
+
     def first() -> list[Result]:
         runs = 1 if smoke else 9
         step = FIRST_STEP.format("fm.step(p, np.zeros_like(p), g, lr=0.1)")
@@ -170,5 +179,7 @@ def cases(smoke: bool) -> Iterator[Callable[[], list[Result]]]:
     yield hundred
     for size in (10_000, 100_000) if smoke else (10_000, 100_000, 1_000_000, 16_000_000):
         yield partial(large, size)
+    for size in (100_000,) if smoke else (16_000_000, 64_000_000):
+        yield partial(norm, size)
     yield thousand
     yield first

@@ -733,14 +733,15 @@ def paddle_formula(cast, param, grad, velocity, lr, mu, nesterov, coeff):
     return param - grad * cast(lr) - velocity * cast(mu) * cast(lr), velocity
 
 
-# test/legacy_test/test_merged_momentum_op.py (e709f20) with seed 10, and the shapes of
-# test/xpu/test_merged_momentum_op_xpu.py (22c9c2c) with seed 1
+# Seeds and shapes of test/legacy_test/test_merged_momentum_op.py (e709f20) and, behind the first,
+# test/xpu/test_merged_momentum_op_xpu.py (22c9c2c).
 PADDLE_SHAPES = [
     (10, [(3, 4), (2, 7), (5, 6), (7, 8)]),
     (1, [(3, 4), (2, 7), (5, 6, 8)]),
-    (1, [(3, 4), (2, 7)]),
-    (1, [(3, 4)]),
-    (1, [(3, 4), (2, 7), (5, 6, 7), (9, 9), (10, 12)]),
+    (10, [(3, 4), (2, 7), (5, 6, 8)]),
+    (10, [(3, 4), (2, 7)]),
+    (10, [(3, 4)]),
+    (10, [(3, 4), (2, 7), (5, 6, 7), (9, 9), (10, 12)]),
 ]
 
 

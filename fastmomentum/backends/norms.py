@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import register_jitable
+from numba.core.cgutils import alloca_once_value, for_range
+from numba.extending import intrinsic, register_jitable
 
 from fastmomentum.backends.cpu import compiled, vector
 from fastmomentum.backends.headers import make_views, unchanged
@@ -16,17 +18,57 @@ from fastmomentum.backends.layout import INDEX, OBJECTS, SIZE
 from fastmomentum.backends.numpy import CHUNK, LANES
 
 
-@register_jitable
-def _add_squares(lanes: Any, row: Any) -> None:
-    for lane in range(row.size):
-        lanes[lane] += np.float64(row[lane]) * np.float64(row[lane])
+LINE = 64
+AHEAD = 4096
+"""Bytes: a line of the cache, and how far ahead lines are asked for. Reading one array, a core left to its own
+prefetching reaches 35 to 39 GB/s, with this 50 to 54; an update, with its three arrays, moves 56."""
+
+
+def _prefetch(builder: Any, place: Any, offset: int) -> None:
+    """Ask for the line of the cache so many bytes behind `place`; beyond the array that does nothing."""
+    address, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address], kind)
+    target = builder.gep(builder.bitcast(place, address), [ir.Constant(ir.IntType(64), offset)])
+    builder.call(prefetch, [target, number(0), number(3), number(1)])  # to read, into all levels, data
+
+
+@intrinsic
+def _add_rows(typing_context: Any, lanes: Any, values: Any, rows: Any) -> Any:
+    """Add the squares of so many whole rows to the lanes, which stay in vector registers all the while.
+
+    Written as LLVM vectors because a loop over an array of lanes loads and stores them again for every row: measured,
+    that is a third of the speed at which memory can be read.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lane = context.make_array(lanes)(context, builder, arguments[0]).data
+        value = context.make_array(values)(context, builder, arguments[1]).data
+        itemsize = values.dtype.bitwidth // 8
+        wide = ir.VectorType(ir.DoubleType(), LANES)
+        row = ir.VectorType(value.type.pointee, LANES)
+        total = alloca_once_value(builder, builder.load(builder.bitcast(lane, wide.as_pointer()), align=8))
+        with for_range(builder, arguments[2]) as loop:
+            place = builder.gep(value, [builder.mul(loop.index, ir.Constant(loop.index.type, LANES))])
+            for line in range(0, LANES * itemsize, LINE):
+                _prefetch(builder, place, AHEAD + line)
+            loaded = builder.load(builder.bitcast(place, row.as_pointer()), align=itemsize)
+            double = loaded if row == wide else builder.fpext(loaded, wide)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(double, double)), total)
+        builder.store(builder.load(total), builder.bitcast(lane, wide.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(lanes, values, types.int64), codegen
 
 
 @register_jitable
 def _chunk_sum(lanes: Any, chunk: Any) -> Any:
     lanes[:] = 0.0
-    for start in range(0, chunk.size, LANES):
-        _add_squares(lanes, chunk[start : start + LANES])
+    rows = chunk.size // LANES
+    _add_rows(lanes, chunk, rows)
+    for lane in range(chunk.size - rows * LANES):
+        value = np.float64(chunk[rows * LANES + lane])
+        lanes[lane] += value * value
     half = LANES // 2
     while half > 0:
         for lane in range(half):

@@ -4,7 +4,7 @@ Every other backend gives these bits. It allocates a temporary for each operatio
 NumPy does.
 
 The norm of gradients comes from a sum of squares by a fixed tree, so that neither threads nor vector width change its
-bits. An array is cut into chunks of 65,536 elements, a chunk into rows of 128 lanes. Lane j adds the squares of column
+bits. An array is cut into chunks of 65,536 elements, a chunk into rows of 32 lanes. Lane j adds the squares of column
 j, in double precision; then the upper half of the lanes is added to the lower until one is left; the chunks' sums are
 added in order, and so are, by the caller, the arrays'.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from fastmomentum.records import Update
 
-LANES = 128
+LANES = 32
 CHUNK = 65_536
 
 

@@ -1,0 +1,307 @@
+"""Properties over shapes, strides, values, hyper-parameters, overlaps, and sequences of operations."""
+
+import copy
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from model import Model
+from oracles import POSITIONS, RULES, assert_same_bits, bits, rest, update, with_options
+
+import fastmomentum as fm
+
+# Kernels compile on first use, which takes longer than an example should.
+relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+
+
+def quiet():
+    return np.errstate(all="ignore")
+
+
+DTYPES = st.sampled_from([np.float32, np.float64])
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
+UNIT = st.floats(0, 1, width=32)
+SMALL = st.floats(0, 2, width=32)
+
+
+def arrays(dtype, shape, count):
+    """Arrays of any values: subnormal, huge, infinite, NaN, −0."""
+    width = 32 if dtype == np.float32 else 64
+    numbers = st.floats(width=width, allow_nan=True, allow_infinity=True, allow_subnormal=True)
+    return [hnp.arrays(dtype, shape, elements=numbers) for _ in range(count)]
+
+
+@relaxed
+@given(
+    data=st.data(),
+    name=st.sampled_from(RULES),
+    dtype=DTYPES,
+    shape=SHAPES,
+    lr=SMALL,
+    momentum=UNIT,
+    clip=st.none() | SMALL,
+    decay=SMALL,
+    maximize=st.booleans(),
+)
+def test_a_step_has_the_bits_of_numpy_whatever_the_values(
+    data, name, dtype, shape, lr, momentum, clip, decay, maximize
+):
+    clip = clip if clip and dtype(clip) > 0 else None
+    p, s, g = (data.draw(a) for a in arrays(dtype, shape, 3))
+    options = {"clip_value": clip, "weight_decay": decay, "maximize": maximize}
+    with quiet():
+        want_p, want_g = with_options(p, g, dtype, lr=lr, **options)
+        want_p, want_s = update(name, want_p, s, want_g, dtype, lr=lr, momentum=momentum)
+    for backend in ("cpu", "numpy"):
+        q, t = p.copy(), s.copy()
+        state = None if name == "sgd" else t
+        fm.step(q, state, g, rule=name, lr=lr, momentum=momentum, backend=backend, **options)
+        assert_same_bits(q, np.asarray(want_p, dtype).reshape(shape))
+        assert_same_bits(t, np.asarray(want_s, dtype).reshape(shape))
+
+
+@relaxed
+@given(data=st.data(), name=st.sampled_from(RULES), dtype=DTYPES, lr=SMALL, momentum=UNIT)
+def test_momentum_has_the_bits_of_numpy_for_any_arrays(data, name, dtype, lr, momentum):
+    shapes = data.draw(st.lists(SHAPES, min_size=1, max_size=4))
+    params = [data.draw(arrays(dtype, shape, 1)[0]) for shape in shapes]
+    want = [(p.copy(), rest(name, p)) for p in params]
+    opt = fm.Momentum(params, rule=name, lr=lr, momentum=momentum)
+    for _ in range(2):
+        grads = [data.draw(st.none() | arrays(dtype, shape, 1)[0]) for shape in shapes]
+        opt.step(grads)
+        with quiet():
+            want = [
+                (p, s) if g is None else update(name, p, s, g, dtype, lr=lr, momentum=momentum)
+                for (p, s), g in zip(want, grads, strict=True)
+            ]
+    for p, (q, _) in zip(params, want, strict=True):
+        assert_same_bits(p, np.asarray(q, dtype).reshape(p.shape))
+
+
+@relaxed
+@given(data=st.data())
+def test_views_of_one_buffer_are_served_if_they_lie_apart_and_refused_if_not(data):
+    n = data.draw(st.integers(0, 6))
+    starts = [data.draw(st.integers(0, 20)) for _ in range(3)]
+    base = np.arange(30.0)
+    kept = base.copy()
+    p, v, g = (base[i : i + n] for i in starts)
+    overlap = n > 0 and any(abs(i - j) < n for k, i in enumerate(starts) for j in starts[:k])
+    if overlap:
+        with pytest.raises(ValueError, match="shares"):
+            fm.step(p, v, g, lr=0.5)
+        assert_same_bits(base, kept)
+    else:
+        want = update("pytorch", p.copy(), v.copy(), g.copy(), float, lr=0.5, momentum=0.9)
+        fm.step(p, v, g, lr=0.5)
+        assert_same_bits(p, want[0])
+        assert_same_bits(v, want[1])
+
+
+@relaxed
+@given(data=st.data(), shape=hnp.array_shapes(max_dims=3, max_side=4))
+def test_strided_views_are_refused_unless_contiguous(data, shape):
+    base = np.ones([2 * n for n in shape])
+    slices = tuple(data.draw(st.sampled_from([slice(n), slice(0, 2 * n, 2), slice(None, None, -2)])) for n in shape)
+    view = base[slices].T if data.draw(st.booleans()) else base[slices]
+    v, g = np.zeros(view.shape), np.ones(view.shape)
+    if view.flags.c_contiguous:
+        fm.step(view, v, g, lr=0.5)
+        assert (view == 0.5).all()
+    else:
+        with pytest.raises(ValueError, match="param: expected a C-contiguous array"):
+            fm.step(view, v, g, lr=0.5)
+        with pytest.raises(ValueError, match="params: expected a C-contiguous array"):
+            fm.Momentum(view, lr=0.5)
+        with pytest.raises(ValueError, match="grads: expected a C-contiguous array"):
+            fm.Momentum(g, lr=0.5).step(view)
+        assert (base == 1).all()
+        assert (g == 1).all()
+
+
+NUMBERS = st.one_of(
+    st.floats(),
+    st.integers(-2, 2),
+    st.integers(min_value=10**300),
+    st.booleans(),
+    st.none(),
+    st.complex_numbers(),
+    st.floats(width=32).map(np.float32),
+    st.floats(width=16).map(np.float16),
+    st.integers(0, 5).map(np.int64),
+    st.booleans().map(np.bool_),
+    st.floats().map(np.array),
+    st.booleans().map(np.array),
+    st.lists(st.floats(), max_size=2),
+    st.fractions(),
+    st.text(max_size=3),
+)
+ALLOWED = {
+    "lr": lambda x: x >= 0,
+    "momentum": lambda x: 0 <= x <= 1,
+    "dampening": lambda x: 0 <= x <= 1,
+    "weight_decay": lambda x: x >= 0,
+    "decoupled_weight_decay": lambda x: x >= 0,
+    "clip_value": lambda x: x > 0,
+}
+
+
+def may_serve(name, value, dtype):
+    """Whether the documentation allows this value, by its own words."""
+    if name == "clip_value" and value is None:
+        return True
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, (bool, np.bool_, complex, str, list, type(None))):
+        return False
+    try:
+        with quiet():
+            value, cast = float(value), float(dtype(float(value)))
+    except OverflowError:
+        return False
+    return all(np.isfinite(x) and ALLOWED[name](x) for x in (value, cast))
+
+
+@relaxed
+@given(name=st.sampled_from(sorted(ALLOWED)), value=NUMBERS, dtype=DTYPES)
+def test_a_hyper_parameter_is_taken_or_refused_by_its_words(name, value, dtype):
+    p, v, g = np.ones(3, dtype), np.zeros(3, dtype), np.ones(3, dtype)
+    chosen = {"lr": 0.5, name: value}
+    calls = (
+        lambda: fm.step(p, v, g, **chosen),
+        lambda: fm.Momentum(p, **chosen),
+        lambda: fm.Momentum([{"params": p, **chosen}], lr=0.1),
+    )
+    if name == "decoupled_weight_decay" and may_serve(name, value, dtype):
+        assume(np.isfinite(dtype(0.5) * dtype(value)))  # 1 − lr·λ is refused too if it overflows
+    for call in calls:
+        if may_serve(name, value, dtype):
+            call()
+        else:
+            with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
+                call()
+            assert (p == 1).all()
+            assert not v.any()
+
+
+SIZES = (3, 1, 17)
+NUMBER = st.floats(-4, 4, width=32)
+BAD = st.sampled_from([np.nan, np.inf, -np.inf])
+
+
+class Sequences(RuleBasedStateMachine):
+    """Steps, changed settings, resets, saving, loading, copying and converting, against the slow model."""
+
+    @initialize(
+        name=st.sampled_from(RULES),
+        clip=st.sampled_from([None, 0.5]),
+        decay=st.sampled_from([0.0, 0.25]),
+        maximize=st.booleans(),
+        limit=st.sampled_from([None, 1.5]),
+        skip=st.booleans(),
+        data=st.data(),
+    )
+    def start(self, name, clip, decay, maximize, limit, skip, data):
+        self.settings = {
+            "clip_value": clip,
+            "weight_decay": decay,
+            "maximize": maximize,
+            "max_norm": limit,
+            "skip_nonfinite": skip,
+        }
+        values = [[data.draw(NUMBER) for _ in range(n)] for n in SIZES]
+        self.params = [np.array(p) for p in values]
+        self.opt = fm.Momentum(self.params, rule=name, lr=0.125, momentum=0.75, **self.settings)
+        self.model = Model(values, name, 0.125, 0.75, clip=clip, decay=decay, maximize=maximize, limit=limit, skip=skip)
+        self.resets = []
+
+    @rule(data=st.data(), missing=st.sets(st.integers(0, 2)), bad=st.none() | BAD)
+    def step(self, data, missing, bad):
+        grads = [None if i in missing else [data.draw(NUMBER) for _ in range(n)] for i, n in enumerate(SIZES)]
+        if bad is not None and self.settings["skip_nonfinite"] and grads[2]:
+            grads[2][data.draw(st.integers(0, 16))] = bad
+        self.opt.step([g if g is None else np.array(g) for g in grads])
+        self.model.step(grads)
+
+    @rule(lr=st.sampled_from([0.0, 0.0625, 0.5]), momentum=st.sampled_from([0.0, 0.5, 1.0]))
+    def change(self, lr, momentum):
+        self.opt.lr, self.opt.momentum = lr, momentum
+        self.model.lr, self.model.momentum = lr, momentum
+
+    @rule()
+    def reset(self):
+        self.opt.reset("a rule of the test")
+        self.resets.append((self.model.steps, "a rule of the test", "all"))
+        self.model.reset()
+
+    @rule()
+    def save_and_load(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.opt.save(Path(folder, "run"))
+            self.opt = fm.Momentum.load(Path(folder, "run"), self.params)
+
+    @rule()
+    def state_dict_into_another(self):
+        saved = self.opt.state_dict()
+        self.opt = fm.Momentum(self.params, rule=self.model.rule, lr=9.0)
+        self.opt.load_state_dict(saved)
+
+    @rule(pickled=st.booleans())
+    def go_on_with_a_copy(self, pickled):
+        self.opt = pickle.loads(pickle.dumps(self.opt)) if pickled else copy.deepcopy(self.opt)
+        self.params = self.opt.params
+
+    @rule(other=st.sampled_from(["classical", "pytorch", "heavy_ball"]))
+    def convert(self, other):
+        """Between rules where conversion rounds nothing or little, the model goes on from what came out."""
+        if self.model.rule not in ("classical", "pytorch", "heavy_ball") or self.model.lr == 0:
+            return
+        state, lr, momentum = fm.convert(
+            self.opt.state,
+            source=self.model.rule,
+            target=other,
+            lr=self.opt.lr,
+            momentum=self.opt.momentum,
+            param=self.params,
+        )
+        opt = fm.Momentum(self.params, rule=other, lr=lr, momentum=momentum, **self.settings)
+        for mine, new in zip(opt.state, state, strict=True):
+            mine[...] = new
+        scale = max(abs(s).max() for s in (*state, *self.params, np.ones(1)))
+        for i in range(3):  # the displacement of the next step without gradient, μ·w, is the same
+            moves = [self._move(self.model.rule, self.opt.state[i], i), self._move(other, state[i], i)]
+            np.testing.assert_allclose(*moves, rtol=0, atol=8 * np.finfo(float).eps * scale * max(1, 1 / lr))
+        self.opt, self.model.rule = opt, other
+        self.model.state = [s.tolist() for s in state]
+        self.model.steps = self.model.skipped = 0
+        self.resets = []
+
+    def _move(self, name, state, i):
+        return self.params[i] - update(name, self.params[i], state, 0.0, float, lr=self.model.lr, momentum=1.0)[0]
+
+    @invariant()
+    def agree(self):
+        if not hasattr(self, "opt"):
+            return
+        for p, expected in zip(self.params, self.model.params, strict=True):
+            np.testing.assert_array_equal(bits(p), bits(np.array(expected)))
+        if self.model.rule != "sgd":
+            for s, expected in zip(self.opt.state, self.model.state, strict=True):
+                np.testing.assert_array_equal(bits(s), bits(np.array(expected)))
+        assert (self.opt.steps, self.opt.skipped) == (self.model.steps, self.model.skipped)
+        assert (self.opt.lr, self.opt.momentum) == (self.model.lr, self.model.momentum)
+        assert self.opt.resets == self.resets
+
+
+TestSequences = Sequences.TestCase
+TestSequences.settings = settings(
+    deadline=None, max_examples=60, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]
+)
+assert set(POSITIONS) <= set(RULES)
