@@ -4,6 +4,7 @@ A saved state is a dict:
 
     schema          1
     rule            the rule's name
+    made_of         names and defaults of its functions: another rule of the same name is told from it
     steps, skipped  updates done, and left out
     skip_nonfinite  whether updates may be left out
     resets          a list of (step, reason, scope)
@@ -13,7 +14,7 @@ A saved state is a dict:
     state           for each array, a list of its state slots (copies), the look-ahead point among them
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from fastmomentum import checks
 from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
-from fastmomentum.rules import names
+from fastmomentum.rules import find, names
 
 SCHEMA = 1
 
@@ -31,6 +32,7 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
     return {
         "schema": SCHEMA,
         "rule": engine.groups[0].name,
+        "made_of": find(engine.groups[0].settings["rule"]).description,
         "steps": engine.steps,
         "skipped": engine.skipped,
         "skip_nonfinite": engine.skip_nonfinite,
@@ -53,18 +55,28 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
     """
     check_fits(saved, like=pack(engine, ()))
     skip = checks.switch("skip_nonfinite", saved["skip_nonfinite"])
-    groups = [
-        group.replace(**{name: value for name, value in settings.items() if not _is_left_out(name, value)})
-        for group, settings in zip(engine.groups, saved["groups"])
-    ]
+    groups = [_continued(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
     engine.check_groups(groups, saved["steps"])
-    engine.steps, engine.skipped, engine.skip_nonfinite = int(saved["steps"]), int(saved["skipped"]), skip
-    engine.take_groups(groups)
-    for state, slots in zip(engine.states, saved["state"]):
-        for values, loaded in zip(state, slots):
-            values[...] = loaded
-    engine.started = [bool(started) for started in saved["started"]]
+    before = engine.steps, engine.skipped, engine.skip_nonfinite
+    with engine.alone():
+        engine.check_arrays()
+        engine.steps, engine.skipped, engine.skip_nonfinite = saved["steps"], saved["skipped"], skip
+        try:
+            engine.take_groups(groups)
+        except BaseException:
+            engine.steps, engine.skipped, engine.skip_nonfinite = before
+            raise
+        for state, slots in zip(engine.states, saved["state"]):
+            for values, loaded in zip(state, slots):
+                values[...] = loaded
+        engine.started = list(saved["started"])
     return list(saved["resets"])
+
+
+def _continued(group: Group, saved: Mapping[str, Any]) -> Group:
+    """A group with the saved settings and no others, but for the rule and the functions of the step."""
+    mine = {name: group.settings[name] for name in ("rule", *SCHEDULED) if name == "rule" or saved[name] is None}
+    return Group({name: value for name, value in saved.items() if name != "arrays"} | mine)
 
 
 def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: Any) -> dict[str, Any]:
@@ -89,8 +101,7 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
         return {"params": params, **whole, **groups[0]}
     arrays = [params] if isinstance(params, np.ndarray) else params
     counts = [settings["arrays"] for settings in saved["groups"]]
-    checks.sequence("params", arrays, sum(counts))
-    rest = iter(arrays)
+    rest = iter(checks.sequence("params", arrays, sum(counts)))
     parts = [
         {"params": [next(rest) for _ in range(count)]}
         | {name: value for name, value in settings.items() if name not in WHOLE}
@@ -98,10 +109,6 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
     ]
     whole |= {name: groups[0][name] for name in WHOLE if name in groups[0]}
     return {"params": parts, "lr": groups[0]["lr"], **whole}
-
-
-def _is_left_out(name: str, value: Any) -> bool:
-    return name == "arrays" or (name in SCHEDULED and value is None)
 
 
 def _settings(group: Group) -> dict[str, Any]:
@@ -122,13 +129,31 @@ def check_fits(saved: Mapping[str, Any], like: Mapping[str, Any]) -> None:
         raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.shown(saved)}")
     keys = [f"{key}: missing" for key in like if key not in saved]
     keys += [f"{key}: unknown" for key in saved if key not in like]
-    differences = keys or list(_differences(saved, like))
+    differences = keys or list(_malformed(saved)) or list(_differences(saved, like))
     if differences:
         raise ValueError("state_dict does not fit this optimiser:\n  " + "\n  ".join(differences))
 
 
-def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Any:
-    for key in ("schema", "rule"):
+def _malformed(saved: Mapping[str, Any]) -> Iterator[str]:
+    """What is not of the form that pack() gives."""
+    for key in ("steps", "skipped"):
+        if type(saved[key]) is not int or saved[key] < 0:
+            yield f"{key}: expected a whole number >= 0; got {checks.shown(saved[key])}"
+    forms: dict[str, Callable[[Any], bool]] = {
+        "resets": lambda reset: isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str],
+        "groups": lambda group: (
+            isinstance(group, Mapping) and {"arrays", *SCHEDULED} <= group.keys() and "rule" not in group
+        ),
+        "started": lambda started: isinstance(started, bool),
+        "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
+    }
+    for key, is_right in forms.items():
+        if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
+            yield f"{key}: expected a list as state_dict() gives it; got {checks.shown(saved[key])}"
+
+
+def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("schema", "rule", "made_of"):
         if saved[key] != like[key]:
             yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
     for key in ("groups", "started", "state"):

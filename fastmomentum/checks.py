@@ -21,8 +21,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 def number(name: str, value: object, allowed: Range) -> float:
     """`value` as a float, if it is a real number within the range; −0 comes back as +0."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
+    value = held(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {allowed}; got {shown(value)}")
     try:
@@ -30,8 +29,13 @@ def number(name: str, value: object, allowed: Range) -> float:
     except OverflowError:
         converted = float("nan")
     if converted not in allowed:
-        raise ValueError(f"{name}: expected {allowed}; got {value!r}")
+        raise ValueError(f"{name}: expected {allowed}; got {shown(value)}")
     return converted
+
+
+def held(value: Any) -> Any:
+    """The number in a 0-d array; anything else as it is."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def switch(name: str, value: object) -> bool:
@@ -70,7 +74,7 @@ def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tu
     with np.errstate(over="ignore"):
         row = tuple(dtype.type(value) for value in arguments)
     for name, value, cast in zip(rule.hyper, arguments, row, strict=True):
-        if np.isnan(cast) or (np.isinf(cast) and not np.isinf(value)):
+        if np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any()):
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
     return row
 
@@ -139,12 +143,14 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
     raise ValueError(f"{name}: expected a writeable array; got a read-only one")
 
 
-def sequence(name: str, value: object, length: int) -> None:
-    """Refuse what is no list, tuple or other sequence of this length."""
+def sequence(name: str, value: object, length: int) -> list[Any]:
+    """What a list, tuple or other sequence of this length holds, read once, as a list of our own."""
     if not isinstance(value, list | tuple | Sequence):
         raise TypeError(f"{name}: expected a sequence of {length}; got {shown(value)}")
-    if len(value) != length:
-        raise ValueError(f"{name}: expected a sequence of {length}; got one of {len(value)}")
+    items = list(value)
+    if len(items) != length:
+        raise ValueError(f"{name}: expected a sequence of {length}; got one of {len(items)}")
+    return items
 
 
 def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
@@ -200,6 +206,8 @@ def address(value: Array) -> int:
 
 def shown(value: object) -> str:
     """What came, for a message."""
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"an integer of {value.bit_length()} bits"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}, shape {value.shape}"
     if value is None or isinstance(value, bool | int | float | complex | str):

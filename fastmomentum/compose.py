@@ -6,6 +6,7 @@ that a chain runs at the speed of one hand-written loop.
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 from fastmomentum.records import Function, Part, Rule, Stage, Update, Wrap, as_it_is
@@ -99,6 +100,11 @@ class LookAhead(Update):
         """The scalar function ``(p, velocity, point, g, *hyper) -> (p, velocity, point)``."""
         return self.build()
 
+    @property
+    def description(self) -> str:
+        """See :class:`Part`."""
+        return self.rule.description
+
     def build(self, wrap: Wrap = as_it_is) -> Function:
         """See :class:`Update`."""
         return wrap(_looking_ahead(self.rule.build(wrap), wrap(self.ahead), len(self.rule.hyper)))
@@ -188,6 +194,16 @@ class Chain(Update):
         return tuple(function for part in self.parts for function in part.functions)
 
     @property
+    def structure(self) -> tuple[Any, ...]:
+        """See :class:`Part`."""
+        return tuple(part.structure for part in self.parts)
+
+    @property
+    def description(self) -> str:
+        """See :class:`Part`."""
+        return "; ".join(part.description for part in self.parts)
+
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """See :class:`Part`."""
         return tuple(dict.fromkeys(name for part in self.parts for name in part.parameters))

@@ -1,8 +1,10 @@
 """How an optimiser's steps are carried out: what is kept between them, and what is looked at again."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from fastmomentum import checks
 from fastmomentum.checks import Array
 from fastmomentum.compose import Chain, LookAhead
 from fastmomentum.groups import SCHEDULED, Group, Layout
-from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch
+from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch, RowOf
 from fastmomentum.records import Update
 
 
@@ -52,6 +54,7 @@ class Engine:
         self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
         self._backend = backend
         self.skip_nonfinite = skip_nonfinite
+        self._lock = Lock()
         self.steps = self.skipped = 0
         params = [checks.array(name, p) for name, p in zip(self._names, self.given)]
         self.states = [tuple(np.empty_like(p) for _ in self.update.state) for p in params]
@@ -62,15 +65,30 @@ class Engine:
 
     @property
     def update(self) -> Update:
-        """The rule, which all groups share but for their stages."""
+        """The rule of the first group; the others' have the same state."""
         return self.groups[0].update
 
     def step(self, grads: Sequence[Any]) -> None:
         """One update; a refused one changes nothing."""
-        usable = self._ready and isinstance(grads, (list, tuple)) and len(grads) == len(self.given)
-        # A list of our own keeps the gradients alive while the kernel, which holds no lock, runs.
-        if not (usable and self._run(list(grads))):
-            self._step_anew(grads)
+        if not self._lock.acquire(False):
+            raise busy()
+        try:
+            # A list of our own, read once, keeps the gradients alive while the kernel, which holds no lock, runs.
+            held = list(grads) if type(grads) is list else checks.sequence("grads", grads, len(self.given))
+            if not (self._ready and len(held) == len(self.given) and self._run(held)):
+                self._step_anew(checks.sequence("grads", held, len(self.given)))
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For what changes more than one thing: no step, and none of these, may come between."""
+        if not self._lock.acquire(False):
+            raise busy()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _run(self, grads: list[Any]) -> bool:
         """Count an update, done or skipped; or answer False, with nothing written, if it cannot be."""
@@ -91,38 +109,49 @@ class Engine:
 
     def rest(self) -> None:
         """Put the state to rest; the next step of every array is its first again."""
+        self.check_arrays()
         for param, state in zip(self._params, self.states):
             for values, (_, rest) in zip(state, self.update.state):
                 values[...] = param if rest == "param" else 0.0
         self.started = [False] * len(self.given)
-        self._ready = False
+
+    def check_arrays(self) -> None:
+        """Refuse, before several are written, if one cannot be."""
+        self._build([None] * len(self.given))
 
     def check_groups(self, groups: Sequence[Group], step: int) -> None:
         """Refuse settings that the kernel of some array could not take at this step."""
-        for number, dtype in {(number, param.dtype) for number, param in zip(self.group_of, self._params)}:
-            groups[number].row(dtype, step)
+        used = {(number, param.dtype) for number, param in zip(self.group_of, self._params)}
+        for number, group in enumerate(groups):
+            given = group.values(step)
+            for dtype in {dtype for used_by, dtype in used if used_by == number} or checks.DTYPES:
+                group.row(dtype, given)
 
     def take_groups(self, groups: list[Group]) -> None:
         """Use these settings, which have been checked."""
+        before, self.groups = self.groups, groups
+        if [group.update.structure for group in groups] != [group.update.structure for group in before]:
+            try:
+                self._build([None] * len(self.given))
+            except BaseException:
+                self.groups = before
+                raise
+        self._ready = False
         self._max_norm = groups[0].settings.get("max_norm")
         self._measures = self.skip_nonfinite or self._max_norm is not None
-        compiled = [group.update.functions for group in self.groups]
-        self.groups = groups
-        self._ready = False
-        if [group.update.functions for group in groups] != compiled:
-            self._build([None] * len(self.given))
         self.look_ahead(range(len(self.given)))
 
-    def _step_anew(self, grads: Sequence[Any]) -> None:
+    def _step_anew(self, grads: list[Any]) -> None:
         """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
-        checks.sequence("grads", grads, len(self.given))
         self._ready = False
         before = self.steps
         active = [grad is not None for grad in grads]
         first = self._at_first_step(active)
-        usual = self._launch.checks and self._launched(list(grads), active, first)
+        given = [group.values(before) for group in self.groups]
+        row_of = cache(lambda group, dtype, first: self.groups[group].row(dtype, given[group], first))
+        usual = self._watched and self._launched(grads, active, first, row_of)
         # Else something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
-        if not usual and not self._launched(self._build(grads), active, first):
+        if not usual and not self._launched(self._build(grads), active, first, row_of):
             raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
         if self.steps == before:
             return
@@ -132,11 +161,10 @@ class Engine:
             self.look_ahead([i for i, a in enumerate(active) if not a])
         self._ready = usual and any(active) and not first and not scheduled
 
-    def _launched(self, grads: list[Any], active: list[bool], first: set[int]) -> bool:
+    def _launched(self, grads: list[Any], active: list[bool], first: set[int], row_of: RowOf) -> bool:
         if active != self._active:
             self._launch.select(active)
             self._active = active
-        row_of = cache(lambda group, dtype, first: self.groups[group].row(dtype, self.steps, first))
         self._launch.take_hyper(row_of, first)
         return self._run(grads)
 
@@ -146,7 +174,7 @@ class Engine:
         A state that was written to is not at rest, and continues by the raw formula.
         """
         waiting = (i for i, (started, a) in enumerate(zip(self.started, active)) if a and not started)
-        return {i for i in waiting if self.update.first and not self._moves(i)}
+        return {i for i in waiting if self.groups[self.group_of[i]].update.first and not self._moves(i)}
 
     def _moves(self, i: int) -> bool:
         return any(values.any() for values, (_, rest) in zip(self.states[i], self.update.state) if rest == "zero")
@@ -180,17 +208,27 @@ class Engine:
         self._launch = ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written)
         self._active = []
         self._ready = False
+        # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
+        self._watched = self._launch.checks and all(type(param) is np.ndarray for param in self.given)
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_params", "_launch", "_active", "_ready")
+        made = ("_params", "_launch", "_active", "_ready", "_watched", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
+        self._lock = Lock()
         self._build([None] * len(self.given))
 
 
 def is_finite(squares: float, grads: Sequence[Any]) -> bool:
     """Whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
     return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
+
+
+def busy() -> RuntimeError:
+    """What a second caller gets; to wait would hang a forked child whose parent was in a step."""
+    return RuntimeError(
+        "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
+    )

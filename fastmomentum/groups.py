@@ -28,8 +28,9 @@ class Group:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = dict(settings)
-        self.update, self._given = settle(**settings)
+        # A 0-d array could be written to later on; what is kept is the number that it holds now.
+        self.settings = {name: checks.held(value) for name, value in settings.items()}
+        self.update, self._given = settle(**self.settings)
         self.scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
 
     def __reduce__(self) -> Any:
@@ -50,8 +51,8 @@ class Group:
         value = self.settings[name]
         return value(step) if callable(value) else value
 
-    def row(self, dtype: np.dtype[Any], step: int, first: bool = False) -> tuple[Any, ...]:
-        """What the kernel takes at this step, checked and cast; `first` for an array's first step from rest."""
+    def values(self, step: int) -> dict[str, Any]:
+        """The hyper-parameters given to the rule for the update with this number."""
         given = dict(self._given)
         for name in SCHEDULED:
             value = given.get(name)
@@ -59,9 +60,14 @@ class Group:
                 given[name] = value(step)
                 if f"{name}_next" in self.update.parameters:
                     given.setdefault(f"{name}_next", value(step + 1))
+        return given
+
+    def row(self, dtype: np.dtype[Any], given: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
+        """What the kernel takes, checked and cast, from these values; `first` for an array's first step from rest."""
         # Without momentum nothing is kept of the step before, and every step is a first one, as in torch.optim.SGD.
         if first or given.get("momentum") == 0:
-            given |= {name: value for name, value in self.update.first.items() if name in self.update.parameters}
+            starting = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
+            given = {**given, **starting}
         return checks.hyper(self.update, given, dtype)
 
 
@@ -110,6 +116,9 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
         if not isinstance(mine, Sequence) or isinstance(mine, str):
             raise TypeError(f"{where}['params']: expected an array or a sequence of them; got {checks.shown(mine)}")
         settings = {name: value for name, value in entry.items() if name != "params"}
+        for name in settings:
+            if not isinstance(name, str):
+                raise TypeError(f"{where}: expected names of settings; got {name!r}")
         layout.groups.append(Group({**shared, **settings}))
         layout.params.extend(mine)
         layout.names.extend(f"{where}['params'][{i}]" for i in range(len(mine)))

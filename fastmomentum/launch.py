@@ -104,7 +104,7 @@ class CompiledLaunch:
         self._jobs, self._written = jobs, written
         self._all = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
         codes: dict[Any, int] = {}
-        keys = [codes.setdefault((job.update.functions, job.dtype), len(codes)) for job in jobs]
+        keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
         self._key = keys.__getitem__
         self._order = sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
         self._sums, self._lanes = np.zeros(len(jobs)), np.empty(LANES)

@@ -195,11 +195,11 @@ class Momentum:
 
     def _set(self, name: str, value: Any) -> None:
         groups = self._engine.groups
-        values = value if isinstance(value, list | tuple) else [value] * len(groups)
-        checks.sequence(name, values, len(groups))
+        values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * len(groups), len(groups))
         changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
         self._engine.check_groups(changed, self.steps)
-        self._engine.take_groups(changed)
+        with self._engine.alone():
+            self._engine.take_groups(changed)
 
     def reset(self, reason: str) -> None:
         """Put the state to rest, on purpose and on the record; the next step is a first step again.
@@ -227,8 +227,9 @@ class Momentum:
             raise TypeError(f"reason: expected a str that says why; got {checks.shown(reason)}")
         if not reason.strip():
             raise ValueError("reason: expected a str that says why; got an empty one")
-        self._engine.rest()
-        self._resets.append(Reset(self.steps, reason, "all"))
+        with self._engine.alone():
+            self._engine.rest()
+            self._resets.append(Reset(self.steps, reason, "all"))
 
     @property
     def resets(self) -> list[Reset]:

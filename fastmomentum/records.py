@@ -42,11 +42,15 @@ class Part:
     ranges: Mapping[str, Range | tuple[float, float]] = field(default_factory=dict)
     name: str | None = None
 
-    @property
+    @cached_property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        """For each derived hyper-parameter the names of those that it comes from."""
+        return {name: tuple(signature(how).parameters) for name, how in self.derived.items()}
+
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """The hyper-parameters that users give, in order, each once."""
-        sources = [tuple(signature(self.derived[n]).parameters) if n in self.derived else (n,) for n in self.hyper]
-        return tuple(dict.fromkeys(name for names in sources for name in names))
+        return tuple(dict.fromkeys(name for hyper in self.hyper for name in self.sources.get(hyper, (hyper,))))
 
     def range_of(self, parameter: str) -> Range:
         """The values that users may give for `parameter`."""
@@ -58,8 +62,7 @@ class Part:
         def value(name: str) -> float:
             if name not in self.derived:
                 return given[name]
-            how = self.derived[name]
-            return how(*(given[source] for source in signature(how).parameters))
+            return self.derived[name](*(given[source] for source in self.sources[name]))
 
         return tuple(value(name) for name in self.hyper)
 
@@ -68,8 +71,36 @@ class Part:
 
     @property
     def functions(self) -> tuple[Function, ...]:
-        """The scalar functions that fix the compiled code: equal functions, equal kernels."""
+        """The scalar functions that it is made of."""
         raise NotImplementedError
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What fixes the compiled code: equal structures, equal kernels."""
+        return type(self), self.functions, len(self.hyper)
+
+    @property
+    def description(self) -> str:
+        """What tells it from others in a saved state: names and defaults, as code cannot be saved."""
+        return f"{' '.join(function.__qualname__ for function in self.functions)} {dict(self.defaults)}"
+
+    def _check_record(self) -> None:
+        """Refuse a record whose names do not fit each other."""
+        if isinstance(self.hyper, str) or not all(isinstance(name, str) and name.isidentifier() for name in self.hyper):
+            raise TypeError(f"hyper: expected a sequence of names; got {self.hyper!r}")
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(f"name: expected a str; got {self.name!r}")
+        for field_name, known in (("derived", self.hyper), ("defaults", self.parameters), ("ranges", self.parameters)):
+            for name in getattr(self, field_name):
+                if name not in known:
+                    raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")
+        for name, default in self.defaults.items():
+            if isinstance(default, str) and (default not in self.parameters or default in self.defaults):
+                raise ValueError(
+                    f"defaults: expected for {name} a number or another name without default; got {default!r}"
+                )
+            if not isinstance(default, str) and float(default) not in self.range_of(name):
+                raise ValueError(f"defaults: expected for {name} {self.range_of(name)}; got {default!r}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,10 +128,21 @@ class Update(Part):
     gradient_at: int = 0
 
     def __post_init__(self) -> None:
+        self._check_record()
+        slots: Any = self.state
+        if isinstance(slots, str) or any(isinstance(slot, str) or len(slot) != 2 for slot in slots):
+            raise TypeError(f"state: expected a sequence of pairs (name, rest); got {self.state!r}")
+        if len(set(self.slots)) != len(self.slots):
+            raise ValueError(f"state: expected slots with names of their own; got {self.state!r}")
         for slot, rest in self.state:
             if rest not in ("zero", "param"):
                 raise ValueError(f"state: slot {slot!r} must rest at 'zero' or 'param'; got {rest!r}")
         trace(self.build(), ("p", *self.slots, "g", *self.hyper), 1 + len(self.state))
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """See :class:`Part`."""
+        return *super().structure, len(self.state)
 
     @cached_property
     def slots(self) -> tuple[str, ...]:
@@ -120,7 +162,8 @@ class Rule(Update):
     ----------
     update : callable
         A function of scalars: assignments and one return, made of ``+ - * /``, ``numpy.minimum``, ``numpy.maximum``,
-        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal.
+        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal. Of +0 and −0 minimum and maximum
+        may return either, here or there: add a zero where that matters.
     state, nesterov, first, formula : optional
         See :class:`Update`; the state is one velocity at rest at zero unless it is given.
     hyper : sequence of str
@@ -191,6 +234,7 @@ class Stage(Part):
     kind: str = "gradient"
 
     def __post_init__(self) -> None:
+        self._check_record()
         arguments = {"gradient": ("g", "p"), "param": ("p",), "prox": ("x",)}
         if self.kind not in arguments:
             raise ValueError(f"kind must be one of {', '.join(arguments)}; got {self.kind!r}")
@@ -212,3 +256,8 @@ class Stage(Part):
     def functions(self) -> tuple[Function, ...]:
         """See :class:`Part`."""
         return (self.function,)
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """See :class:`Part`."""
+        return *super().structure, self.kind

@@ -244,6 +244,8 @@ def with_options(rule: Update, options: frozenset[str], nesterov: bool = False, 
     if lookahead:
         rule = _in_another_form(rule, look_ahead)
     stages = [stage for stage in OPTIONS if stage.name in options]
+    if maximize in stages and isinstance(rule, Chain) and maximize in rule.before:
+        raise ValueError("maximize: expected once, in the chain or as an option; got both, which would minimise")
     return chain(*stages, rule, name=rule.name) if stages else rule
 
 

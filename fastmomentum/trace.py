@@ -8,6 +8,8 @@ than NumPy's, and slower).
 """
 
 from collections.abc import Callable, Sequence
+from dis import get_instructions
+from types import FunctionType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -66,6 +68,10 @@ class Symbol:
             "it compares, branches on, converts or raises to a power; a rule is + - * / and the four functions"
         )
 
+    def _refuse_in_place(self, *_: object) -> NoReturn:
+        raise TypeError("it assigns in place (v *= mu), which would write to a whole array: write v = mu * v")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse_in_place
     __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = __index__ = _refuse
     __pow__ = __rpow__ = __mod__ = __floordiv__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
@@ -98,8 +104,13 @@ def trace(function: Callable[..., Any], arguments: Sequence[str], results: int |
     >>> trace(lambda p, g, lr: (p - lr * g,), ("p", "g", "lr"), 1)
     (-(p, *(lr, g)),)
     """
-    name = getattr(function, "__name__", repr(function))
-    called = f"{name}({', '.join(arguments)})"
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"update: expected a plain Python function, which compiled code can hold; got {function!r}")
+    called = f"{function.__name__}({', '.join(arguments)})"
+    if any("JUMP" in step.opname or "FOR_ITER" in step.opname for step in get_instructions(function)):
+        raise TypeError(
+            f"{called} cannot serve as an update: it branches or loops; a rule is assignments and one return"
+        )
     try:
         outcome = function(*map(Symbol, arguments))
     except Exception as error:

@@ -112,6 +112,7 @@ def _plan(
     decoupled_weight_decay: float,
     maximize: bool,
     clip_value: float | None,
+    /,
     **hyper: float,
 ) -> tuple[Update, Callable[..., bool], tuple[Any, ...]]:
     """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""

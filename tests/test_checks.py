@@ -354,6 +354,20 @@ def test_a_refused_assignment_changes_nothing():
         assert opt.lr == [0.1, 0.5]
 
 
+def test_odd_settings_are_refused_by_name():
+    p, v, g = fresh()
+    with pytest.raises(TypeError, match="dtype.*takes no such"):
+        fm.step(p, v, g, lr=0.1, dtype=3)
+    with pytest.raises(ValueError, match="lr: expected.*an integer of 16610 bits"):
+        fm.step(p, v, g, lr=10**5000)
+    with pytest.raises(ValueError, match="shrink"):
+        fm.step(p, v, g, lr=1e30, decoupled_weight_decay=1e30)
+    with pytest.raises(TypeError, match=r"params\[0\].*names of settings; got 3"):
+        fm.Momentum([{"params": p, 3: 1}], lr=0.1)
+    with pytest.raises(ValueError, match="lr.*nan"):
+        fm.Momentum([{"params": p}, {"params": [], "lr": NAN}], lr=0.1)
+
+
 def test_nan_and_infinite_gradients_are_data():
     p = np.zeros(4)
     fm.step(p, np.zeros(4), np.array([NAN, INF, -INF, 1.0]), lr=1.0)

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -152,3 +153,92 @@ def test_threads_are_taken_and_have_the_same_bits():
         found.append(p)
     for p in found[1:]:
         assert_same_bits(p, found[0])
+
+
+class Lying(list):
+    def __len__(self):
+        return 2
+
+
+class Once:
+    """A sequence that can be read through once."""
+
+    def __init__(self, items):
+        self.items, self.rest = items, iter(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __iter__(self):
+        return self.rest
+
+
+def test_sequences_that_lie_are_read_once_and_refused():
+    params = [np.ones(4), np.ones(4)]
+    g = [np.ones(4), np.ones(4)]
+    for ready in (0, 2):
+        opt = fm.Momentum(params, lr=0.1)
+        for _ in range(ready):
+            opt.step(g)
+        for liar in (Lying(), Lying([g[0]]), Lying([*g, *g])):
+            with pytest.raises(ValueError, match="grads: expected a sequence of 2"):
+                opt.step(liar)
+        Sequence.register(Once)
+        opt.step(Once(g))
+        assert opt.steps == ready + 1
+
+
+def test_a_second_thread_in_a_step_is_refused_and_nothing_is_torn():
+    params = [np.zeros(300_000) for _ in range(8)]
+    opt = fm.Momentum(params, rule="sgd", lr=1.0)
+    done, refused = [], []
+
+    def run(_):
+        for _ in range(40):
+            grads = [np.ones(300_000) for _ in params]  # fresh memory, freed again
+            try:
+                opt.step(grads)
+                done.append(1)
+            except RuntimeError:
+                refused.append(1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert len(done) + len(refused) == 160
+    assert opt.steps == len(done)
+    for p in params:
+        np.testing.assert_array_equal(p, -len(done))
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+def test_parameters_of_a_subclass_are_checked_at_every_step():
+    p = np.ones(4).view(Subclass)
+    opt = fm.Momentum(p, rule="sgd", lr=0.5)
+    opt.step(np.ones(4))
+    opt.step(np.ones(4))
+    p.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        opt.step(np.ones(4))
+    p.flags.writeable = True
+    opt.step(np.ones(4))
+    np.testing.assert_array_equal(np.asarray(p), -0.5)
+
+
+def test_a_byte_order_written_out_is_native_too():
+    import ctypes
+
+    little = np.asarray((ctypes.c_double * 3)())
+    swapped = np.ones(3).byteswap().view(np.dtype(float).newbyteorder(">"))
+    for p, g in ((little, np.ones(3)), (np.zeros(3), np.asarray((ctypes.c_double * 3)(1, 1, 1)))):
+        opt = fm.Momentum(p, lr=0.5)
+        opt.step(g)
+        opt.step(g)
+        np.testing.assert_array_equal(p, -0.5 - 0.95)
+        with pytest.raises(TypeError, match="byte order"):
+            opt.step(swapped)

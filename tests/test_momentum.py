@@ -303,3 +303,108 @@ def test_a_step_without_any_gradient_counts_and_the_next_one_works():
     opt.step([None, None])
     np.testing.assert_array_equal(p, -np.ones((2, 2)))
     assert opt.steps == 6
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_the_first_step_is_that_of_the_array_s_own_group(backend):
+    params = [np.zeros(2), np.zeros(2)]
+    groups = [{"params": params[0], "nesterov": True}, {"params": params[1], "dampening": 0.5}]
+    opt = fm.Momentum(groups, lr=0.1, backend=backend)
+    opt.step([np.ones(2), np.ones(2)])
+    np.testing.assert_array_equal(opt.velocity[1], 1.0)
+
+
+def test_a_loaded_state_has_its_own_settings_and_no_others():
+    opt = fm.Momentum(np.zeros(3), lr=0.1, nesterov=True)
+    other = fm.Momentum(np.zeros(3), lr=0.1, nesterov=True, momentum_next=0.125, clip_value=1.0)
+    other.load_state_dict(opt.state_dict())
+    for each in (opt, other):
+        each.step(np.full(3, 5.0))
+    same([opt.params, opt.velocity], [other.params, other.velocity])
+
+
+def test_a_state_of_another_rule_of_the_same_name_is_refused():
+    def chained(limit, rule):
+        return fm.Momentum(np.zeros(3), rule=fm.chain(fm.stages.clip_value(limit), rule), lr=0.1)
+
+    saved = chained(1.0, "ema").state_dict()
+    chained(1.0, "ema").load_state_dict(saved)
+    for other in (chained(5.0, "ema"), chained(1.0, "classical")):
+        with pytest.raises(ValueError, match="made_of"):
+            other.load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": "x"}, {"steps": -3}, {"steps": 2.7}, {"steps": True}, {"skipped": None}, {"resets": [1]},
+        {"resets": None}, {"resets": [(1, 2)]}, {"started": ["False"]}, {"groups": [3]}, {"groups": None},
+        {"state": None}, {"state": [5]}, {"state": [[np.ma.ones(3)]]}, {"skip_nonfinite": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_malformed_state_is_refused_and_changes_nothing(change):
+    opt = fm.Momentum(np.zeros(3), lr=0.1)
+    opt.step(np.ones(3))
+    before = pickle.dumps(opt.state_dict())
+    saved = fm.Momentum(np.zeros(3), lr=0.5).state_dict()
+    with pytest.raises((TypeError, ValueError), match=next(iter(change))):
+        opt.load_state_dict(saved | change)
+    assert pickle.dumps(opt.state_dict()) == before
+
+
+def test_what_cannot_be_written_whole_is_not_begun():
+    params = [np.zeros(3), np.zeros(3)]
+    opt = fm.Momentum(params, lr=0.1)
+    opt.step([np.ones(3), np.ones(3)])
+    opt.velocity[1].flags.writeable = False
+    decayed = fm.Momentum([np.zeros(3), np.zeros(3)], lr=0.5, weight_decay=0.5).state_dict()
+    for call in (lambda: opt.reset("why"), lambda: opt.load_state_dict(decayed)):
+        with pytest.raises(ValueError, match=r"velocity of params\[1\].*read-only"):
+            call()
+        np.testing.assert_array_equal(opt.velocity, 1.0)
+        assert (opt.steps, opt.lr, opt.resets) == (1, 0.1, [])
+    opt.velocity[1].flags.writeable = True
+    opt.step([np.ones(3), np.ones(3)])
+    np.testing.assert_array_equal(opt.velocity, 1.9)
+
+
+def test_a_zero_dimensional_array_is_taken_for_the_number_that_it_holds():
+    lr = np.array(0.25)
+    opt = fm.Momentum(p := np.zeros(2), rule="sgd", lr=lr)
+    lr[...] = 9.0
+    opt.step(np.ones(2))
+    assert opt.lr == 0.25
+    np.testing.assert_array_equal(p, -0.25)
+    assert type(opt.state_dict()["groups"][0]["lr"]) is float
+
+
+def test_a_function_of_the_step_is_called_once_for_all_arrays_of_a_step():
+    calls = []
+
+    def drawn(step):
+        calls.append(step)
+        return 0.5 ** len(calls)
+
+    params = [np.zeros(2), np.zeros(2, np.float32), np.zeros(2)]
+    opt = fm.Momentum(params, lr=drawn, dampening=0.5)
+    for step in range(3):
+        calls.clear()
+        before = [p.copy() for p in params]
+        opt.step([np.ones(2), np.ones(2, np.float32), np.ones(2)])
+        assert calls == [step]
+        moves = [p - q for p, q in zip(params, before, strict=True)]
+        np.testing.assert_array_equal(moves[0], moves[2])
+
+
+def test_an_optimiser_is_not_entered_twice():
+    def again(step):
+        if opt is not None:
+            opt.step(np.ones(2))
+        return 0.1
+
+    opt = None
+    opt = fm.Momentum(np.zeros(2), lr=again)
+    with pytest.raises(RuntimeError, match="one caller at a time"):
+        opt.step(np.ones(2))
+    assert opt.steps == 0

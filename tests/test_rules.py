@@ -93,6 +93,31 @@ def conversion(p, v, g, lr, mu):
     return p - lr * float(g), v
 
 
+def in_place(p, v, g, lr, mu):
+    v *= mu
+    return p - lr * v, v
+
+
+FLAG = True
+
+
+def global_branch(p, v, g, lr, mu):
+    if FLAG:
+        p = p - lr * g
+    return p, v
+
+
+def loop(p, v, g, lr, mu):
+    for _ in (lr, mu):
+        p = p - lr * g
+    return p, v
+
+
+class Callable:
+    def __call__(self, p, v, g, lr, mu):
+        return p - lr * g, v
+
+
 def too_few_results(p, v, g, lr, mu):
     return p - lr * g
 
@@ -111,6 +136,10 @@ REFUSED = {
     exponential: r"numpy\.exp",
     reduction: r"numpy\.add",
     conversion: "converts",
+    in_place: "in place",
+    global_branch: "branches or loops",
+    loop: "branches or loops",
+    Callable(): "plain Python function",
     too_few_results: "tuple of 2",
     too_few_arguments: "positional arguments",
 }
@@ -120,6 +149,40 @@ REFUSED = {
 def test_a_rule_outside_the_vocabulary_is_refused_with_the_reason(function, reason):
     with pytest.raises(TypeError, match=reason):
         fm.Rule(function)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"hyper": "lr"}, "hyper: expected a sequence of names"),
+        ({"state": "velocity"}, "state: expected a sequence of pairs"),
+        ({"state": ("velocity", "zero")}, "state: expected a sequence of pairs"),
+        ({"state": (("v", "zero"), ("v", "zero"))}, "state: expected slots with names of their own"),
+        ({"derived": {"keep": lambda momentum: momentum}}, "derived: expected names among lr, momentum; got 'keep'"),
+        ({"defaults": {"beta": 0.5}}, "defaults: expected names among"),
+        ({"defaults": {"momentum": 2.0}}, r"defaults: expected for momentum a number in \[0, 1\]; got 2.0"),
+        ({"defaults": {"momentum": "beta"}}, "defaults: expected for momentum a number or another name"),
+        ({"defaults": {"momentum": "momentum"}}, "defaults: expected for momentum a number or another name"),
+        ({"ranges": {"beta": (0, 1)}}, "ranges: expected names among"),
+        ({"name": 5}, "name: expected a str"),
+    ],
+    ids=str,
+)
+def test_a_record_whose_names_do_not_fit_is_refused(record, reason):
+    with pytest.raises((TypeError, ValueError), match=reason):
+        fm.Rule(literal_free, **record)
+
+
+def python_helper(x):
+    return x + x
+
+
+def test_a_call_that_cannot_be_compiled_is_refused_in_words():
+    rule = fm.Rule(lambda p, v, g, lr, mu: (p - lr * python_helper(g), v + mu))
+    p = np.ones(3)
+    with pytest.raises(TypeError, match="the rule cannot be compiled"):
+        fm.step(p, np.zeros(3), np.ones(3), rule=rule, lr=0.1)
+    assert (p == 1).all()
 
 
 def test_a_rest_must_be_zero_or_param():

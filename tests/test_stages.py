@@ -160,6 +160,8 @@ def test_a_stage_takes_its_values_by_place_or_name():
         S.box(1.0, 2.0, 3.0)
     with pytest.raises(TypeError, match="middle"):
         S.box(middle=1.0)
+    with pytest.raises(ValueError, match="defaults: expected for clip_value a finite number > 0; got -1.0"):
+        S.clip_value(-1.0)
     with pytest.raises(ValueError, match="kind"):
         fm.Stage(lambda g, p: g, kind="other")
 
@@ -168,7 +170,7 @@ def test_values_of_a_chain_are_checked():
     p, v, g = np.ones(3), np.ones(3), np.ones(3)
     for rule, hyper, error, reason in (
         (fm.chain(S.clip_value, "sgd"), {}, TypeError, "clip_value.*needs"),
-        (fm.chain(S.clip_value(-1.0), "sgd"), {}, ValueError, "clip_value.*> 0.*-1.0"),
+        (fm.chain(S.clip_value, "sgd"), {"clip_value": -1.0}, ValueError, "clip_value.*> 0.*-1.0"),
         (fm.chain(S.box, "heavy_ball"), {"low": 2.0, "high": 1.0}, ValueError, "high must be >= low"),
         (fm.chain(S.box, "heavy_ball"), {"low": np.nan, "high": 1.0}, ValueError, "low"),
         (fm.chain(S.soft_threshold, "heavy_ball"), {"l1": -1.0}, ValueError, "l1.*>= 0"),
@@ -200,3 +202,22 @@ def test_chains_made_anew_share_their_kernel():
     dtype = np.dtype(np.float32)
     kernels = {id(backends.kernel(fm.chain(S.scale(x), "sgd"), dtype, "cpu")) for x in (1.0, 2.0, 3.0)}
     assert len(kernels) == 1
+
+
+def test_stages_of_one_function_but_of_another_kind_have_kernels_of_their_own():
+    """Halving the parameter behind the rule is not halving it inside: 0.72 and 1.665, 0.945 and 2.34."""
+
+    def shrink(x, c):
+        return x * c
+
+    for backend in ("cpu", "numpy"):
+        for kind, expected in (("param", [0.72, 1.665]), ("prox", [0.945, 2.34])):
+            p, q, g = np.array([1.0, 2.0]), np.array([0.5, 0.5]), np.array([0.1, 0.2])
+            rule = fm.chain("heavy_ball", fm.Stage(shrink, kind=kind, hyper=("c",)))
+            fm.step(p, q, g, rule=rule, lr=0.1, momentum=0.9, c=0.5, backend=backend)
+            np.testing.assert_allclose(p, expected, rtol=1e-15)
+
+
+def test_ascending_twice_is_refused():
+    with pytest.raises(ValueError, match="maximize: expected once"):
+        fm.step(np.ones(3), None, np.ones(3), rule=fm.chain(S.maximize, "sgd"), lr=0.1, maximize=True)

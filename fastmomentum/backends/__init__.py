@@ -36,11 +36,11 @@ def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., bo
     if backend == "numpy":
         from fastmomentum.backends.numpy import make_kernel as make_reference
 
-        return _keep(("numpy", rule.functions), lambda: make_reference(rule))
+        return _keep(("numpy", rule.structure), lambda: make_reference(rule))
     from fastmomentum.backends.cpu import make_kernel
 
     dtypes = _all_of(dtype, rule)
-    return _keep(("one", rule.functions, dtypes), lambda: make_kernel(rule, dtypes))
+    return _keep(("one", rule.structure, dtypes), lambda: make_kernel(rule, dtypes))
 
 
 def many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
@@ -48,7 +48,7 @@ def many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
     from fastmomentum.backends.cpu import make_many_kernel
 
     dtypes = _all_of(dtype, rule)
-    return _keep(("many", rule.functions, dtypes), lambda: make_many_kernel(rule, dtypes))
+    return _keep(("many", rule.structure, dtypes), lambda: make_many_kernel(rule, dtypes))
 
 
 def squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool]:
@@ -63,7 +63,7 @@ def _all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:
 
 
 def _keep(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    # The key holds the rule's functions, not the rule: chains made anew from the same stages share their kernel.
+    # The key holds the rule's structure, not the rule: chains made anew from the same stages share their kernel.
     if key not in _kept:
         _kept[key] = make()
     return _kept[key]

@@ -6,7 +6,8 @@ A kernel is the rule's own scalar function, inlined into a loop over all element
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit, types
+from numba import config, njit, types
+from numba.core.errors import NumbaError
 from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
 from numba.np.unsafe.ndarray import to_fixed_tuple
@@ -24,7 +25,14 @@ def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]
     by zero as in NumPy (the default raises in mid-array), and no disk cache (numba#6264, #6845: closures miss it, and
     can be given each other's code).
     """
-    dispatcher = njit(signature, nogil=True, error_model="numpy")(function)
+    if config.DISABLE_JIT:
+        raise RuntimeError(
+            "backend 'cpu' needs Numba's compiler, which NUMBA_DISABLE_JIT has off; 'numpy' has the same bits"
+        )
+    try:
+        dispatcher = njit(signature, nogil=True, error_model="numpy")(function)
+    except NumbaError as error:
+        raise TypeError(f"the rule cannot be compiled; does it call a function that is not njit? {error}") from error
     dispatcher.disable_compile()
     kernel: Callable[..., Any] = dispatcher
     return kernel

@@ -19,6 +19,7 @@ from fastmomentum.backends.layout import BYTES, DTYPE, INDEX, OBJECTS, SIZE
 # As globals of this module they are constants in compiled code.
 TYPE, DATA, NDIM, DIMENSIONS = layout.TYPE, layout.DATA, layout.NDIM, layout.DIMENSIONS
 DESCR, FLAGS, CODE, NDARRAY = layout.DESCR, layout.FLAGS, layout.CODE, layout.NDARRAY
+KIND, ORDER, SWAPPED = layout.KIND, layout.ORDER, layout.SWAPPED
 READABLE, WRITEABLE, ITEMS, NONE = layout.READABLE, layout.WRITEABLE, layout.ITEMS, layout.NONE
 
 
@@ -79,7 +80,10 @@ def spans(typing_context: Any, arrays: Any) -> Any:
 @register_jitable
 def _fits(header: Any, param: Any, size: Any, dtype: Any, flags: Any) -> Any:
     """Whether the array has this dtype, these flags, and the shape of the parameter, whose size this is."""
-    if _word(header + TYPE) != NDARRAY or _word(_word(header + DESCR) + CODE) != dtype:
+    if _word(header + TYPE) != NDARRAY:
+        return False
+    code = _word(_word(header + DESCR) + CODE)
+    if code & KIND != dtype or code & ORDER == SWAPPED:
         return False
     axes, dimensions, expected = _half(param + NDIM), _word(header + DIMENSIONS), _word(param + DIMENSIONS)
     if _half(header + FLAGS) & flags != flags or _half(header + NDIM) != axes:

@@ -13,7 +13,9 @@ import numpy as np
 
 _HEAD = object.__basicsize__  # 16 bytes, more in a free-threaded Python
 TYPE, DATA, NDIM, DIMENSIONS, DESCR, FLAGS = _HEAD - 8, _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 40, _HEAD + 48
-CODE = _HEAD + 8  # in a dtype
+CODE = _HEAD + 8  # in a dtype: the bytes kind, type, byte order, flags, then type_num
+KIND, ORDER = -0x100000000 | 0xFFFF, 0xFF0000  # what tells it; "=" and the machine's own order both are native
+SWAPPED = ord(">") << 16  # Numba's machines are little-endian
 ITEMS = _HEAD + 8  # in a list
 NDARRAY, NONE = id(np.ndarray), id(None)
 READABLE = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
@@ -25,8 +27,8 @@ addresses of the objects p, *state; then those of the memory of p, *state, g. A 
 
 
 def dtype_code(dtype: np.dtype[Any]) -> int:
-    """The word that tells a dtype."""
-    return _word(id(dtype) + CODE)
+    """What tells a native dtype."""
+    return _word(id(dtype) + CODE) & KIND
 
 
 def verify() -> None:

@@ -17,7 +17,6 @@ from fastmomentum.backends.headers import make_views, unchanged
 from fastmomentum.backends.layout import INDEX, OBJECTS, SIZE
 from fastmomentum.backends.numpy import CHUNK, LANES
 
-
 LINE = 64
 AHEAD = 4096
 """Bytes: a line of the cache, and how far ahead lines are asked for. Reading one array, a core left to its own
