@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmomentum import rules, stages
+    from fastmomentum.chains import chain
     from fastmomentum.conventions import convert
     from fastmomentum.optimizer import Momentum
     from fastmomentum.records import Rule, Stage
-    from fastmomentum.stages import chain
     from fastmomentum.update import step
 
 __version__ = "0.1.0.dev0"
@@ -20,7 +20,7 @@ _home = {
     "Momentum": "optimizer",
     "Rule": "records",
     "Stage": "records",
-    "chain": "stages",
+    "chain": "chains",
     "convert": "conventions",
     "step": "update",
 }

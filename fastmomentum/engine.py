@@ -11,9 +11,10 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.checks import Array
-from fastmomentum.compose import Chain, LookAhead
+from fastmomentum.compose import Chain
 from fastmomentum.groups import SCHEDULED, Group, Layout
 from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch, RowOf
+from fastmomentum.lookahead import LookAhead
 from fastmomentum.records import Update
 
 

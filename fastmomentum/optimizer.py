@@ -1,26 +1,18 @@
 """The optimiser object: parameters, state, step, reset."""
 
-from collections.abc import Callable, Mapping
-from os import PathLike
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from fastmomentum import backends, checkpoint, checks, files
+from fastmomentum import backends, checks
 from fastmomentum.engine import Engine
 from fastmomentum.groups import lay_out
 from fastmomentum.records import Update
+from fastmomentum.resume import Reset, Resumable
 
 
-class Reset(NamedTuple):
-    """One reset on the record: the number of updates done before it, why, and of what."""
-
-    step: int
-    reason: str
-    scope: str
-
-
-class Momentum:
+class Momentum(Resumable):
     """Momentum updates of one array or many, in place, each step in one pass over memory.
 
     With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v, as torch.optim.SGD has it, its first step included: an
@@ -235,86 +227,3 @@ class Momentum:
     def resets(self) -> list[Reset]:
         """All resets: (step, reason, scope)."""
         return list(self._resets)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to continue with the same bits, beside the parameters; it shares no memory.
-
-        See :mod:`fastmomentum.checkpoint` for what it holds.
-        """
-        return checkpoint.pack(self._engine, self._resets)
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned; the parameters are left as they are.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it does not fit these parameters and this rule; all differences are listed, nothing has been changed.
-        """
-        resets = checkpoint.unpack(saved, self._engine)
-        self._resets = [Reset(*reset) for reset in resets]
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`state_dict` to a file: an uncompressed .npz, without pickle.
-
-        It is written beside its place, flushed to the disk and then moved there, so that a run killed at any moment
-        leaves either the old file whole or the new one.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written.
-        """
-        files.write(path, self.state_dict())
-
-    @classmethod
-    def load(
-        cls,
-        path: str | PathLike[str],
-        params: Any,
-        *,
-        rule: str | Update | None = None,
-        lr: Callable[[int], float] | None = None,
-        momentum: Callable[[int], float] | None = None,
-        backend: str | None = None,
-        threads: int = 1,
-    ) -> "Momentum":
-        """The optimiser that :meth:`save` wrote, on these parameters, which it does not write to.
-
-        Parameters
-        ----------
-        path : path-like
-            The file.
-        params : ndarray, or sequence of ndarray
-            All groups' parameters, flat and in order; groups and settings come from the file.
-        rule : Rule or chain, optional
-            Needed where the saved one is not known by a name.
-        lr, momentum : callable, optional
-            The functions of the step, where the saved run had any: these cannot be saved.
-        backend, threads
-            As for the constructor; these are not saved.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If the file is not whole, or does not fit; the message lists all differences.
-        OSError
-            If it cannot be read.
-
-        Examples
-        --------
-        >>> import numpy as np, fastmomentum as fm, tempfile, os
-        >>> p = np.ones(3)
-        >>> opt = fm.Momentum(p, lr=0.1)
-        >>> opt.step(p.copy())
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     opt.save(os.path.join(folder, "run.npz"))
-        ...     again = fm.Momentum.load(os.path.join(folder, "run.npz"), p)
-        >>> again.steps, again.velocity
-        (1, array([1., 1., 1.]))
-        """
-        saved = files.read(path)
-        settings = checkpoint.settings_for(saved, params, rule=rule, lr=lr, momentum=momentum)
-        found = cls(**settings, backend=backend, threads=threads)
-        found.load_state_dict(saved)
-        return found

@@ -3,10 +3,10 @@
 from typing import Any
 
 from fastmomentum import checks
+from fastmomentum.chains import OPTIONS, with_options
 from fastmomentum.ranges import RANGES
 from fastmomentum.records import Update
 from fastmomentum.rules import find
-from fastmomentum.stages import OPTIONS, with_options
 
 SWITCHES = ("nesterov", "maximize", "lookahead")
 OFF: dict[str, float | None] = {

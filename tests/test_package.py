@@ -66,7 +66,7 @@ def test_without_numba_s_compiler_the_reference_still_works():
         p = np.ones(3)
         fm.step(p, np.zeros(3), np.ones(3), lr=0.1, backend="numpy")
         fm.Momentum(p, lr=0.1, backend="numpy", max_norm=1.0).step(np.ones(3))
-        for call in (lambda: fm.step(p, np.zeros(3), np.ones(3), lr=0.1), lambda: fm.Momentum(p, lr=0.1).step(p.copy())):
+        for call in (lambda: fm.step(p, np.zeros(3), np.ones(3), lr=0.1), lambda: fm.Momentum(p, lr=0.1).step(0 * p)):
             try:
                 call()
             except RuntimeError as error:
@@ -130,4 +130,4 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 def test_files_are_short():
     for path in Path(fm.__file__).parent.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 250, path
+        assert len(path.read_text().splitlines()) <= 240, path

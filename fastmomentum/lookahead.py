@@ -1,0 +1,76 @@
+"""Velocity rules with an explicit look-ahead: the update that also writes where to take the next gradient."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastmomentum.parts import Function, Wrap, as_it_is
+from fastmomentum.records import Rule, Update
+
+
+def _looking_ahead(update: Function, ahead: Function, taken: int) -> Function:
+    """`update`, which keeps a velocity and takes so many hyper-parameters, and the next point at which to look."""
+
+    def composed(p: Any, v: Any, point: Any, g: Any, *hyper: Any) -> Any:
+        p, v = update(p, v, g, *hyper[:taken])
+        return p, v, ahead(p, v, *hyper[taken:])
+
+    return composed
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LookAhead(Update):
+    """A velocity rule whose gradient is taken where momentum will carry the parameter; made by :func:`look_ahead`.
+
+    Its second state slot is that point, which each update writes in the same pass, for the next one's lr and momentum.
+    """
+
+    rule: Rule
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """See :class:`Part`."""
+        return (*self.rule.functions, self.ahead)
+
+    @property
+    def ahead(self) -> Function:
+        """``ahead(p, velocity, lr, mu)``, the point."""
+        assert self.rule.ahead is not None
+        return self.rule.ahead
+
+    @property
+    def update(self) -> Function:
+        """The scalar function ``(p, velocity, point, g, *hyper) -> (p, velocity, point)``."""
+        return self.build()
+
+    @property
+    def description(self) -> str:
+        """See :class:`Part`."""
+        return self.rule.description
+
+    def build(self, wrap: Wrap = as_it_is) -> Function:
+        """See :class:`Update`."""
+        return wrap(_looking_ahead(self.rule.build(wrap), wrap(self.ahead), len(self.rule.hyper)))
+
+
+def look_ahead(rule: Update) -> LookAhead:
+    """The `rule` with an explicit look-ahead.
+
+    Raises
+    ------
+    ValueError
+        If the rule has no such form.
+    """
+    if not isinstance(rule, Rule) or rule.ahead is None:
+        raise ValueError(f"lookahead=True: rule {rule} has no look-ahead form; pytorch, classical and ema have one")
+    return LookAhead(
+        rule=rule,
+        name=f"{rule.name}_lookahead",
+        state=(*rule.state, ("point", "param")),
+        hyper=(*rule.hyper, "lr_next", "momentum_next"),
+        derived=rule.derived,
+        defaults={**rule.defaults, "lr_next": "lr", "momentum_next": "momentum"},
+        ranges=rule.ranges,
+        first=rule.first,
+        formula=f"{rule.formula}, g taken at the point",
+        gradient_at=2,
+    )
