@@ -1,0 +1,117 @@
+"""The kernels as plain Python, one statement at a time: what compiled code does can be followed, and counted, here.
+
+Only the few operations that Python cannot say (reading memory, vector registers) are replaced; all else is the text
+that is compiled.
+"""
+
+import ctypes
+
+import numpy as np
+import pytest
+from oracles import RULES, assert_same_bits, rest, update
+
+import fastmomentum as fm
+from fastmomentum import backends
+from fastmomentum.backends import cpu, headers, norms
+
+
+def views_in_python(kinds):
+    def views(table, row, column, size):
+        def array(address, kind):
+            buffer = (ctypes.c_char * (int(size) * kind.dtype.bitwidth // 8)).from_address(int(address))
+            return np.frombuffer(buffer, f"f{kind.dtype.bitwidth // 8}")
+
+        return tuple(array(table[row, column + i], kind) for i, kind in enumerate(kinds))
+
+    return views
+
+
+def spans_in_python(arrays):
+    starts = [a.__array_interface__["data"][0] for a in arrays]
+    return tuple(x for start, a in zip(starts, arrays, strict=True) for x in (start, start + a.nbytes))
+
+
+def add_rows_in_python(lanes, values, rows):
+    for row in values[: rows * norms.LANES].reshape(rows, norms.LANES).astype(np.float64):
+        lanes += row * row
+
+
+@pytest.fixture(autouse=True)
+def in_python(monkeypatch):
+    monkeypatch.setattr(backends, "_kept", {})
+    for module in (cpu, norms):
+        monkeypatch.setattr(module, "compiled", lambda function, signature: function)
+        monkeypatch.setattr(module, "make_views", views_in_python)
+    monkeypatch.setattr(cpu, "to_fixed_tuple", lambda row, length: tuple(row[:length]))
+    monkeypatch.setattr(cpu, "spans", spans_in_python)
+    monkeypatch.setattr(norms, "_add_rows", add_rows_in_python)
+    monkeypatch.setattr(headers, "_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
+    monkeypatch.setattr(headers, "_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_kernels_in_python_have_the_bits_of_numpy(rule, dtype):
+    rng = np.random.default_rng(22)
+    params = [rng.standard_normal(n).astype(dtype) for n in (5, 0, 3)]
+    alone = params[0].copy()
+    want = [(p, rest(rule, p)) for p in (params[0].copy(), params[2].copy())]
+    state = None if rule == "sgd" else rest(rule, alone)
+    opt = fm.Momentum(params, rule=rule, lr=0.1, momentum=0.5)
+    for _ in range(3):
+        grads = [rng.standard_normal(p.size).astype(dtype) for p in params]
+        opt.step(grads)
+        fm.step(alone, state, grads[0], rule=rule, lr=0.1, momentum=0.5)
+        pairs = zip(want, (grads[0], grads[2]), strict=True)
+        want = [update(rule, p, s, g, dtype, lr=0.1, momentum=0.5) for (p, s), g in pairs]
+    for found, (expected, _) in zip((params[0], params[2]), want, strict=True):
+        assert_same_bits(found, expected)
+    assert_same_bits(alone, want[0][0])
+
+
+def test_the_look_at_arrays_in_python_finds_every_change():
+    params = [np.ones((2, 3)), np.ones(4), np.ones(2)]
+    grads = [np.ones((2, 3)), np.ones(4), None]
+    opt = fm.Momentum(params, lr=0.5)
+    opt.step(grads)
+    opt.step([np.ones((2, 3)), np.ones(4), None])  # elsewhere in memory
+    before = [p.copy() for p in params]
+    read_only, base = np.ones(4), np.ones(100)
+    read_only.flags.writeable = False
+    for bad in (
+        [np.ones((3, 2)), *grads[1:]],
+        [np.ones(6), *grads[1:]],
+        [grads[0], np.ones(4, np.float32), None],
+        [grads[0], np.ones(8)[::2], None],
+        [grads[0], np.ones(4, ">f8"), None],
+        [grads[0], [1.0] * 4, None],
+        [grads[0], params[1], None],
+        [params[1].repeat(2)[:6].reshape(2, 3), opt.velocity[0].reshape(-1)[1:5], None],
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"grads\[[01]\]"):
+            opt.step(bad)
+    params[0].flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        opt.step(grads)
+    params[0].flags.writeable = True
+    for p, copy in zip(params, before, strict=True):
+        assert_same_bits(p, copy)
+    opt.step([grads[0], read_only, None])
+    opt.step([grads[0], base[3:7], np.ones(2)])  # an array that had none before
+    assert opt.steps == 4
+    with pytest.raises(ValueError, match="shares"):
+        fm.step(params[1], params[1], grads[1], lr=0.1)
+
+
+def test_the_norm_in_python_is_the_reference_s():
+    rng = np.random.default_rng(23)
+    found = []
+    for backend in ("cpu", "numpy"):
+        rng = np.random.default_rng(23)
+        params = [np.zeros(100), np.zeros(33), np.zeros(norms.CHUNK + 5)]
+        opt = fm.Momentum(params, lr=1.0, max_norm=0.5, backend=backend)
+        opt.step([rng.standard_normal(p.size) for p in params])
+        with pytest.raises(TypeError, match="grads"):
+            opt.step([np.ones(100, np.float32), None, None])
+        found.append(np.concatenate(params))
+    assert_same_bits(*found)
