@@ -119,6 +119,10 @@ def with_options(rule: Update, options: frozenset[str], nesterov: bool = False, 
         raise ValueError("lookahead=True: expected nesterov=False, the folded form of the same method; got both")
     if nesterov:
         rule = _in_another_form(rule, _nesterov_form)
+    if lookahead and isinstance(rule, Chain) and rule.behind:
+        raise ValueError(
+            f"lookahead=True: expected no stage behind the rule, where the point is left behind; got {rule}"
+        )
     if lookahead:
         rule = _in_another_form(rule, look_ahead)
     stages = [stage for stage in OPTIONS if stage.name in options]

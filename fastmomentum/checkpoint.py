@@ -10,11 +10,13 @@ A saved state is a dict:
     resets          a list of (step, reason, scope)
     groups          for each group, its settings and how many arrays it has; None stands for a function of the step,
                     which is to be given again
+    functions       for lr and momentum, for each group, the number of its function of the step, or None: equal numbers
+                    were the same function
     started         for each array, whether it has had its first step
     state           for each array, a list of its state slots (copies), the look-ahead point among them
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,11 @@ from fastmomentum.groups import SCHEDULED, WHOLE, Group
 from fastmomentum.rules import find, names
 
 SCHEMA = 1
+KEYS = (
+    *("schema", "rule", "made_of", "steps", "skipped", "skip_nonfinite"),
+    *("resets", "groups", "functions", "started", "state"),
+)
+ARRAYS = "number of arrays"  # among a group's settings, where no hyper-parameter can be called so
 
 
 def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
@@ -38,8 +45,9 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
         "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in resets],
         "groups": [
-            _settings(group) | {"arrays": engine.group_of.count(number)} for number, group in enumerate(engine.groups)
+            _settings(group) | {ARRAYS: engine.group_of.count(number)} for number, group in enumerate(engine.groups)
         ],
+        "functions": {name: _numbered([group.settings[name] for group in engine.groups]) for name in SCHEDULED},
         "started": list(engine.started),
         "state": [[slot.copy() for slot in state] for state in engine.states],
     }
@@ -56,6 +64,13 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
     check_fits(saved, like=pack(engine, ()))
     skip = checks.switch("skip_nonfinite", saved["skip_nonfinite"])
     groups = [_continued(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
+    for name in WHOLE:
+        if len({repr(group.settings.get(name)) for group in groups}) > 1:
+            raise ValueError(f"state_dict: expected one {name} for all groups; got several")
+    if any(group.update.state != engine.update.state for group in groups):
+        raise ValueError(
+            "state_dict: expected the state of this optimiser's rule; got lookahead where it has none, or none"
+        )
     engine.check_groups(groups, saved["steps"])
     before = engine.steps, engine.skipped, engine.skip_nonfinite
     with engine.alone():
@@ -76,7 +91,7 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
 def _continued(group: Group, saved: Mapping[str, Any]) -> Group:
     """A group with the saved settings and no others, but for the rule and the functions of the step."""
     mine = {name: group.settings[name] for name in ("rule", *SCHEDULED) if name == "rule" or saved[name] is None}
-    return Group({name: value for name, value in saved.items() if name != "arrays"} | mine)
+    return Group({name: value for name, value in saved.items() if name != ARRAYS} | mine)
 
 
 def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: Any) -> dict[str, Any]:
@@ -84,14 +99,11 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
 
     `rule`, and the functions of the step in `again`, are those that could not be saved.
     """
-    groups = [{name: value for name, value in settings.items() if name != "arrays"} for settings in saved["groups"]]
-    for name, function in again.items():
-        needed = any(settings[name] is None for settings in groups)
-        if needed != (function is not None):
-            expected = "the function of the step that the saved run had" if needed else "nothing, as it was saved"
-            raise TypeError(f"{name}: expected {expected}; got {checks.shown(function)}")
-        for settings in groups:
-            settings[name] = function if settings[name] is None else settings[name]
+    _check_outline(saved)
+    groups = [{name: value for name, value in settings.items() if name != ARRAYS} for settings in saved["groups"]]
+    for name, given in again.items():
+        for settings, function in zip(groups, _functions(name, given, saved["functions"][name])):
+            settings[name] = settings[name] if function is None else function
     whole = {"rule": saved["rule"] if rule is None else rule, "skip_nonfinite": saved["skip_nonfinite"]}
     if rule is None and whole["rule"] not in names():
         raise TypeError(
@@ -100,7 +112,7 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
     if len(groups) == 1:
         return {"params": params, **whole, **groups[0]}
     arrays = [params] if isinstance(params, np.ndarray) else params
-    counts = [settings["arrays"] for settings in saved["groups"]]
+    counts = [settings[ARRAYS] for settings in saved["groups"]]
     rest = iter(checks.sequence("params", arrays, sum(counts)))
     parts = [
         {"params": [next(rest) for _ in range(count)]}
@@ -109,6 +121,33 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
     ]
     whole |= {name: groups[0][name] for name in WHOLE if name in groups[0]}
     return {"params": parts, "lr": groups[0]["lr"], **whole}
+
+
+def _functions(name: str, given: Any, numbers: Sequence[int | None]) -> list[Any]:
+    """One function or None for each group, from what the user passes again."""
+    distinct = set(numbers) - {None}
+    if isinstance(given, list):
+        functions = checks.sequence(name, given, len(numbers))
+    elif len(distinct) > 1:
+        raise TypeError(f"{name}: expected a list of {len(numbers)}, as groups had different functions of the step")
+    else:
+        functions = [None if number is None and distinct else given for number in numbers]
+    for number, function in zip(numbers, functions):
+        if (number is None) != (function is None) or not (function is None or callable(function)):
+            expected = (
+                "nothing, as it was saved" if number is None else "the function of the step that the saved run had"
+            )
+            raise TypeError(f"{name}: expected {expected}; got {checks.shown(function)}")
+    return functions
+
+
+def _numbered(values: Sequence[Any]) -> list[int | None]:
+    """A number for each function among the values, equal for the same; None for what is none."""
+    seen: list[Any] = []
+    for value in values:
+        if callable(value) and value not in seen:
+            seen.append(value)
+    return [seen.index(value) if callable(value) else None for value in values]
 
 
 def _settings(group: Group) -> dict[str, Any]:
@@ -127,11 +166,23 @@ def check_fits(saved: Mapping[str, Any], like: Mapping[str, Any]) -> None:
     """
     if not isinstance(saved, Mapping):
         raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.shown(saved)}")
-    keys = [f"{key}: missing" for key in like if key not in saved]
-    keys += [f"{key}: unknown" for key in saved if key not in like]
-    differences = keys or list(_malformed(saved)) or list(_differences(saved, like))
-    if differences:
-        raise ValueError("state_dict does not fit this optimiser:\n  " + "\n  ".join(differences))
+    _check_outline(saved)
+    _refuse(_differences(saved, like))
+
+
+def _check_outline(saved: Mapping[str, Any]) -> None:
+    """Refuse what is not of the form that pack() gives, of this schema."""
+    _refuse([f"schema: expected {SCHEMA}; got {saved['schema']!r}"] if saved.get("schema", SCHEMA) != SCHEMA else ())
+    _refuse(
+        [f"{key}: missing" for key in KEYS if key not in saved]
+        + [f"{key}: unknown" for key in saved if key not in KEYS]
+    )
+    _refuse(_malformed(saved))
+
+
+def _refuse(differences: Iterable[str]) -> None:
+    if listed := list(differences):
+        raise ValueError("state_dict does not fit this optimiser:\n  " + "\n  ".join(listed))
 
 
 def _malformed(saved: Mapping[str, Any]) -> Iterator[str]:
@@ -142,26 +193,29 @@ def _malformed(saved: Mapping[str, Any]) -> Iterator[str]:
     forms: dict[str, Callable[[Any], bool]] = {
         "resets": lambda reset: isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str],
         "groups": lambda group: (
-            isinstance(group, Mapping) and {"arrays", *SCHEDULED} <= group.keys() and "rule" not in group
+            isinstance(group, Mapping) and {ARRAYS, *SCHEDULED} <= group.keys() and "rule" not in group
         ),
         "started": lambda started: isinstance(started, bool),
         "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
     }
+    functions = saved["functions"]
+    if not isinstance(functions, Mapping) or not all(isinstance(functions.get(name), list) for name in SCHEDULED):
+        yield f"functions: expected a list for each of {', '.join(SCHEDULED)}; got {checks.shown(functions)}"
     for key, is_right in forms.items():
         if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
             yield f"{key}: expected a list as state_dict() gives it; got {checks.shown(saved[key])}"
 
 
 def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("schema", "rule", "made_of"):
+    for key in ("rule", "made_of"):
         if saved[key] != like[key]:
             yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
     for key in ("groups", "started", "state"):
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
     for number, (theirs, ours) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
-        if theirs.get("arrays") != ours["arrays"]:
-            yield f"groups[{number}]: expected {ours['arrays']} arrays; got {theirs.get('arrays')}"
+        if theirs.get(ARRAYS) != ours[ARRAYS]:
+            yield f"groups[{number}]: expected {ours[ARRAYS]} arrays; got {theirs.get(ARRAYS)}"
         for name in SCHEDULED:
             if theirs.get(name) is None and ours[name] is not None:
                 yield f"groups[{number}]: {name} was a function of the step, and is to be given again; got {ours[name]}"

@@ -100,7 +100,8 @@ def convert(
     lr, momentum, dampening : float
         Those of the source; dampening is pytorch's, on either side.
     param : ndarray, or list of ndarray, optional
-        The parameter, needed where one side keeps positions, or nothing.
+        The parameter, needed where one side keeps positions, or nothing; from a look-ahead form to nesterov_positions
+        its point, which is that rule's parameter.
 
     Returns
     -------
@@ -129,6 +130,8 @@ def convert(
     tau = checks.number("dampening", dampening, RANGES["dampening"])
     if tau and not {"pytorch", "pytorch_lookahead"} & set(names):
         raise ValueError(f"dampening: expected 0, as {names[0]} and {names[1]} have none; got {dampening}")
+    if tau and (mu == 0.0 or "sgd" in names):
+        raise ValueError(f"dampening: expected 0 without momentum, where Momentum leaves it out; got {dampening}")
     if old.method != new.method:
         raise ValueError(
             f"target: expected a rule of {old.method}'s method, as {names[0]!r} is; got {names[1]!r}, {new.method}'s, "
@@ -145,21 +148,34 @@ def convert(
         )
     if new.share(mu, tau) == 0.0:
         raise ValueError(f"target: expected a rule that takes some of the gradient; {names[1]!r} takes 0 of it")
-    rate = lr * old.share(mu, tau) / new.share(mu, tau)
-    if new.divides and rate == 0.0:
+    alpha = lr * old.share(mu, tau)
+    rate = alpha / new.share(mu, tau)
+    if new.divides and alpha == 0.0:
         raise ValueError(f"lr: expected > 0, as the velocity of {names[1]!r} is the displacement over lr; got {lr}")
+    if not np.isfinite(rate) or (rate == 0.0) != (lr == 0.0 or old.share(mu, tau) == 0.0):
+        raise ValueError(
+            f"lr: expected a rate that a double can hold for {names[1]!r}; got {lr}, which comes to {rate}"
+        )
 
     def one(kept: Any, at: Any) -> Any:
+        if old.keeps != NOTHING:
+            kept = checks.array("state", kept, write=False)
         if {old.keeps, new.keeps} == {"velocity"}:
             at = kept
         elif at is None:
             keeps = new.keeps if old.keeps == "velocity" else old.keeps
             raise TypeError(f"param: expected the parameter, as one of the two rules keeps {keeps}; got None")
         at = checks.array("param", at, write=False)
-        kept = at if old.keeps == NOTHING else checks.array("state", kept, like=at, write=False)
-        p = at.astype(np.float64)
-        found = new.state(old.displacement(kept.astype(np.float64), p, lr, mu), p, rate, mu)
-        return found if found is None else found.astype(at.dtype)
+        if old.keeps == NOTHING:
+            kept = at
+        checks.array("state", kept, like=at, write=False)
+        with np.errstate(all="ignore"):
+            p = at.astype(np.float64)
+            found = new.state(old.displacement(kept.astype(np.float64), p, lr, mu), p, rate, mu)
+            found = None if found is None else found.astype(at.dtype)
+        if found is not None and not np.isfinite(found).all() and np.isfinite(kept).all() and np.isfinite(at).all():
+            raise ValueError(f"state: expected one that {at.dtype} can hold for {names[1]!r}; it came to an infinity")
+        return found
 
     return _each(one, state, param), rate, mu
 
@@ -176,7 +192,12 @@ def _name(side: str, rule: str | Update) -> str:
     if isinstance(rule, str) and rule in FORMS:
         return rule
     update = find(rule)
-    name = (update.rule if isinstance(update, Chain) else update).name
-    if name not in FORMS:
+    if isinstance(update, Chain):
+        if update.proximal or update.behind or any(stage.kind != "gradient" for stage in update.before):
+            raise ValueError(
+                f"{side}: expected at most gradient stages around the rule; got {update}, which moves p itself"
+            )
+        update = update.rule
+    if update.name not in FORMS or find(update.name).structure != update.structure:
         raise ValueError(f"{side}: expected one of {', '.join(FORMS)}; got {update}, whose method is not known")
-    return name
+    return update.name

@@ -185,9 +185,14 @@ class Engine:
         rule = self.update.rule if isinstance(self.update, Chain) else self.update
         if not isinstance(rule, LookAhead):
             return
-        for i in which:
-            param, (velocity, point), group = self._params[i], self.states[i], self.groups[self.group_of[i]]
-            point[...] = rule.ahead(param, velocity, *(param.dtype.type(group.value(n, self.steps)) for n in SCHEDULED))
+        points = {}
+        with np.errstate(all="ignore"):
+            for i in which:
+                param, velocity, group = self._params[i], self.states[i][0], self.groups[self.group_of[i]]
+                values = (param.dtype.type(group.value(name, self.steps)) for name in SCHEDULED)
+                points[i] = rule.ahead(param, velocity, *values)
+        for i, point in points.items():
+            self.states[i][1][...] = point
 
     def _build(self, grads: Sequence[Any]) -> list[Array | None]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
@@ -215,7 +220,8 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         made = ("_params", "_launch", "_active", "_ready", "_watched", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in made}
+        with self.alone():
+            return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)

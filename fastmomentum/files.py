@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from secrets import token_hex
+from shutil import copymode
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,19 @@ META = "meta"
 
 def write(path: str | PathLike[str], saved: Mapping[str, Any]) -> None:
     """Write a saved state (see :mod:`fastmomentum.checkpoint`) in place of what the path held."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link, what it points to
     arrays = {f"state_{i}_{j}": slot for i, state in enumerate(saved["state"]) for j, slot in enumerate(state)}
     meta = {name: value for name, value in saved.items() if name != "state"}
     meta["slots"] = [len(state) for state in saved["state"]]
     arrays[META] = np.frombuffer(json.dumps(meta, default=_as_number).encode(), np.uint8)
-    part = path.with_name(f".{path.name}-{os.getpid()}-{token_hex(4)}.part")
+    part = path.with_name(f".{token_hex(8)}.part")
     try:
         with open(part, "xb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            copymode(path, part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -68,10 +71,9 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _as_number(value: Any) -> Any:
-    """A NumPy scalar or 0-d array as the Python number that it holds."""
-    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
-        return value.item()
-    return float(value)
+    """A number of NumPy's, or another, as one of Python's that JSON has."""
+    item = value.item() if isinstance(value, np.generic) else value
+    return item if isinstance(item, bool | int | float) else float(item)
 
 
 def _sync_folder(folder: Path) -> None:

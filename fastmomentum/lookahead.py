@@ -62,6 +62,8 @@ def look_ahead(rule: Update) -> LookAhead:
     """
     if not isinstance(rule, Rule) or rule.ahead is None:
         raise ValueError(f"lookahead=True: rule {rule} has no look-ahead form; pytorch, classical and ema have one")
+    if len(rule.state) != 1 or not {"lr", "momentum"} <= set(rule.parameters):
+        raise ValueError(f"lookahead=True: expected a rule with one state slot, lr and momentum; got {rule}")
     return LookAhead(
         rule=rule,
         name=f"{rule.name}_lookahead",

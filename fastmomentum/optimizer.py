@@ -27,12 +27,13 @@ class Momentum(Resumable):
     lr, momentum : float, or callable
         As for step(); a callable gets the number of the update to come, from 0, and returns the value for it.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
-        As for step(). Where momentum is a function of the step, a folded Nesterov rule gets its next value too.
+        As for step(). Where momentum is a function of the step, a folded Nesterov rule gets its next value too
+        (so does a look-ahead, with lr's): the function is asked for one step beyond the last.
     max_norm : float, optional
         Clip the Euclidean norm of all gradients together, as given: they enter the update times
         f = min(1, max_norm / (norm + 1e-6)), which is torch's clip_grad_norm_ without its writing to them. The norm is
-        summed in double precision by a fixed tree within each array, then over the arrays in order. If it is not
-        finite, neither is the update.
+        summed in double precision by a fixed tree within each array, then over the arrays in order. As in torch, a
+        NaN makes the factor NaN, and an infinity (also of float64 squares, from 1e154 on) makes it 0.
     skip_nonfinite : bool
         Leave the whole update out, state, counts and all, if any gradient holds a NaN or an infinity; :attr:`skipped`
         counts these.
@@ -146,7 +147,11 @@ class Momentum(Resumable):
 
     @property
     def point(self) -> Any:
-        """Where to take the next gradient: the parameters themselves, unless there is a look-ahead."""
+        """Where to take the next gradient: the parameters themselves, unless there is a look-ahead.
+
+        A step, reset() and assigning lr or momentum put it right. What else is written, to the parameters or to the
+        velocity, does not: assign ``opt.lr = opt.lr`` then.
+        """
         at = self._engine.update.gradient_at
         return self._one_or_all([state[at - 1] for state in self._engine.states]) if at else self.params
 

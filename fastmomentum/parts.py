@@ -81,7 +81,9 @@ class Part:
     @property
     def description(self) -> str:
         """What tells it from others in a saved state: names and defaults, as code cannot be saved."""
-        return f"{' '.join(function.__qualname__ for function in self.functions)} {dict(self.defaults)}"
+        who = self.name or " ".join(function.__qualname__ for function in self.functions)
+        defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
+        return f"{who}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
 
     def _check_record(self) -> None:
         """Refuse a record whose names do not fit each other."""

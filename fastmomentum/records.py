@@ -55,6 +55,11 @@ class Update(Part):
         """The names of the state slots."""
         return tuple(slot for slot, _ in self.state)
 
+    @property
+    def description(self) -> str:
+        """See :class:`Part`."""
+        return f"{super().description}, state {[tuple(slot) for slot in self.state]}"
+
     def build(self, wrap: Wrap = as_it_is) -> Function:
         """The scalar function ``(p, *state, g, *hyper) -> (p, *state)``, its parts put through `wrap`."""
         raise NotImplementedError

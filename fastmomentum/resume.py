@@ -1,6 +1,6 @@
 """Taking up a run where it stopped: the saved state as a dict and as a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple, Self
 
@@ -28,7 +28,8 @@ class Resumable:
 
         See :mod:`fastmomentum.checkpoint` for what it holds.
         """
-        return checkpoint.pack(self._engine, self._resets)
+        with self._engine.alone():
+            return checkpoint.pack(self._engine, self._resets)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned; the parameters are left as they are.
@@ -61,8 +62,8 @@ class Resumable:
         params: Any,
         *,
         rule: str | Update | None = None,
-        lr: Callable[[int], float] | None = None,
-        momentum: Callable[[int], float] | None = None,
+        lr: Any = None,
+        momentum: Any = None,
         backend: str | None = None,
         threads: int = 1,
     ) -> Self:
@@ -76,8 +77,9 @@ class Resumable:
             All groups' parameters, flat and in order; groups and settings come from the file.
         rule : Rule or chain, optional
             Needed where the saved one is not known by a name.
-        lr, momentum : callable, optional
-            The functions of the step, where the saved run had any: these cannot be saved.
+        lr, momentum : callable, or list of callable and None, optional
+            The functions of the step, where the saved run had any: these cannot be saved. A list has an entry for each
+            group; one function serves all groups that had one, if they had the same.
         backend, threads
             As for the constructor; these are not saved.
 

@@ -40,6 +40,13 @@ def settle(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
     chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
     nesterov, maximize, lookahead = (checks.switch(name, chosen.pop(name)) for name in SWITCHES)
     update = with_options(find(rule), frozenset(), nesterov, lookahead)
+    for name in ("lr_next", "momentum_next"):
+        if lookahead and name in chosen:
+            raise ValueError(
+                f"{name}: expected to follow from lr and momentum where lookahead=True; got {chosen[name]!r}"
+            )
+    if chosen["max_norm"] is not None and "max_norm" in update.parameters:
+        raise ValueError(f"max_norm: expected of a rule that has no hyper-parameter of this name; {update} has one")
     for name, off in OFF.items():
         value = chosen[name]
         if value is not off and checks.number(name, value, RANGES[name]) != off:

@@ -12,6 +12,7 @@ import pytest
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
+from fastmomentum import checkpoint
 
 SHAPES = ((3, 4), (17,), ())
 
@@ -253,3 +254,82 @@ def test_a_file_brings_back_options_that_were_off():
     opt.load_state_dict(fm.Momentum(np.ones(3), lr=0.1).state_dict())
     opt.step(np.full(3, 10.0))
     np.testing.assert_array_equal(opt.velocity, 10.0)
+
+
+def test_groups_with_functions_of_their_own_are_resumed_by_a_list(tmp_path):
+    path, params = tmp_path / "run.npz", [np.ones(2), np.ones(2), np.ones(2)]
+    groups = [{"params": params[0], "lr": falling}, {"params": params[1], "lr": annealed}, {"params": params[2]}]
+    fm.Momentum(groups, lr=0.25).save(path)
+    assert fm.Momentum.load(path, params, lr=[falling, annealed, None]).lr == [0.1, 0.5, 0.25]
+    for wrong in (falling, [falling, annealed], [falling, None, annealed], [falling, annealed, falling]):
+        with pytest.raises((TypeError, ValueError), match="lr: expected"):
+            fm.Momentum.load(path, params, lr=wrong)
+    fm.Momentum([groups[0], {"params": params[1], "lr": falling}, groups[2]], lr=0.25).save(path)
+    assert fm.Momentum.load(path, params, lr=falling).lr == [0.1, 0.1, 0.25]
+
+
+def test_hyper_parameters_of_any_name_and_number_come_back(tmp_path):
+    rule = fm.Rule(
+        lambda p, v, g, lr, mu, arrays, more: (p - lr * arrays * g, mu * v + more),
+        hyper=("lr", "momentum", "arrays", "more"),
+    )
+    opt = fm.Momentum(p := np.ones(3), rule=rule, lr=np.longdouble("0.5"), arrays=3, more=np.float16(0.5))
+    opt.save(tmp_path / "run.npz")
+    again = fm.Momentum.load(tmp_path / "run.npz", q := np.ones(3), rule=rule)
+    for each in (opt, again):
+        each.step(np.ones(3))
+    assert_same_bits(p, q)
+    np.testing.assert_array_equal(p, -0.5)
+
+
+def test_a_link_and_the_mode_of_a_file_stay_as_they_are(tmp_path):
+    target, link = tmp_path / "target.npz", tmp_path / "link.npz"
+    opt = fm.Momentum(np.ones(3), lr=0.1)
+    opt.save(target)
+    target.chmod(0o640)
+    link.symlink_to(target)
+    opt.step(np.ones(3))
+    opt.save(link)
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert fm.Momentum.load(target, np.ones(3)).steps == 1
+    opt.save(tmp_path / ("n" * 250))
+
+
+def test_a_file_of_another_schema_is_refused_as_such(tmp_path, monkeypatch):
+    path = tmp_path / "run.npz"
+    monkeypatch.setattr(checkpoint, "SCHEMA", 2)
+    fm.Momentum(np.ones(3), lr=0.1).save(path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="schema: expected 1; got 2"):
+        fm.Momentum.load(path, np.ones(3))
+
+
+@pytest.mark.parametrize("change", [{"lookahead": False}, {"lookahead": True}, {"max_norm": None}, {"max_norm": 3.0}])
+def test_settings_of_the_whole_must_be_those_of_all_groups(change):
+    ((name, value),) = change.items()
+    settings = {"lookahead": {"lookahead": value is False}, "max_norm": {"max_norm": 1.0}}[name]
+    groups = [{"params": np.ones(2)}, {"params": np.ones(2)}]
+    opt = fm.Momentum(groups, lr=0.1, **settings)
+    saved = opt.state_dict()
+    saved["groups"][1][name] = value
+    with pytest.raises(ValueError, match=f"expected one {name}"):
+        opt.load_state_dict(saved)
+    if name == "lookahead":
+        saved["groups"][0][name] = value
+        with pytest.raises(ValueError, match="lookahead"):
+            opt.load_state_dict(saved)
+    opt.step([np.ones(2), np.ones(2)])
+
+
+def test_a_state_is_not_taken_while_a_step_is_under_way():
+    def during(step):
+        if opt is not None:
+            with pytest.raises(RuntimeError, match="one caller at a time"):
+                opt.state_dict()
+        return 0.1
+
+    opt = None
+    opt = fm.Momentum(np.ones(2), lr=during)
+    opt.step(np.ones(2))
+    assert opt.steps == 1

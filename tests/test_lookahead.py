@@ -133,6 +133,12 @@ def test_look_ahead_composes_with_chains_and_options():
         ({"rule": "pytorch_nesterov"}, "no look-ahead form"),
         ({"rule": fm.chain(fm.stages.scale(1.0), "nesterov_positions")}, "no look-ahead form"),
         ({"lookahead": 1}, "lookahead: expected True or False"),
+        ({"momentum_next": 0.5}, "momentum_next: expected to follow"),
+        ({"rule": fm.chain("pytorch", fm.stages.decoupled_weight_decay(1.0))}, "no stage behind the rule"),
+        (
+            {"rule": fm.Rule(lambda p, v, g, lr: (p - lr * g, v), hyper=("lr",), ahead=lambda p, v, lr, mu: p)},
+            "one state",
+        ),
     ],
     ids=str,
 )
@@ -158,3 +164,13 @@ def test_a_momentum_next_given_by_the_user_is_used():
     q = START.copy()
     fm.Momentum(q, rule="classical", nesterov=True, lr=0.1, momentum=annealed, momentum_next=0.75).step(H)
     assert_same_bits(q, p)
+
+
+def test_an_overflowing_point_warns_of_nothing_and_is_whole():
+    p = START.copy()
+    opt = fm.Momentum(p, lr=0.1, lookahead=True)
+    opt.step(np.full(3, 1e308))
+    with np.errstate(all="raise"):
+        opt.lr = 1e10
+    assert opt.lr == 1e10
+    assert np.isinf(opt.point).all()

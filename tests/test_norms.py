@@ -178,3 +178,14 @@ def test_a_norm_costs_no_array():
             opt.step(g)
 
     assert_allocates_nothing(run)
+
+
+def test_a_rule_with_a_max_norm_of_its_own_is_refused_the_option():
+    rule = fm.Rule(
+        lambda p, v, g, lr, mu, limit: (p - lr * limit * g, mu * v),
+        hyper=("lr", "momentum", "max_norm"),
+        defaults={"max_norm": 1.0},
+    )
+    with pytest.raises(ValueError, match="max_norm: expected of a rule that has no"):
+        fm.Momentum(np.ones(3), rule=rule, lr=0.1, max_norm=3.0)
+    fm.Momentum(np.ones(3), rule=rule, lr=0.1).step(np.ones(3))
