@@ -69,15 +69,16 @@ class Engine:
         """The rule of the first group; the others' have the same state."""
         return self.groups[0].update
 
-    def step(self, grads: Sequence[Any]) -> None:
-        """One update; a refused one changes nothing."""
+    def step(self, grads: list[Any]) -> None:
+        """One update by a list that nobody else has; a refused one changes nothing.
+
+        The list keeps the gradients alive while the kernel, which holds no lock, runs.
+        """
         if not self._lock.acquire(False):
             raise busy()
         try:
-            # A list of our own, read once, keeps the gradients alive while the kernel, which holds no lock, runs.
-            held = list(grads) if type(grads) is list else checks.sequence("grads", grads, len(self.given))
-            if not (self._ready and len(held) == len(self.given) and self._run(held)):
-                self._step_anew(checks.sequence("grads", held, len(self.given)))
+            if not (self._ready and len(grads) == len(self.given) and self._run(grads)):
+                self._step_anew(checks.sequence("grads", grads, len(self.given)))
         finally:
             self._lock.release()
 

@@ -118,7 +118,10 @@ class Momentum(Resumable):
             If a gradient, or meanwhile a parameter, is not as it must be, or a function of the step returns a value
             out of range; nothing has been changed then.
         """
-        self._engine.step([grads] if self._single else grads)
+        if self._single:
+            self._engine.step([grads])
+        else:
+            self._engine.step(list(grads) if type(grads) is list else checks.sequence("grads", grads, len(self.params)))
 
     @property
     def params(self) -> Any:
