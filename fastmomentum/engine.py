@@ -13,7 +13,7 @@ from fastmomentum import checks
 from fastmomentum.checks import Array
 from fastmomentum.compose import Chain
 from fastmomentum.groups import SCHEDULED, Group, Layout
-from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch, RowOf
+from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch, RowOf, is_finite
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.records import Update
 
@@ -228,11 +228,6 @@ class Engine:
         self.__dict__.update(kept)
         self._lock = Lock()
         self._build([None] * len(self.given))
-
-
-def is_finite(squares: float, grads: Sequence[Any]) -> bool:
-    """Whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
-    return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
 
 
 def busy() -> RuntimeError:

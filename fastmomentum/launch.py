@@ -1,5 +1,6 @@
 """From an optimiser's arrays to the fewest calls of kernels."""
 
+import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial, reduce
 from itertools import groupby
@@ -162,6 +163,11 @@ class CompiledLaunch:
             if not call(id(grads)):
                 return False
         return True
+
+
+def is_finite(squares: float, grads: Sequence[Any]) -> bool:
+    """Whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
+    return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
 
 
 def in_order(values: Iterable[float]) -> float:
