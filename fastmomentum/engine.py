@@ -139,7 +139,8 @@ class Engine:
                 self.groups = before
                 raise
         self._ready = False
-        self._max_norm = groups[0].settings.get("max_norm")
+        limit = groups[0].settings.get("max_norm")
+        self._max_norm = None if limit is None else float(limit)  # NumPy's float32 would make the factor one
         self._measures = self.skip_nonfinite or self._max_norm is not None
         self.look_ahead(range(len(self.given)))
 
@@ -190,7 +191,7 @@ class Engine:
         with np.errstate(all="ignore"):
             for i in which:
                 param, velocity, group = self._params[i], self.states[i][0], self.groups[self.group_of[i]]
-                values = (param.dtype.type(group.value(name, self.steps)) for name in SCHEDULED)
+                values = (param.dtype.type(float(group.value(name, self.steps))) for name in SCHEDULED)
                 points[i] = rule.ahead(param, velocity, *values)
         for i, point in points.items():
             self.states[i][1][...] = point

@@ -96,7 +96,7 @@ class Rule(Update):
 
     Examples
     --------
-    Quasi-hyperbolic momentum (Ma and Yarats 2019, eq. 3 and 4), with a hyper-parameter ν of its own:
+    Quasi-hyperbolic momentum (Ma and Yarats 2019), with a hyper-parameter ν of its own:
 
     >>> import numpy as np, fastmomentum as fm
     >>> def qhm(p, v, g, lr, beta, keep, nu, direct):

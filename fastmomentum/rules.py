@@ -139,14 +139,14 @@ ema_nesterov = Rule(
 """Nesterov's form of the exponential average."""
 
 heavy_ball = PositionRule(_heavy_ball, name="heavy_ball", formula="p⁺ = p − lr·g + μ(p − q); q ← p")
-"""Polyak 1964, eq. 9. In float32 far from the origin p − q loses digits (on ½(p − 1000)² with lr 1e-3 it swings
+"""Polyak 1964. In float32 far from the origin p − q loses digits (on ½(p − 1000)² with lr 1e-3 it swings
 by 0.031 for ever, `classical` rests at 0.0024), and whatever else writes to p (a loaded file, a decay) looks like
 velocity to it."""
 
 nesterov_positions = PositionRule(
     _nesterov_positions, name="nesterov_positions", formula="x⁺ = p − lr·g; p⁺ = x⁺ + μ(x⁺ − q); q ← x⁺"
 )
-"""FISTA's form of Nesterov's method (Beck and Teboulle 2009, eq. 4.1 to 4.3): gradients are taken at p, the minimising
+"""FISTA's form of Nesterov's method (Beck and Teboulle 2009): gradients are taken at p, the minimising
 sequence is q."""
 
 _named: dict[str, Update] = {

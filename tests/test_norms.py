@@ -189,3 +189,12 @@ def test_a_rule_with_a_max_norm_of_its_own_is_refused_the_option():
     with pytest.raises(ValueError, match="max_norm: expected of a rule that has no"):
         fm.Momentum(np.ones(3), rule=rule, lr=0.1, max_norm=3.0)
     fm.Momentum(np.ones(3), rule=rule, lr=0.1).step(np.ones(3))
+
+
+def test_a_limit_in_float32_is_the_number_that_it_holds():
+    found = []
+    for limit in (np.float32(0.3), float(np.float32(0.3))):
+        opt = fm.Momentum(p := np.zeros(3), rule="sgd", lr=1.0, max_norm=limit)
+        opt.step(np.array([0.1, 0.7, 3.1]))
+        found.append(p)
+    assert_same_bits(*found)

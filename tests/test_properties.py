@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from model import Model
-from oracles import POSITIONS, RULES, assert_same_bits, bits, rest, update, with_options
+from oracles import RULES, assert_same_bits, bits, rest, update, with_options
 
 import fastmomentum as fm
 
@@ -304,4 +304,3 @@ TestSequences = Sequences.TestCase
 TestSequences.settings = settings(
     deadline=None, max_examples=60, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]
 )
-assert set(POSITIONS) <= set(RULES)
