@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmomentum import rules, stages
+    from fastmomentum import rules, stages, theory
     from fastmomentum.chains import chain
     from fastmomentum.conventions import convert
     from fastmomentum.optimizer import Momentum
@@ -25,7 +25,7 @@ _home = {
     "step": "update",
 }
 
-__all__ = ["Momentum", "Rule", "Stage", "__version__", "chain", "convert", "rules", "stages", "step"]
+__all__ = ["Momentum", "Rule", "Stage", "__version__", "chain", "convert", "rules", "stages", "step", "theory"]
 
 
 def __getattr__(name: str) -> Any:

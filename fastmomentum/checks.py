@@ -4,7 +4,7 @@ A refused argument gets a TypeError or a ValueError that names it, says what was
 writes to an array, so a step refused here has changed nothing. NaN and infinite *gradients* are data and pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from numbers import Real
 from typing import Any, NoReturn
@@ -30,6 +30,17 @@ def number(name: str, value: object, allowed: Range) -> float:
         converted = float("nan")
     if converted not in allowed:
         raise ValueError(f"{name}: expected {allowed}; got {shown(value)}")
+    return converted
+
+
+def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
+    """`value`, a number or an array of them, in double precision, if all lie within the range."""
+    if isinstance(value, np.ma.MaskedArray) or (found := np.asarray(value)).dtype.kind not in "iuf":
+        raise TypeError(f"{name}: expected numbers, each {allowed}; got {shown(value)}")
+    converted = found.astype(np.float64)
+    for extreme in (converted.min(), converted.max()) if converted.size else ():
+        if float(extreme) not in allowed:
+            raise ValueError(f"{name}: expected {allowed}; got {float(extreme)!r}")
     return converted
 
 
@@ -59,17 +70,13 @@ def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tu
     Defaults are filled in, derived ones are computed in double precision, and every value must lie in its range both
     before and after the cast.
     """
-    for name in given:
-        if name not in rule.parameters:
-            raise TypeError(f"{name}: rule {rule} takes no such hyper-parameter; it takes {', '.join(rule.parameters)}")
-    values: dict[str, float] = {}
-    for name in rule.parameters:
+    values = settings(rule, given)
+    for name, value in values.items():
         allowed = rule.range_of(name)
-        values[name] = number(name, _given_or_default(rule, name, given), allowed)
         with np.errstate(over="ignore"):
-            cast = dtype.type(values[name])
+            cast = dtype.type(value)
         if float(cast) not in allowed:
-            raise ValueError(f"{name}: expected {allowed}; got {values[name]!r}, which is {cast} in {dtype}")
+            raise ValueError(f"{name}: expected {allowed}; got {value!r}, which is {cast} in {dtype}")
     arguments = rule.arguments(values)
     with np.errstate(over="ignore"):
         row = tuple(dtype.type(value) for value in arguments)
@@ -77,6 +84,14 @@ def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tu
         if np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any()):
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
     return row
+
+
+def settings(rule: Update, given: Mapping[str, object], check: Callable[..., Any] = number) -> dict[str, Any]:
+    """Every hyper-parameter that users give to `rule`, by name, defaults filled in, each put through `check`."""
+    for name in given:
+        if name not in rule.parameters:
+            raise TypeError(f"{name}: rule {rule} takes no such hyper-parameter; it takes {', '.join(rule.parameters)}")
+    return {name: check(name, _given_or_default(rule, name, given), rule.range_of(name)) for name in rule.parameters}
 
 
 def _given_or_default(rule: Update, name: str, given: Mapping[str, object]) -> object:

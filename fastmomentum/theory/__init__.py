@@ -1,0 +1,52 @@
+"""How fast momentum converges, known in advance.
+
+Everything here speaks of the rules that the kernels run: their iteration matrices are read off their own functions.
+
+A rate is exact on quadratics, where a run is the sum of what it does at every eigenvalue of the Hessian, and local
+elsewhere: near the minimum of a smooth function. It says how fast the error falls in the long run, not how large it is;
+at critical damping, where the optimal tunings lie, the error grows like t·ρ^t before it falls. :func:`iterations` and
+:func:`certificate` take that in.
+"""
+
+from fastmomentum.theory.averages import bias_corrected, effective_window, ema_weights, terminal_velocity
+from fastmomentum.theory.certificates import certificate
+from fastmomentum.theory.chebyshev import Chebyshev
+from fastmomentum.theory.counts import iterations
+from fastmomentum.theory.methods import Tuning
+from fastmomentum.theory.noise import stationary_variance
+from fastmomentum.theory.ode import Motion, TwoStep, ball, motion, two_step
+from fastmomentum.theory.rates import iteration_matrix, regime, spectral_radius
+from fastmomentum.theory.spectra import Spectrum, Tuned, spectrum, tune
+from fastmomentum.theory.transients import Peak, response, transient, transient_peak
+from fastmomentum.theory.tunings import max_stable_lr, optimal, standard
+
+__all__ = [
+    "Chebyshev",
+    "Motion",
+    "Peak",
+    "Spectrum",
+    "Tuned",
+    "Tuning",
+    "TwoStep",
+    "ball",
+    "bias_corrected",
+    "certificate",
+    "effective_window",
+    "ema_weights",
+    "iteration_matrix",
+    "iterations",
+    "max_stable_lr",
+    "motion",
+    "optimal",
+    "regime",
+    "response",
+    "spectral_radius",
+    "spectrum",
+    "standard",
+    "stationary_variance",
+    "terminal_velocity",
+    "transient",
+    "transient_peak",
+    "tune",
+    "two_step",
+]

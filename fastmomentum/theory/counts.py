@@ -1,0 +1,170 @@
+"""How many iterations a run needs: exactly if its initial error is known, else a bound for every start."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.ranges import FINITE, Range
+from fastmomentum.records import Update
+from fastmomentum.theory.curvatures import Floats, check_spectrum, curvatures
+from fastmomentum.theory.linear import Linear, read
+from fastmomentum.theory.powers import check_affordable, growth, powers, run
+from fastmomentum.theory.rates import ROUNDING, eigenvalues
+
+NEVER = float("inf")
+BLOCK = 1 << 17
+"""Steps times curvatures looked at together."""
+
+
+def iterations(
+    lr: float,
+    momentum: float,
+    spectrum: Any,
+    tol: float,
+    *,
+    rule: str | Update,
+    error: Any = None,
+    **hyper: Any,
+) -> float:
+    """How many steps from rest bring the error of a quadratic down to tol·‖e_0‖.
+
+    With the initial `error` the first t with ‖e_t‖ ≤ tol·‖e_0‖, where e_t is the sum of :func:`response` at every
+    eigenvalue times its initial error: exact. Without it a bound for every start: the step from which on even the worst
+    eigenvalue's response stays ≤ tol.
+
+    Parameters
+    ----------
+    lr, momentum : float
+        α ≥ 0, μ in [0, 1].
+    spectrum : array_like or (m, L)
+        The eigenvalues h > 0 of the Hessian. Two numbers without `error` are the ends of the spectrum, and 256
+        curvatures between them are looked at, too.
+    tol : float
+        In (0, 1).
+    rule : str, Rule or chain
+        A rule that is linear in p, state and g.
+    error : array_like, optional
+        e_0 = p_0 − p* in the eigenbasis: one number for each eigenvalue.
+    **hyper
+        What else the rule declares, and the options of :func:`fastmomentum.step`.
+
+    Returns
+    -------
+    int, or float inf
+        inf where the run does not converge (ρ ≥ 1 at an eigenvalue, with an error there where it is given).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range or the rule is not linear, or the error oscillates for more than some 10⁹ steps.
+
+    Notes
+    -----
+    log(tol)/log(ρ) is neither: it leaves out that the error grows before it decays, which at the optimal tunings
+    (critical damping at both ends of the spectrum) costs a fifth more.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> tuning = fm.theory.optimal(1.0, 100.0, rule="heavy_ball")
+    >>> fm.theory.iterations(tuning.lr, tuning.momentum, [1, 10, 100], 1e-6, rule="heavy_ball", error=[1, 1, 1])
+    92
+    >>> fm.theory.iterations(tuning.lr, tuning.momentum, (1, 100), 1e-6, rule="heavy_ball")
+    95
+    """
+    tol = checks.number("tol", tol, Range(0.0, 1.0, above=True))
+    if tol == 1.0:
+        raise ValueError("tol: expected a number in (0, 1); got 1.0")
+    h = check_spectrum(spectrum)
+    if error is None:
+        h, weight = curvatures(spectrum), None
+    else:
+        weight = checks.numbers("error", error, FINITE)
+        if weight.shape != h.shape:
+            raise ValueError(f"error: expected one number for each of {h.size} eigenvalues; got shape {weight.shape}")
+        h, weight = h[weight != 0.0], weight[weight != 0.0]
+        if not h.size:
+            return 0
+    map = read(rule, checks.number("lr", lr, FINITE), checks.number("momentum", momentum, FINITE), h, hyper)
+    radius = float(np.abs(eigenvalues(map)).max())
+    if radius >= 1.0 - ROUNDING:
+        return NEVER
+    if _only_shrinks(map):
+        return _bisected(map, weight, tol)
+    check_affordable(np.log(tol) / np.log(radius), h.size)
+    return _last_crossing(map, tol, radius) if weight is None else _first_crossing(map, weight, tol)
+
+
+def _only_shrinks(map: Linear) -> bool:
+    """Whether |e_t| provably never grows: one eigenvalue, or two that are ≥ 0 while the steps keep their sign.
+
+    The steps d_t = e_{t+1} − e_t obey the same recurrence: with roots λ₁ ≥ λ₂ ≥ 0 all are ≤ 0 if d_0 ≤ 0 and
+    d_1 ≤ λ₂d_0.
+    """
+    if len(map.names) == 1:
+        return True
+    roots = eigenvalues(map)
+    if len(map.names) > 2 or (roots.imag != 0.0).any() or (roots.real < 0.0).any():
+        return False
+    step = map.matrix @ map.rest - map.rest
+    first, second = step[..., 0], (map.matrix @ step[..., None])[..., 0, 0]
+    return bool((first <= 0.0).all() and (second <= roots[..., 1].real * first).all())
+
+
+def _bisected(map: Linear, weight: Floats | None, tol: float) -> int:
+    matrix = map.matrix
+
+    def small(t: int) -> bool:
+        mantissa, exponent = powers(matrix, np.array(t))
+        found = np.ldexp((mantissa @ map.rest)[..., 0], np.maximum(exponent, -2000))
+        return _is_small(found, weight, tol)
+
+    high = 1
+    while not small(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if small(middle) else (middle, high)
+    return high
+
+
+def _is_small(response: Floats, weight: Floats | None, tol: float) -> bool:
+    if weight is None:
+        return bool((np.abs(response) <= tol).all())
+    return bool(np.linalg.norm(response * weight) <= tol * np.linalg.norm(weight))
+
+
+def _blocks(map: Linear) -> Iterator[tuple[int, Floats]]:
+    """Block after block: the number t of its first step, and e_t, e_{t+1}, …, of shape (steps, curvatures)."""
+    matrix = map.matrix
+    orbit = run(matrix, max(len(map.names), BLOCK // len(matrix)))
+    rows, leap = np.ascontiguousarray(orbit[:, :, 0]), orbit[-1] @ matrix
+    start, x = 0, np.broadcast_to(map.rest, matrix.shape[:-1])
+    while True:
+        yield start, np.einsum("tkn,kn->tk", rows, x)
+        start, x = start + len(rows), np.einsum("kmn,kn->km", leap, x)
+
+
+def _first_crossing(map: Linear, weight: Floats, tol: float) -> int:
+    goal = tol * np.linalg.norm(weight)
+    for start, responses in _blocks(map):
+        reached = np.linalg.norm(responses * weight, axis=1) <= goal
+        if reached.any():
+            return start + int(reached.argmax())
+    raise AssertionError("a run that converges gets there")
+
+
+def _last_crossing(map: Linear, tol: float, radius: float) -> int:
+    count = len(map.names)
+    limit = tol / growth(radius, count)  # below it for so many steps in a row, no response comes back above tol
+    last = 0
+    for start, responses in _blocks(map):
+        sizes = np.abs(responses).max(axis=1)
+        above = np.flatnonzero(sizes > tol)
+        last = start + int(above[-1]) if above.size else last
+        if sizes[-count:].max() <= limit:
+            return last + 1
+    raise AssertionError("a run that converges gets there")

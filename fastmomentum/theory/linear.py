@@ -1,0 +1,161 @@
+"""A rule as a linear map, read off the rule itself.
+
+The function of a rule is applied to linear forms (weighted sums of unit vectors) with the gradient g = h·p + noise.
+What comes back is its iteration matrix on a quadratic of curvature h, and the column with which noise in the gradient
+enters. Nothing is written down a second time: the theory speaks of the very code that the kernels run, also for a rule
+that a user adds, as long as it is linear in p, state and g.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.compose import Chain
+from fastmomentum.lookahead import LookAhead
+from fastmomentum.records import Update
+from fastmomentum.settings import settle
+from fastmomentum.theory.curvatures import Floats, check_curvature
+
+NOISE = "noise"
+
+
+class Form:
+    """A linear form Σ weight·name; weights are numbers or arrays of them. A sum with a number is no linear form."""
+
+    __slots__ = ("weights",)
+    __array_ufunc__ = None  # so that array * form comes here, and minimum or sqrt of a form is a TypeError
+
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> Any:
+        return self.weights.get(name, 0.0)
+
+    def __add__(self, other: object) -> "Form":
+        if not isinstance(other, Form):
+            return NotImplemented
+        both = self.weights.keys() & other.weights.keys()
+        return Form({**self.weights, **other.weights, **{name: self[name] + other[name] for name in both}})
+
+    def __neg__(self) -> "Form":
+        return Form({name: -weight for name, weight in self.weights.items()})
+
+    def __sub__(self, other: object) -> "Form":
+        return self + -other if isinstance(other, Form) else NotImplemented
+
+    def __mul__(self, factor: Any) -> "Form":
+        if isinstance(factor, Form):
+            return NotImplemented
+        return Form({name: factor * weight for name, weight in self.weights.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> "Form":
+        if isinstance(divisor, Form):
+            return NotImplemented
+        return Form({name: weight / divisor for name, weight in self.weights.items()})
+
+
+class Linear(NamedTuple):
+    """x ← A·x + b·noise, where x = (p − p*, state).
+
+    Attributes
+    ----------
+    names : tuple of str
+        Of p and the state slots.
+    rows : tuple of Form
+        One for each of `names`: A's rows and, under "noise", b.
+    rest : ndarray
+        x at rest, with p − p* = 1.
+    shape : tuple of int
+        To which learning rate, momentum and curvature broadcast.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[Form, ...]
+    rest: Floats
+    shape: tuple[int, ...]
+
+    @property
+    def matrix(self) -> Floats:
+        """A, of shape (*shape, n, n)."""
+        return np.stack([self._vector([row[name] for name in self.names]) for row in self.rows], axis=-2)
+
+    @property
+    def noise(self) -> Floats:
+        """b, of shape (*shape, n)."""
+        return self._vector([row[NOISE] for row in self.rows])
+
+    def _vector(self, entries: list[Any]) -> Floats:
+        return np.stack([np.broadcast_to(np.asarray(entry, np.float64), self.shape) for entry in entries], axis=-1)
+
+
+class Settled(NamedTuple):
+    """A rule with its options, and what else users gave it."""
+
+    update: Update
+    given: Mapping[str, Any]
+
+    def has(self, name: str) -> bool:
+        """Whether lr or momentum has a part in the rule."""
+        return name in self.update.parameters
+
+    def linear(self, lr: Any, momentum: Any, curvature: Any) -> Linear:
+        """The rule as a linear map at this learning rate, momentum and curvature, which broadcast.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a hyper-parameter is out of range, or the rule is not linear.
+        """
+        update = self.update
+        chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if self.has(name)}
+        values = checks.settings(update, {**self.given, **chosen}, checks.numbers)
+        inputs = (_outside(update, "lr", lr), _outside(update, "momentum", momentum), np.asarray(curvature))
+        rule = update.rule if isinstance(update, Chain) else update
+        names = ("p", *(rule.rule.slots if isinstance(rule, LookAhead) else rule.slots))
+        try:
+            arguments = _evaluate(update.arguments, values)
+            forms = [Form({name: 1.0}) for name in names]
+            if isinstance(rule, LookAhead):  # the point is no state of its own: p and velocity say where it lies
+                forms.append(rule.ahead(*forms, values["lr_next"], values["momentum_next"]))
+            gradient = curvature * forms[update.gradient_at] + Form({NOISE: 1.0})
+            rows = update.build()(*forms, gradient, *arguments)[: len(names)]
+        except TypeError as error:
+            raise ValueError(
+                f"rule: expected one that is linear in p, state and g, for which there is a rate; got {update}: {error}"
+            ) from error
+        rest = np.array([1.0, *(float(at == "param") for _, at in rule.state)])[: len(names)]
+        return Linear(names, rows, rest, np.broadcast_shapes(*(np.shape(value) for value in inputs)))
+
+
+def read(rule: str | Update, lr: Any, momentum: Any, curvature: Any, hyper: Mapping[str, Any]) -> Linear:
+    """`rule` with the options and hyper-parameters in `hyper` as a linear map, all arguments checked."""
+    return settled(rule, hyper).linear(lr, momentum, check_curvature(curvature))
+
+
+def settled(rule: str | Update, hyper: Mapping[str, Any]) -> Settled:
+    """`rule` with the options and hyper-parameters in `hyper`, which takes neither lr nor momentum."""
+    if hyper.get("max_norm") is not None:
+        raise ValueError(f"max_norm: expected None, as clipping is not linear; got {hyper['max_norm']!r}")
+    update, given = settle(rule, **{"lr": 0.0, "momentum": 0.0, **hyper})
+    return Settled(update, {name: value for name, value in given.items() if name not in ("lr", "momentum")})
+
+
+def _outside(update: Update, name: str, value: Any) -> Floats:
+    """`value` of lr or momentum, checked also where it has no part in the rule."""
+    return checks.numbers(name, value, update.range_of(name))
+
+
+def _evaluate(arguments: Callable[[Mapping[str, Any]], tuple[Any, ...]], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """`arguments` of arrays; element by element where a user's function takes only numbers."""
+    try:
+        return arguments(values)
+    except (TypeError, ValueError):
+        names = list(values)
+        pointwise = np.vectorize(lambda *each: arguments(dict(zip(names, map(float, each)))), otypes="O")
+        found = pointwise(*values.values())
+        columns = zip(*(np.atleast_1d(found).ravel()))
+        return tuple(np.reshape(np.array(column, np.float64), np.shape(found)) for column in columns)

@@ -1,0 +1,133 @@
+"""The methods behind the rules: gradient descent, Polyak's heavy ball, Nesterov's.
+
+Every rule of the package draws the trajectory of one of these, at an effective learning rate that is a multiple of its
+own. Which, is found by looking at its iteration matrix; so closed forms hold also for a rule or chain that a user adds,
+if its matrix is that of a method.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastmomentum.theory.linear import Linear, Settled
+
+
+class Tuning(NamedTuple):
+    """Learning rate, momentum, and the rate ρ that they give on the worst curvature of the spectrum."""
+
+    lr: float
+    momentum: float
+    rate: float
+
+
+class Method(NamedTuple):
+    """What is known of a method in closed form, with the effective learning rate α and momentum μ.
+
+    Attributes
+    ----------
+    trace, determinant : callable
+        (αh, μ) → trace and determinant of the iteration matrix.
+    stable : callable
+        μ → the αh below which it converges.
+    best : callable
+        (m, L) → the tuning with the least rate on that spectrum.
+    standard : callable
+        (m, L) → the tuning usually given, where that is another.
+    """
+
+    trace: Callable[[Any, Any], Any]
+    determinant: Callable[[Any, Any], Any]
+    stable: Callable[[Any], Any]
+    best: Callable[[float, float], Tuning]
+    standard: Callable[[float, float], Tuning]
+
+
+def _cauchy(m: float, L: float) -> Tuning:
+    return Tuning(2.0 / (L + m), 0.0, (L - m) / (L + m))
+
+
+def _polyak(m: float, L: float) -> Tuning:
+    low, high = sqrt(m), sqrt(L)
+    rate = (high - low) / (high + low)
+    return Tuning((2.0 / (high + low)) ** 2, rate * rate, rate)
+
+
+def _nesterov(m: float, L: float) -> Tuning:
+    root = sqrt(3.0 * L / m + 1.0)
+    return Tuning(4.0 / (3.0 * L + m), (root - 2.0) / (root + 2.0), 1.0 - 2.0 / root)
+
+
+def _nesterov_standard(m: float, L: float) -> Tuning:
+    root = sqrt(L / m)
+    return Tuning(1.0 / L, (root - 1.0) / (root + 1.0), 1.0 - 1.0 / root)
+
+
+GRADIENT_DESCENT = Method(
+    trace=lambda ah, mu: 1.0 - ah,
+    determinant=lambda ah, mu: 0.0 * ah,
+    stable=lambda mu: 2.0 + 0.0 * mu,
+    best=_cauchy,
+    standard=lambda m, L: Tuning(1.0 / L, 0.0, 1.0 - m / L),
+)
+"""Cauchy 1847."""
+
+HEAVY_BALL = Method(
+    trace=lambda ah, mu: 1.0 + mu - ah,
+    determinant=lambda ah, mu: mu + 0.0 * ah,
+    stable=lambda mu: np.where(mu < 1.0, 2.0 * (1.0 + mu), 0.0),
+    best=_polyak,
+    standard=_polyak,
+)
+"""Polyak 1964."""
+
+NESTEROV = Method(
+    trace=lambda ah, mu: (1.0 + mu) * (1.0 - ah),
+    determinant=lambda ah, mu: mu * (1.0 - ah),
+    stable=lambda mu: (2.0 + 2.0 * mu) / (1.0 + 2.0 * mu),
+    best=_nesterov,
+    standard=_nesterov_standard,
+)
+"""Nesterov 1983; the best tuning on quadratics is that of Lessard, Recht and Packard 2016, proposition 1."""
+
+FAR = 2.0**60
+"""A curvature beside which the rest of a matrix is rounding, so that the effective learning rate can be read off."""
+
+
+class Known(NamedTuple):
+    """A method, and how to get at its effective learning rate α = share(μ)·lr."""
+
+    method: Method
+    share: Callable[[Any], Any]
+
+
+def known(rule: Settled) -> Known | None:
+    """The method whose trajectory `rule` draws; None if it is none of the three, or lr and momentum are not its own."""
+    if not rule.has("lr"):
+        return None
+    momenta = np.array([0.2, 0.6, 0.95])
+    methods = (HEAVY_BALL, NESTEROV) if rule.has("momentum") else (GRADIENT_DESCENT,)
+    for method in methods:
+
+        def share(mu: Any, method: Method = method) -> Any:
+            # trace(αh) is linear in αh: what it falls by from 0 to αh, over what it falls by from 0 to 1.
+            fall = method.trace(0.0, mu) - _invariants(rule.linear(1.0, mu, FAR))[0]
+            return fall / (method.trace(0.0, mu) - method.trace(1.0, mu)) / FAR
+
+        ah = share(momenta) * np.array([[0.3], [0.02]]) * 1.7
+        found = _invariants(rule.linear(np.array([[0.3], [0.02]]), momenta, 1.7))
+        wanted = method.trace(ah, momenta), method.determinant(ah, momenta)
+        if all(np.allclose(ours, theirs, rtol=1e-12, atol=1e-12) for ours, theirs in zip(found, wanted)):
+            return Known(method, share)
+    return None
+
+
+def _invariants(map: Linear) -> tuple[Any, Any]:
+    """Trace and determinant; a map of one row gets a second, of zeros; one of more than two has no place here."""
+    if len(map.names) == 1:
+        return map.rows[0]["p"], 0.0
+    if len(map.names) > 2:
+        return np.nan, np.nan
+    (a, b), (c, d) = ([row[name] for name in map.names] for row in map.rows)
+    return a + d, a * d - b * c

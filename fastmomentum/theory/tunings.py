@@ -1,0 +1,204 @@
+"""The largest learning rate that converges, and the settings that converge fastest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.optimize import elementwise, minimize_scalar
+
+from fastmomentum import checks
+from fastmomentum.ranges import UNIT_INTERVAL
+from fastmomentum.records import Update
+from fastmomentum.theory.curvatures import Floats, between, check_curvature, check_ends
+from fastmomentum.theory.linear import Settled, settled
+from fastmomentum.theory.methods import Known, Tuning, known
+from fastmomentum.theory.rates import ROUNDING, radius
+
+OCTAVES = np.exp2(np.arange(-30.0, 31.0, 0.25))
+"""Learning rates, over 1/h, among which the first that diverges is looked for."""
+
+
+def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Any:
+    """The learning rate below which the rule converges on curvatures up to h; it broadcasts.
+
+    Heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h, each over 1 − β or 1 − τ where the rule
+    averages or dampens; for other rules where ρ first reaches 1, found by root finding.
+
+    Parameters
+    ----------
+    momentum, curvature : array_like
+        μ in [0, 1] and h > 0.
+    rule : str, Rule or chain
+        A rule that is linear in p, state and g.
+    **hyper
+        What else the rule declares, and the options of :func:`fastmomentum.step`.
+
+    Returns
+    -------
+    float64 or ndarray of float64
+        0 where no learning rate converges (heavy ball with μ = 1, say), inf where all do.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, or the rule is not linear or takes no lr.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> print(fm.theory.max_stable_lr([0.0, 0.5, 0.9], 2.0, rule="classical"))
+    [1.  1.5 1.9]
+    >>> print(fm.theory.max_stable_lr(0.5, 2.0, rule="ema"))
+    3.0
+    """
+    chosen, h = _tunable(rule, hyper), check_curvature(curvature)
+    mu = checks.numbers("momentum", momentum, UNIT_INTERVAL)
+    found = known(chosen)
+    if found is None:
+        return first_unstable(chosen, mu, h)[()]
+    pull, limit = np.broadcast_arrays(found.share(mu) * h, found.method.stable(mu))
+    return np.divide(limit, pull, out=np.zeros(limit.shape), where=pull > 0.0)[()]
+
+
+def first_unstable(rule: Settled, mu: Floats, h: Floats) -> Floats:
+    """Where ρ first reaches 1 as the learning rate grows, by looking and root finding."""
+    mu, h = np.broadcast_arrays(mu, h)
+    tried = OCTAVES / h[..., None]
+    good = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
+    bad = np.argmax(~good, axis=-1)
+    found = np.where(good.all(axis=-1), np.inf, 0.0)
+    inside = bad > 0
+    if inside.any():
+        at = bad[inside][:, None]
+        low, high = (np.take_along_axis(tried[inside], k, axis=-1)[:, 0] for k in (at - 1, at))
+        done = elementwise.find_root(
+            lambda lr, mu, h: radius(rule, lr, mu, h) - 1.0, (low, high), args=(mu[inside], h[inside])
+        )
+        found[inside] = done.x
+    return found
+
+
+def optimal(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
+    """Learning rate and momentum with the least rate on every spectrum in [m, L].
+
+    =====================================  ================  ==============================  ================
+    method                                 lr                momentum                        rate
+    =====================================  ================  ==============================  ================
+    gradient descent                       2/(L + m)         0                               (κ − 1)/(κ + 1)
+    heavy ball (Polyak 1964)               (2/(√L + √m))²    ((√κ − 1)/(√κ + 1))²            (√κ − 1)/(√κ + 1)
+    Nesterov (Lessard, Recht, Packard      4/(3L + m)        (√(3κ + 1) − 2)/(√(3κ + 1) + 2)  1 − 2/√(3κ + 1)
+    2016, proposition 1)
+    =====================================  ================  ==============================  ================
+
+    with κ = L/m, and lr over 1 − β or 1 − τ where the rule averages or dampens. For other rules a minimax over lr and
+    momentum (none lower has been found, which is no proof).
+
+    Parameters
+    ----------
+    m, L : float
+        The least and the greatest curvature, 0 < m ≤ L.
+    rule : str, Rule or chain
+        A rule that is linear in p, state and g.
+    **hyper
+        What else the rule declares, and the options of :func:`fastmomentum.step`.
+
+    Returns
+    -------
+    Tuning
+        (lr, momentum, rate); momentum is 0 where the rule has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, or the rule is not linear or takes no lr.
+
+    Notes
+    -----
+    The rate holds on quadratics, and near a smooth minimum. Polyak's tuning sits on the edge: it diverges when L is
+    underestimated by more than about 1/κ, relatively, and away from the minimum it may never converge (Lessard, Recht
+    and Packard's example). :func:`tune` keeps a margin.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.theory.optimal(1.0, 9.0, rule="heavy_ball")
+    Tuning(lr=0.25, momentum=0.25, rate=0.5)
+    >>> fm.theory.optimal(1.0, 9.0, rule="sgd")
+    Tuning(lr=0.2, momentum=0.0, rate=0.8)
+    """
+    low, high = check_ends(m, L)
+    chosen = _tunable(rule, hyper)
+    found = known(chosen)
+    if found is None:
+        return minimax(chosen, low, high)
+    return _in_its_own_lr(found, found.method.best(low, high))
+
+
+def standard(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
+    """The tuning usually given: lr 1/L for gradient descent and Nesterov, with μ = (√κ − 1)/(√κ + 1) for Nesterov.
+
+    Its rate is 1 − 1/κ, or 1 − 1/√κ (Nesterov 1983); for heavy ball it is Polyak's, as :func:`optimal` is. Slower than
+    that on quadratics, but proven on all convex functions with curvature in [m, L], for Nesterov's method.
+
+    Parameters and errors are those of :func:`optimal`; a rule that draws no known method's trajectory is a ValueError.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.theory.standard(1.0, 9.0, rule="pytorch", nesterov=True)
+    Tuning(lr=0.1111111111111111, momentum=0.5, rate=0.6666666666666667)
+    """
+    low, high = check_ends(m, L)
+    chosen = _tunable(rule, hyper)
+    found = known(chosen)
+    if found is None:
+        raise ValueError(f"rule: expected one that draws the trajectory of a known method; got {rule}. See optimal")
+    return _in_its_own_lr(found, found.method.standard(low, high))
+
+
+def minimax(rule: Settled, m: float, L: float) -> Tuning:
+    """The least of the largest ρ over [m, L], by SciPy: over the learning rate within, over the momentum without."""
+    h = between(m, L, 31)
+
+    def worst(lr: Any, mu: float) -> Any:
+        return radius(rule, np.asarray(lr)[..., None], mu, h).max(axis=-1)
+
+    def best(mu: float) -> Tuning:
+        top = float(first_unstable(rule, np.array(mu), np.array(L)))
+        if not 0.0 < top < np.inf:
+            return Tuning(0.0, mu, 1.0)
+        # The best lr lies close to 0 or to the last stable one (gradient descent's 2/(L + m) is it but for 1/κ).
+        tried = top * np.concatenate([np.geomspace(1e-9, 0.5, 40), 1.0 - np.geomspace(0.5, 1e-9, 40)[1:]])
+        lr = _least(lambda lr: float(worst(lr, mu)), tried, worst(tried, mu))
+        return Tuning(lr, mu, float(worst(lr, mu)))
+
+    if not rule.has("momentum"):
+        return best(0.0)
+    # In 1 − μ, as the best momentum tends to 1 like 1 − O(1/√κ).
+    tried = np.geomspace(1e-2 * np.sqrt(m / L), 1.0, 32)
+    rates = np.array([best(1.0 - rest).rate for rest in tried])
+    return best(1.0 - _least(lambda rest: best(1.0 - rest).rate, tried, rates))
+
+
+def _least(function: Callable[[float], float], tried: Floats, values: Floats) -> float:
+    """Where `function` is least, near the least of the `values` that it has where it was tried."""
+    k = int(np.argmin(values))
+    ends = np.log(tried[[max(k - 1, 0), min(k + 1, len(tried) - 1)]])
+    found = minimize_scalar(
+        lambda u: function(float(np.exp(u))), bounds=ends, method="bounded", options={"xatol": 1e-13}
+    )
+    return float(np.exp(found.x)) if found.fun < values[k] else float(tried[k])
+
+
+def _in_its_own_lr(found: Known, tuning: Tuning) -> Tuning:
+    share = float(found.share(tuning.momentum))
+    if share <= 0.0:
+        raise ValueError("dampening: expected less than 1, or the rule takes no gradient; got a share of 0")
+    return tuning._replace(lr=tuning.lr / share)
+
+
+def _tunable(rule: str | Update, hyper: Any) -> Settled:
+    chosen = settled(rule, hyper)
+    if not chosen.has("lr"):
+        raise ValueError(f"rule: expected one that takes lr, which is what is looked for; got {rule}")
+    return chosen
