@@ -1,30 +1,52 @@
-"""Write README's table of measurements from a record: ``python -m benchmarks.report benchmarks/results/FILE.json``."""
+"""Write README's tables from the records that they are of: ``python -m benchmarks.report``."""
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->\n"
+from fastmomentum.validation.rows import Row, worst
+
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 
 
-def table(record: dict[str, Any]) -> str:
-    """The record as Markdown."""
+def measured(record: dict[str, Any]) -> list[str]:
+    """What the benchmarks measured."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if name != "fastmomentum")
     lines = [f"{record['processor']}; {versions}; {record['date']}.", "", "| what | measured | aim |", "|---|---|---|"]
     for result in record["results"]:
-        measured = f"{result['value']:.3g} {result['unit']}"
-        lines.append(f"| {result['name']} | {measured} | {result['goal']}{'' if result['met'] else ' (missed)'} |")
-    return "\n".join(lines) + "\n"
+        figure = f"{result['value']:.3g} {result['unit']}"
+        lines.append(f"| {result['name']} | {figure} | {result['goal']}{'' if result['met'] else ' (missed)'} |")
+    return lines
 
 
-def write(record: dict[str, Any], text: str) -> str:
-    """`text` with the table between its two marks made anew."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + table(record) + END + after
+def validated(record: dict[str, Any]) -> list[str]:
+    """The worst that the validation saw of every kind of prediction."""
+    lines = ["| predicted (and in what the error is) | predictions | largest error | limit |", "|---|---|---|---|"]
+    rows = [Row(**{name: row[name] for name in Row._fields}) for row in record["rows"]]
+    for row, count in worst(rows, "topic"):
+        limit = f"{row.limit:.3g}{'' if row.holds else ' (missed)'}"
+        lines.append(f"| {row.topic} | {count} | {row.error:.2g} | {limit} |")
+    return lines
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "measured": ("cpu-serial.json", measured),
+    "validated": ("validation.json", validated),
+}
+"""What stands between README's marks of this name: from which record, and how it is written."""
+
+
+def write(text: str) -> str:
+    """`text` with every table made anew between its two marks."""
+    for mark, (name, table) in TABLES.items():
+        begin, end = (f"<!-- {mark}: {which} -->\n" for which in ("begin", "end"))
+        before, rest = text.split(begin)
+        lines = table(json.loads((RESULTS / name).read_text()))
+        text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(write(json.loads(Path(sys.argv[1]).read_text()), README.read_text()))
+    README.write_text(write(README.read_text()))

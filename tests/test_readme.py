@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from benchmarks.report import BEGIN, END, write
+from benchmarks.report import write
+from fastmomentum.validation.problems import least_squares
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,16 +20,32 @@ def test_examples_run_in_order(capsys, tmp_path, monkeypatch):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(block, names)
-    assert capsys.readouterr().out.strip() == re.search(r"print\(.*# (\[.*)", README).group(1)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == re.findall(r"^print\(.*\)  # (.*)$", README, re.MULTILINE)
+    assert len(printed) == 2
     np.testing.assert_allclose(names["target"], np.arange(5))
 
 
-def test_the_table_is_that_of_the_record():
-    record = json.loads((ROOT / "benchmarks/results/cpu-serial.json").read_text())
-    assert write(record, README) == README
-    stale = README.replace(BEGIN, BEGIN + "stale\n")
-    assert write(record, stale) == README
-    assert END in README
+@pytest.mark.parametrize("mark", ["measured", "validated"])
+def test_the_tables_are_those_of_the_records(mark):
+    assert write(README) == README
+    begin = f"<!-- {mark}: begin -->\n"
+    assert README.split(begin)[1].startswith(("AMD", "| predicted"))
+    assert write(README.replace(begin, begin + "stale\n")) == README
+
+
+def test_what_readme_says_of_the_validation_is_in_its_record():
+    record = json.loads((ROOT / "benchmarks/results/validation.json").read_text())
+    assert not record["small"]
+    rows = {row["what"]: row for row in record["rows"]}
+    assert rows["breast cancer, optimal, heavy_ball: iterations to 1e-08"]["measured"] == 1321
+    costs = [row["error"] for row in record["rows"] if row["topic"].startswith("tuned")]
+    assert f"({min(costs):.2f} to {max(costs):.2f} times the steps, with L estimated 1 % low)" in README
+    problem = least_squares("breast cancer")
+    rate = fm.theory.optimal(*problem.ends, rule="heavy_ball").rate
+    assert f"takes 1,321 steps to 1e-8 where ρ alone says {np.log(1e-8) / np.log(rate):.0f}" in README.replace(
+        "\n  ", " "
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in fm.rules.names() if hasattr(fm.rules, name)])
@@ -38,7 +55,7 @@ def test_the_conventions_table_has_every_rule_with_its_formula(name):
     assert formula.replace("β", "μ") in row
 
 
-@pytest.mark.parametrize("script", ["demo", "test", "bench"])
+@pytest.mark.parametrize("script", ["demo", "test", "bench", "validate"])
 def test_scripts_are_executable(script):
     assert (ROOT / "scripts" / script).stat().st_mode & 0o111
 

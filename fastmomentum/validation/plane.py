@@ -1,0 +1,139 @@
+"""The whole (αh, μ) plane: the rate of every point measured on the compiled kernels."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+import fastmomentum as fm
+from fastmomentum import theory
+from fastmomentum.validation.rows import Row
+
+Floats = npt.NDArray[np.float64]
+
+HEAVY_BALLS = ("heavy_ball", "classical", "pytorch", "ema")
+NESTEROVS = ("pytorch_nesterov", "classical_nesterov", "ema_nesterov", "nesterov_positions")
+RULES = ("sgd", *HEAVY_BALLS, *NESTEROVS)
+
+WIDEST = 4.5
+"""The greatest αh: beyond where the last heavy ball diverges, at 4."""
+
+TOGETHER = 16
+"""Momenta run at a time: few enough for their arrays to stay in the cache."""
+
+AWAY, MOVES = 1e-3, 1e-3
+"""How far, relatively, a point lies from critical damping, and |log ρ| from 0, where its log-rate must be right."""
+
+TOPIC = "log ρ over the (αh, μ) plane, by rule and regime"
+
+TOLD = 1e-6
+"""|log ρ| from which on convergence and divergence must be told apart."""
+
+
+class Plane(NamedTuple):
+    """Log-rates of one rule over the plane, of shape (momenta, learning rates times curvature)."""
+
+    rule: str
+    ah: Floats
+    mu: Floats
+    predicted: Floats
+    measured: Floats
+    regime: npt.NDArray[np.str_]
+
+    @property
+    def away(self) -> npt.NDArray[np.bool_]:
+        """Which points lie away from critical damping: at it, the rate is approached like 1/t only."""
+        root = np.sqrt(self.ah)
+        if self.rule in NESTEROVS:
+            critical = np.where(self.ah < 1.0, (1.0 - root) / (1.0 + root), np.inf)
+        else:
+            critical = (1.0 - root) ** 2
+        with np.errstate(divide="ignore"):
+            return np.abs(self.mu[:, None] / critical - 1.0) > AWAY
+
+    @property
+    def error(self) -> Floats:
+        """Of the measured log-rates, relative."""
+        return np.abs(self.measured / self.predicted - 1.0)
+
+
+def grid(momenta: int, curvatures: int) -> tuple[Floats, Floats]:
+    """μ in (0, 1) and αh in (0, 4.5), in the middle of so many cells."""
+    return (np.arange(momenta) + 0.5) / momenta, (np.arange(curvatures) + 0.5) / curvatures * WIDEST
+
+
+def measure(rule: str, mu: Floats, ah: Floats, steps: int) -> Plane:
+    """Run `rule` over the plane, one array a momentum and one curvature a coordinate, and compare the rates."""
+    mu = np.zeros(1) if rule == "sgd" else mu
+    lr = 1.0 / (1.0 - mu) if rule.startswith("ema") else np.ones_like(mu)  # αh on the plane is the effective one
+    measured = np.empty((mu.size, ah.size))
+    for start in range(0, mu.size, TOGETHER):
+        part = slice(start, start + TOGETHER)
+        measured[part] = log_rates(rule, lr[part], mu[part], ah, steps)
+    settings = lr[:, None], mu[:, None], ah
+    radius = theory.spectral_radius(*settings, rule=rule)
+    return Plane(rule, ah, mu, np.log(radius), measured, theory.regime(*settings, rule=rule))
+
+
+def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> Floats:
+    """The rates, per step, at which log‖(e_t, e_{t−1})‖ moves: its increments' mean under smooth weights.
+
+    The weights exp(−1/(x(1 − x))) over the run make the mean of an oscillation vanish faster than any power of `steps`.
+    After each step error and state are brought back to about 1 by powers of two, which changes no digit.
+    """
+    error = np.ones((mu.size, h.size))
+    grad, before, size, power = (np.empty_like(error) for _ in range(4))
+    groups = [{"params": row, "lr": a, "momentum": b} for row, a, b in zip(error, lr, mu)]
+    opt = fm.Momentum(groups, rule=rule, lr=1.0)
+    rows = list(grad)
+    states = [] if opt.state[0] is None else opt.state
+    x = (np.arange(1, steps) / steps).astype(np.float64)
+    weights = np.exp(-1.0 / (x * (1.0 - x)))
+    change = -np.diff(weights / weights.sum(), prepend=0.0, append=0.0)
+    doublings, total = np.zeros_like(error), np.zeros_like(error)
+    for factor in change:
+        np.copyto(before, error)
+        np.multiply(error, h, out=grad)
+        opt.step(rows)
+        np.multiply(error, error, out=size)
+        size += np.multiply(before, before, out=power)
+        _, exponent = np.frexp(size)
+        exponent //= 2
+        np.ldexp(error, -exponent, out=error)
+        for state, shift in zip(states, exponent):
+            np.ldexp(state, -shift, out=state)
+        np.log(size, out=size)
+        size *= 0.5
+        size += np.multiply(doublings, np.log(2.0), out=power)
+        doublings += exponent
+        total += np.multiply(size, factor, out=size)
+    return total
+
+
+def rows(plane: Plane, worst: float = 1e-3, median: float = 1e-6) -> Iterator[Row]:
+    """What the plane of one rule shows."""
+    at = plane.away & (np.abs(plane.predicted) > MOVES)
+    for regime in np.unique(plane.regime[at]):
+        error = np.where(at & (plane.regime == regime), plane.error, np.nan)
+        k = np.unravel_index(np.nanargmax(error), error.shape)
+        count = int(np.isfinite(error).sum())
+        what = f"log ρ, {plane.rule}, {regime}, {count:,} points"
+        at_worst = float(plane.predicted[k]), float(plane.measured[k]), float(error[k])
+        yield Row(f"{what}: worst", *at_worst, worst, f"{what}: worst", f"{TOPIC}, worst point (relative)")
+        middle = float(np.nanmedian(error))
+        yield Row(
+            f"{what}: median", 0.0, middle, middle, median, f"{what}: median", f"{TOPIC}, median point (relative)"
+        )
+    told = np.abs(plane.predicted) > TOLD
+    wrong = int((told & (np.sign(plane.predicted) != np.sign(plane.measured))).sum())
+    what = f"converges or not, {plane.rule}, {int(told.sum()):,} points: told wrongly"
+    yield Row(
+        what,
+        0.0,
+        float(wrong),
+        float(wrong),
+        0.0,
+        what,
+        "converging or diverging over that plane (points told wrongly)",
+    )
