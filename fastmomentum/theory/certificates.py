@@ -10,7 +10,8 @@ from fastmomentum.records import Update
 from fastmomentum.theory.curvatures import curvatures
 from fastmomentum.theory.linear import read
 from fastmomentum.theory.lyapunov import lyapunov
-from fastmomentum.theory.powers import companion
+from fastmomentum.theory.powers import companion, run
+from fastmomentum.theory.rates import eigenvalues
 
 
 def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: str | Update, **hyper: Any) -> float:
@@ -18,7 +19,7 @@ def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: st
 
     For every r > ρ(A) the equation P = I + (A/r)ᵀP(A/r) has a positive definite solution, and then
     ‖z_t‖ ≤ √cond(P)·r^t·‖z_0‖ for z = (e_t, e_{t−1}), whatever z_0 is. C is the largest √cond(P) over the spectrum, or
-    what starting at rest, z_0 = (1, 1)·e_0, needs where that is more. It is finite at critical damping, too; as r comes
+    what a start at rest needs where that is more. It is finite at critical damping, too; as r comes
     down to ρ it grows without bound there: that is the price which O(ρ^t) hides.
 
     Parameters
@@ -52,10 +53,14 @@ def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: st
     h = curvatures(spectrum)
     r = checks.number("r", r, ABOVE_ZERO)
     map = read(rule, checks.number("lr", lr, FINITE), checks.number("momentum", momentum, FINITE), h, hyper)
-    matrix = companion(map)
-    radius = np.abs(np.linalg.eigvals(matrix)).max()
+    radius = float(np.abs(eigenvalues(map)).max())
     if not r > radius:
         raise ValueError(f"r: expected a rate above the spectral radius, {radius:.9g}; got {r!r}")
-    energy = lyapunov(matrix / r, np.eye(matrix.shape[-1]))
-    reach = np.linalg.inv(energy)[..., 0, 0] * energy.sum(axis=(-2, -1))  # |e_t|² ≤ (P⁻¹)₀₀·z_tᵀPz_t
-    return float(np.sqrt(np.maximum(np.linalg.cond(energy), reach).max()))
+    matrix = companion(map)
+    size = matrix.shape[-1]
+    energy = lyapunov(matrix / r, np.eye(size))
+    # From rest, the first errors as they are, then |e_t|² ≤ (P⁻¹)₀₀·r^(2(t − s))·zᵀPz with z = (e_s, …, e_0).
+    first = (run(map.matrix, size) @ map.rest)[..., 0] / r ** np.arange(size)[:, None]
+    z = (first * r ** np.arange(size)[:, None])[::-1] / r ** (size - 1)
+    reach = np.linalg.inv(energy)[:, 0, 0] * np.einsum("ik,kij,jk->k", z, energy, z)
+    return float(max(np.sqrt(max(np.linalg.cond(energy).max(), reach.max())), np.abs(first).max()))

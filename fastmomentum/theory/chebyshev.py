@@ -2,9 +2,10 @@
 
 from math import acosh, exp, inf
 
-from fastmomentum import checks
-from fastmomentum.ranges import AT_LEAST_ZERO
+from fastmomentum.records import Update
+from fastmomentum.rules import find
 from fastmomentum.theory.curvatures import check_ends
+from fastmomentum.theory.powers import check_steps
 
 FORMS = ("heavy_ball", "classical", "pytorch")
 
@@ -45,11 +46,12 @@ class Chebyshev:
     0.062439 0.062439
     """
 
-    def __init__(self, m: float, L: float, *, rule: str = "heavy_ball") -> None:
+    def __init__(self, m: float, L: float, *, rule: str | Update = "heavy_ball") -> None:
         low, high = check_ends(m, L)
-        if rule not in FORMS:
-            raise ValueError(f"rule: expected one of {', '.join(FORMS)}; got {rule!r}")
-        self.m, self.L, self.rule = low, high, rule
+        name = find(rule).name
+        if name not in FORMS:
+            raise ValueError(f"rule: expected one of {', '.join(FORMS)}; got {find(rule)}")
+        self.m, self.L, self.rule = low, high, name
         self._sigma = (high + low) / (high - low) if high > low else inf
         self._eta = acosh(self._sigma) if high > low else inf
 
@@ -64,18 +66,26 @@ class Chebyshev:
         """The momentum of the update with this number, from 0."""
         own = self._omega(step) - 1.0
         # The velocity of classical has the last step's lr in it; that of pytorch is multiplied by this step's.
-        return own * self.lr(step - 1) / self.lr(step) if own and self.rule == "pytorch" else own
+        return own * self.lr(step - 1) / self.lr(step) if step and self.rule == "pytorch" else own
 
     def bound(self, t: int) -> float:
         """1/T_t(σ): what ‖e_t‖/‖e_0‖ is at most after t steps, and for some start is."""
-        steps = checks.number("t", t, AT_LEAST_ZERO)
+        steps = _whole("t", t)
         far = steps * self._eta if steps else 0.0
         return 2.0 * exp(-far) / (1.0 + exp(-2.0 * far))
 
     def _omega(self, step: int) -> float:
-        if step < 1 or self._eta == inf:
+        step = _whole("step", step)
+        if step == 0 or self._eta == inf:
             return 1.0
         # T_t(cosh η) = cosh(tη), taken apart so that nothing overflows.
         near = 1.0 + exp(-2.0 * step * self._eta)
         far = 1.0 + exp(-2.0 * (step + 1) * self._eta)
         return 2.0 * self._sigma * exp(-self._eta) * near / far
+
+
+def _whole(name: str, value: int) -> int:
+    steps = check_steps(value, name)
+    if steps.ndim:
+        raise ValueError(f"{name}: expected one number of steps; got shape {steps.shape}")
+    return int(steps)

@@ -14,6 +14,7 @@ from fastmomentum.theory.powers import check_affordable, growth, powers, run
 from fastmomentum.theory.rates import ROUNDING, eigenvalues
 
 NEVER = float("inf")
+TINY = 1e-300
 BLOCK = 1 << 17
 """Steps times curvatures looked at together."""
 
@@ -93,7 +94,7 @@ def iterations(
         return NEVER
     if _only_shrinks(map):
         return _bisected(map, weight, tol)
-    check_affordable(np.log(tol) / np.log(radius), h.size)
+    check_affordable(np.log(tol) / np.log(max(radius, TINY)), h.size)
     return _last_crossing(map, tol, radius) if weight is None else _first_crossing(map, weight, tol)
 
 

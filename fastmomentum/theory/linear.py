@@ -6,7 +6,7 @@ enters. Nothing is written down a second time: the theory speaks of the very cod
 that a user adds, as long as it is linear in p, state and g.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,13 @@ class Settled(NamedTuple):
         """Whether lr or momentum has a part in the rule."""
         return name in self.update.parameters
 
+    def inputs(self, lr: Any, momentum: Any) -> tuple[Floats, Floats]:
+        """Both as arrays, checked also where they have no part in the rule."""
+        return (
+            checks.numbers("lr", lr, self.update.range_of("lr")),
+            checks.numbers("momentum", momentum, self.update.range_of("momentum")),
+        )
+
     def linear(self, lr: Any, momentum: Any, curvature: Any) -> Linear:
         """The rule as a linear map at this learning rate, momentum and curvature, which broadcast.
 
@@ -113,11 +120,11 @@ class Settled(NamedTuple):
         update = self.update
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if self.has(name)}
         values = checks.settings(update, {**self.given, **chosen}, checks.numbers)
-        inputs = (_outside(update, "lr", lr), _outside(update, "momentum", momentum), np.asarray(curvature))
+        inputs = (*self.inputs(lr, momentum), curvature)
         rule = update.rule if isinstance(update, Chain) else update
         names = ("p", *(rule.rule.slots if isinstance(rule, LookAhead) else rule.slots))
         try:
-            arguments = _evaluate(update.arguments, values)
+            arguments = _evaluate(update, values)
             forms = [Form({name: 1.0}) for name in names]
             if isinstance(rule, LookAhead):  # the point is no state of its own: p and velocity say where it lies
                 forms.append(rule.ahead(*forms, values["lr_next"], values["momentum_next"]))
@@ -144,18 +151,12 @@ def settled(rule: str | Update, hyper: Mapping[str, Any]) -> Settled:
     return Settled(update, {name: value for name, value in given.items() if name not in ("lr", "momentum")})
 
 
-def _outside(update: Update, name: str, value: Any) -> Floats:
-    """`value` of lr or momentum, checked also where it has no part in the rule."""
-    return checks.numbers(name, value, update.range_of(name))
-
-
-def _evaluate(arguments: Callable[[Mapping[str, Any]], tuple[Any, ...]], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """`arguments` of arrays; element by element where a user's function takes only numbers."""
+def _evaluate(update: Update, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of the rule's function; element by element where a user's derivation takes only numbers."""
     try:
-        return arguments(values)
+        return update.arguments(values)
     except (TypeError, ValueError):
-        names = list(values)
-        pointwise = np.vectorize(lambda *each: arguments(dict(zip(names, map(float, each)))), otypes="O")
-        found = pointwise(*values.values())
-        columns = zip(*(np.atleast_1d(found).ravel()))
-        return tuple(np.reshape(np.array(column, np.float64), np.shape(found)) for column in columns)
+        names, each = list(values), np.broadcast(*values.values())
+        rows = [update.arguments(dict(zip(names, map(float, point)))) for point in each]
+        columns = np.array(rows, np.float64).reshape(each.size, len(update.hyper)).T
+        return tuple(column.reshape(each.shape) for column in columns)

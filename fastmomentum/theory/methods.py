@@ -92,7 +92,7 @@ NESTEROV = Method(
 """Nesterov 1983; the best tuning on quadratics is that of Lessard, Recht and Packard 2016, proposition 1."""
 
 FAR = 2.0**60
-"""A curvature beside which the rest of a matrix is rounding, so that the effective learning rate can be read off."""
+"""lr·h beside which the rest of a matrix is rounding, so that the effective learning rate can be read off."""
 
 
 class Known(NamedTuple):
@@ -102,23 +102,31 @@ class Known(NamedTuple):
     share: Callable[[Any], Any]
 
 
-def known(rule: Settled) -> Known | None:
-    """The method whose trajectory `rule` draws; None if it is none of the three, or lr and momentum are not its own."""
+def known(rule: Settled, curvature: Any) -> Known | None:
+    """The method whose trajectory `rule` draws on these curvatures; None if it is none of the three."""
     if not rule.has("lr"):
         return None
     momenta = np.array([0.2, 0.6, 0.95])
+    h = np.array([np.min(curvature), np.max(curvature)])[:, None]
     methods = (HEAVY_BALL, NESTEROV) if rule.has("momentum") else (GRADIENT_DESCENT,)
     for method in methods:
 
         def share(mu: Any, method: Method = method) -> Any:
             # trace(αh) is linear in αh: what it falls by from 0 to αh, over what it falls by from 0 to 1.
-            fall = method.trace(0.0, mu) - _invariants(rule.linear(1.0, mu, FAR))[0]
+            fall = method.trace(0.0, mu) - _invariants(rule.linear(FAR / h[0, 0], mu, h[0, 0]))[0]
             return fall / (method.trace(0.0, mu) - method.trace(1.0, mu)) / FAR
 
-        ah = share(momenta) * np.array([[0.3], [0.02]]) * 1.7
-        found = _invariants(rule.linear(np.array([[0.3], [0.02]]), momenta, 1.7))
-        wanted = method.trace(ah, momenta), method.determinant(ah, momenta)
-        if all(np.allclose(ours, theirs, rtol=1e-12, atol=1e-12) for ours, theirs in zip(found, wanted)):
+        shares = share(momenta)
+        if not np.isfinite(shares).all():
+            continue
+        units = np.abs(np.where(shares == 0.0, 1.0, shares)) * h
+        for ah in (0.3, 0.02):  # lr is chosen so that αh is of order 1, whatever units the gradient has
+            found = _invariants(rule.linear(ah / units, momenta, h))
+            effective = np.sign(shares) * ah + 0.0 * h
+            wanted = method.trace(effective, momenta), method.determinant(effective, momenta)
+            if not all(np.allclose(ours, theirs, rtol=1e-12, atol=1e-12) for ours, theirs in zip(found, wanted)):
+                break
+        else:
             return Known(method, share)
     return None
 

@@ -9,6 +9,7 @@ from scipy.integrate import solve_ivp
 from fastmomentum import checks
 from fastmomentum.ranges import ABOVE_ZERO, AT_LEAST_ZERO, FINITE, UNIT_INTERVAL
 from fastmomentum.theory.curvatures import Floats
+from fastmomentum.theory.gradients import checked
 
 
 class TwoStep(NamedTuple):
@@ -57,7 +58,10 @@ def two_step(step: float, friction: float) -> TwoStep:
     half = 0.5 * gamma * s
     if half > 1.0:
         raise ValueError(f"step: expected at most 2/friction = {2.0 / gamma:g}, or momentum is negative; got {s!r}")
-    return TwoStep(s * s / (1.0 + half), (1.0 - half) / (1.0 + half))
+    lr = s * s / (1.0 + half)
+    if lr not in ABOVE_ZERO:
+        raise ValueError(f"step: expected one whose square is a number; got {s!r}")
+    return TwoStep(lr, (1.0 - half) / (1.0 + half))
 
 
 def motion(lr: float, momentum: float) -> Motion:
@@ -125,12 +129,14 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
             f"x, times: expected a point and ascending times, in one dimension; got {checks.shown(x)}, "
             f"{checks.shown(times)}"
         )
-    gamma = checks.number("friction", friction, AT_LEAST_ZERO)
+    gamma, slope = checks.number("friction", friction, AT_LEAST_ZERO), checked("grad", grad, start)
 
     def rolls(_: float, z: Floats) -> Floats:
         place, speed = np.split(z, 2)
-        return np.concatenate([speed, -gamma * speed - np.asarray(grad(place), np.float64)])
+        return np.concatenate([speed, -gamma * speed - slope(place)])
 
+    if when[-1] == 0.0:
+        return np.tile(start, (when.size, 1))
     both = np.concatenate([start, np.zeros_like(start)])
     found = solve_ivp(rolls, (0.0, float(when[-1])), both, "DOP853", when, rtol=1e-10, atol=1e-12)
     if not found.success:

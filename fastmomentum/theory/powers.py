@@ -16,13 +16,13 @@ LIMIT = 4e9
 """Steps times coordinates that may be looked at one by one: half a minute or so."""
 
 
-def check_steps(value: Any) -> Ints:
-    """`value` as an array of numbers of steps, each a whole number ≥ 0."""
+def check_steps(value: Any, name: str = "t") -> Ints:
+    """`value` as an array of numbers of steps, each a whole number from 0 up to 2⁶²."""
     found = np.asarray(value)
-    if found.dtype.kind not in "iu":
-        raise TypeError(f"t: expected whole numbers >= 0; got {checks.shown(value)}")
-    if found.size and found.min() < 0:
-        raise ValueError(f"t: expected whole numbers >= 0; got {found.min()}")
+    if found.dtype.kind not in "iu" or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected whole numbers from 0 to 2**62; got {checks.shown(value)}")
+    if found.size and (found.min() < 0 or found.max() > 2**62):
+        raise ValueError(f"{name}: expected whole numbers from 0 to 2**62; got {found.min()} to {found.max()}")
     return found.astype(np.int64)
 
 

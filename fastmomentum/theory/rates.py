@@ -79,12 +79,13 @@ def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Updat
     >>> print(fm.theory.spectral_radius([0.1, 1.0, 4.0], 0.81, 1.0, rule="classical"))
     [0.9        0.9        1.71871869]
     """
-    return radius(settled(rule, hyper), lr, momentum, check_curvature(curvature))
+    chosen = settled(rule, hyper)
+    return radius(chosen, *chosen.inputs(lr, momentum), check_curvature(curvature))
 
 
 def radius(rule: Settled, lr: Any, momentum: Any, curvature: Floats) -> Any:
-    """The :func:`spectral_radius` of a rule that has been settled, block by block."""
-    operands: Any = [np.asarray(lr, np.float64), np.asarray(momentum, np.float64), curvature, None]
+    """The :func:`spectral_radius` of a rule that has been settled, with arguments that have been checked."""
+    operands: Any = [lr, momentum, curvature, None]
     purpose: Any = [*[["readonly"]] * 3, ["writeonly", "allocate"]]  # NumPy's annotations know one for all only
     arrays = np.nditer(
         operands,
@@ -93,7 +94,7 @@ def radius(rule: Settled, lr: Any, momentum: Any, curvature: Floats) -> Any:
         op_dtypes=[np.float64] * 4,
         buffersize=BLOCK,
     )
-    with arrays:
+    with arrays, np.errstate(over="ignore", invalid="ignore"):
         for rates, momenta, curvatures, out in arrays:
             out[...] = _radius(rule.linear(rates, momenta, curvatures))
         return arrays.operands[3][()]
@@ -106,7 +107,8 @@ def _radius(map: Linear) -> Any:
         return np.abs(np.linalg.eigvals(map.matrix)).max(axis=-1)
     centre, split = centre_and_split(map)
     real = np.abs(centre) + np.sqrt(np.maximum(split, 0.0))
-    return np.where(split >= 0.0, real, np.sqrt(np.maximum(centre * centre - split, 0.0)))
+    found = np.where(split >= 0.0, real, np.sqrt(np.maximum(centre * centre - split, 0.0)))
+    return np.where(np.isfinite(split), found, np.inf)  # squares beyond double precision: it diverges at once
 
 
 def centre_and_split(map: Linear) -> tuple[Any, Any]:
@@ -153,9 +155,9 @@ def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hype
     >>> print(fm.theory.regime([0.001, 0.01, 1.0, 3.615, 4.0], 0.81, 1.0, rule="classical"))
     ['monotone' 'critical' 'oscillating' 'alternating' 'divergent']
     """
-    map = read(rule, lr, momentum, curvature, hyper)
-    found = eigenvalues(map)
-    lead = found[..., 0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = eigenvalues(read(rule, lr, momentum, curvature, hyper))
+    lead = np.where(np.isfinite(found[..., 0]), found[..., 0], np.inf)
     size = np.abs(lead)
     names = np.where(lead.imag != 0.0, "oscillating", np.where(lead.real < 0.0, "alternating", "monotone"))
     if found.shape[-1] > 1:

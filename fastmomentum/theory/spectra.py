@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from fastmomentum import checks
 from fastmomentum.ranges import AT_LEAST_ZERO, FINITE, Range
 from fastmomentum.records import Update
 from fastmomentum.theory.counts import iterations
 from fastmomentum.theory.curvatures import Floats
+from fastmomentum.theory.gradients import checked
 from fastmomentum.theory.tunings import max_stable_lr, optimal
 
 DENSE = 128
@@ -87,13 +88,9 @@ def spectrum(
 
 def _differences(grad: Gradient | None, x: Any) -> Product:
     """Hv by central differences, over a step that balances their two errors, times `stretch`."""
-    if not callable(grad):
-        raise TypeError(f"grad: expected a function of x; got {checks.shown(grad)}")
+    slope = checked("grad", grad, x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
     step = float(np.cbrt(np.finfo(dtype).eps)) * (1.0 + float(np.linalg.norm(x)))
-
-    def slope(at: Floats) -> Floats:
-        return _like(grad(at.astype(dtype)), x, "grad")
 
     def product(v: Floats, stretch: float = 1.0) -> Floats:
         towards = v.reshape(x.shape) * (step * stretch / float(np.linalg.norm(v)))
@@ -105,18 +102,8 @@ def _differences(grad: Gradient | None, x: Any) -> Product:
 
 
 def _given(hessp: Callable[[Any, Any], Any], x: Any) -> Product:
-    if not callable(hessp):
-        raise TypeError(f"hessp: expected a function of x and a vector; got {checks.shown(hessp)}")
-    return lambda v, stretch=1.0: _like(hessp(x, v.reshape(x.shape)), x, "hessp")
-
-
-def _like(value: Any, x: Any, name: str) -> Floats:
-    found = np.asarray(value, np.float64)
-    if found.shape != x.shape:
-        raise ValueError(f"{name}: expected it to return shape {x.shape}, as x has; got {found.shape}")
-    if not np.isfinite(found).all():
-        raise ValueError(f"{name}: expected finite numbers; it returned NaN or infinity")
-    return found.ravel()
+    apply = checked("hessp", hessp, x)
+    return lambda v, stretch=1.0: apply(x, v.reshape(x.shape))
 
 
 def _whole(product: Product, size: int) -> Spectrum:
@@ -128,11 +115,14 @@ def _whole(product: Product, size: int) -> Spectrum:
 
 
 def _ends(product: Product, size: int, tol: float) -> Spectrum:
-    start = np.random.default_rng(0).standard_normal(size)  # any, but the same each time
+    rng = np.random.default_rng(0)  # any, but the same each time
+    start = rng.standard_normal(size)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+    if not product(start).any():
+        return Spectrum(0.0, 0.0)
     try:
-        values, vectors = eigsh(operator, k=2, which="BE", v0=start, tol=tol, ncv=min(size, LANCZOS))
-    except ArpackNoConvergence as error:
+        values, vectors = eigsh(operator, k=2, which="BE", v0=start, tol=tol, ncv=min(size, LANCZOS), rng=rng)
+    except ArpackError as error:
         raise RuntimeError(
             f"spectrum: Lanczos did not converge to tol = {tol:g}; ask for less, or give m and L to tune yourself"
         ) from error
@@ -214,11 +204,14 @@ def tune(
     >>> round(tuned.rate, 4), tuned.iterations, round(tuned.headroom, 3)
     (0.8215, 97, 0.03)
     """
-    found = Spectrum(*spectrum)
+    if not isinstance(spectrum, tuple | list) or not 2 <= len(spectrum) <= 4:
+        raise TypeError(f"spectrum: expected a Spectrum, or (m, L); got {checks.shown(spectrum)}")
+    found = Spectrum(*(checks.number(name, value, FINITE) for name, value in zip(Spectrum._fields, spectrum)))
+    if found.m > found.L:
+        raise ValueError(f"spectrum: expected m <= L; got m = {found.m:.6g}, L = {found.L:.6g}")
     margin = checks.number("margin", margin, Range(0.0, float(np.nextafter(1.0, 0.0))))
     errors = [checks.number(name, getattr(found, name), AT_LEAST_ZERO) for name in ("m_error", "L_error")]
-    m = (checks.number("m", found.m, FINITE) - errors[0]) * (1.0 - margin)
-    L = (checks.number("L", found.L, FINITE) + errors[1]) * (1.0 + margin)
+    m, L = (found.m - errors[0]) * (1.0 - margin), (found.L + errors[1]) * (1.0 + margin)
     if m <= 0.0:
         raise ValueError(
             f"spectrum: expected m above its error, as without curvature there is no rate; got m = {found.m:.6g} ± "

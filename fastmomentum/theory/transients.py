@@ -4,11 +4,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastmomentum import checks
+from fastmomentum.ranges import FINITE
 from fastmomentum.records import Update
 from fastmomentum.theory.curvatures import Floats
 from fastmomentum.theory.linear import read
 from fastmomentum.theory.powers import check_affordable, check_steps, companion, growth, powers, run
-from fastmomentum.theory.rates import ROUNDING
+from fastmomentum.theory.rates import ROUNDING, eigenvalues
 
 BLOCK = 1024
 """Steps looked at together when all steps are looked at."""
@@ -103,10 +105,9 @@ def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | 
     >>> peak.t, round(peak.norm, 3)
     (9, 7.034)
     """
-    matrix = companion(read(rule, lr, momentum, curvature, hyper))
-    if matrix.ndim != 2:
-        raise ValueError("transient_peak: expected numbers for lr, momentum and curvature; got arrays")
-    radius = float(np.abs(np.linalg.eigvals(matrix)).max())
+    alpha, mu = checks.number("lr", lr, FINITE), checks.number("momentum", momentum, FINITE)
+    map = read(rule, alpha, mu, checks.number("curvature", curvature, FINITE), hyper)
+    matrix, radius = companion(map), float(np.abs(eigenvalues(map)).max())
     if radius >= 1.0 - ROUNDING:
         raise ValueError(f"lr, momentum: expected a setting that converges; got spectral radius {radius:.6g}")
     check_affordable(1.0 / (1.0 - radius))

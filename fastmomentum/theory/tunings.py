@@ -14,15 +14,15 @@ from fastmomentum.theory.linear import Settled, settled
 from fastmomentum.theory.methods import Known, Tuning, known
 from fastmomentum.theory.rates import ROUNDING, radius
 
-OCTAVES = np.exp2(np.arange(-30.0, 31.0, 0.25))
-"""Learning rates, over 1/h, among which the first that diverges is looked for."""
+OCTAVES = np.exp2(np.arange(-120.0, 120.0, 0.5))
+"""Learning rates, over 1/h, among which the last that converges is sought, whatever units the gradient has."""
 
 
 def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Any:
     """The learning rate below which the rule converges on curvatures up to h; it broadcasts.
 
     Heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h, each over 1 − β or 1 − τ where the rule
-    averages or dampens; for other rules where ρ first reaches 1, found by root finding.
+    averages or dampens; for other rules where ρ reaches 1 for good, found by root finding.
 
     Parameters
     ----------
@@ -53,26 +53,27 @@ def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Update, **hyper:
     """
     chosen, h = _tunable(rule, hyper), check_curvature(curvature)
     mu = checks.numbers("momentum", momentum, UNIT_INTERVAL)
-    found = known(chosen)
+    found = known(chosen, h) if h.size else None
     if found is None:
-        return first_unstable(chosen, mu, h)[()]
+        return last_stable(chosen, mu, h)[()]
     pull, limit = np.broadcast_arrays(found.share(mu) * h, found.method.stable(mu))
     return np.divide(limit, pull, out=np.zeros(limit.shape), where=pull > 0.0)[()]
 
 
-def first_unstable(rule: Settled, mu: Floats, h: Floats) -> Floats:
-    """Where ρ first reaches 1 as the learning rate grows, by looking and root finding."""
+def last_stable(rule: Settled, mu: Floats, h: Floats) -> Floats:
+    """Where ρ reaches 1 for good as the learning rate grows, by looking and root finding."""
     mu, h = np.broadcast_arrays(mu, h)
     tried = OCTAVES / h[..., None]
     good = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
-    bad = np.argmax(~good, axis=-1)
-    found = np.where(good.all(axis=-1), np.inf, 0.0)
-    inside = bad > 0
+    # Learning rates too small to tell ρ from 1 come first, then those that converge, and then none.
+    ends = good[..., :-1] & ~good[..., 1:]
+    found = np.where(good[..., -1], np.inf, 0.0)
+    inside = ends.any(axis=-1)
     if inside.any():
-        at = bad[inside][:, None]
-        low, high = (np.take_along_axis(tried[inside], k, axis=-1)[:, 0] for k in (at - 1, at))
+        at = OCTAVES.size - 2 - np.argmax(ends[inside][:, ::-1], axis=-1)[:, None]
+        low, high = (np.take_along_axis(tried[inside], k, axis=-1)[:, 0] for k in (at, at + 1))
         done = elementwise.find_root(
-            lambda lr, mu, h: radius(rule, lr, mu, h) - 1.0, (low, high), args=(mu[inside], h[inside])
+            lambda lr, mu, h: radius(rule, lr, mu, h) - (1.0 - ROUNDING), (low, high), args=(mu[inside], h[inside])
         )
         found[inside] = done.x
     return found
@@ -128,7 +129,7 @@ def optimal(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
     """
     low, high = check_ends(m, L)
     chosen = _tunable(rule, hyper)
-    found = known(chosen)
+    found = known(chosen, [low, high])
     if found is None:
         return minimax(chosen, low, high)
     return _in_its_own_lr(found, found.method.best(low, high))
@@ -150,7 +151,7 @@ def standard(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
     """
     low, high = check_ends(m, L)
     chosen = _tunable(rule, hyper)
-    found = known(chosen)
+    found = known(chosen, [low, high])
     if found is None:
         raise ValueError(f"rule: expected one that draws the trajectory of a known method; got {rule}. See optimal")
     return _in_its_own_lr(found, found.method.standard(low, high))
@@ -164,20 +165,26 @@ def minimax(rule: Settled, m: float, L: float) -> Tuning:
         return radius(rule, np.asarray(lr)[..., None], mu, h).max(axis=-1)
 
     def best(mu: float) -> Tuning:
-        top = float(first_unstable(rule, np.array(mu), np.array(L)))
+        top = float(last_stable(rule, np.array(mu), np.array(L)))
         if not 0.0 < top < np.inf:
-            return Tuning(0.0, mu, 1.0)
+            return Tuning(0.0, mu, np.inf)
         # The best lr lies close to 0 or to the last stable one (gradient descent's 2/(L + m) is it but for 1/κ).
         tried = top * np.concatenate([np.geomspace(1e-9, 0.5, 40), 1.0 - np.geomspace(0.5, 1e-9, 40)[1:]])
         lr = _least(lambda lr: float(worst(lr, mu)), tried, worst(tried, mu))
         return Tuning(lr, mu, float(worst(lr, mu)))
 
     if not rule.has("momentum"):
-        return best(0.0)
+        return _converging(best(0.0))
     # In 1 − μ, as the best momentum tends to 1 like 1 − O(1/√κ).
     tried = np.geomspace(1e-2 * np.sqrt(m / L), 1.0, 32)
     rates = np.array([best(1.0 - rest).rate for rest in tried])
-    return best(1.0 - _least(lambda rest: best(1.0 - rest).rate, tried, rates))
+    return _converging(best(1.0 - _least(lambda rest: best(1.0 - rest).rate, tried, rates)))
+
+
+def _converging(found: Tuning) -> Tuning:
+    if not found.rate < 1.0:
+        raise ValueError("rule: expected one that converges at some learning rate below a greatest; none was found")
+    return found
 
 
 def _least(function: Callable[[float], float], tried: Floats, values: Floats) -> float:
@@ -192,8 +199,10 @@ def _least(function: Callable[[float], float], tried: Floats, values: Floats) ->
 
 def _in_its_own_lr(found: Known, tuning: Tuning) -> Tuning:
     share = float(found.share(tuning.momentum))
-    if share <= 0.0:
-        raise ValueError("dampening: expected less than 1, or the rule takes no gradient; got a share of 0")
+    if share < 0.0:
+        raise ValueError("maximize: expected a rule that descends; this one goes up the gradient, and diverges")
+    if share == 0.0:
+        raise ValueError("dampening: expected less than 1; with 1 the rule takes no gradient")
     return tuning._replace(lr=tuning.lr / share)
 
 
