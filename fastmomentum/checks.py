@@ -35,7 +35,11 @@ def number(name: str, value: object, allowed: Range) -> float:
 
 def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
     """`value`, a number or an array of them, in double precision, if all lie within the range."""
-    if isinstance(value, np.ma.MaskedArray) or (found := np.asarray(value)).dtype.kind not in "iuf":
+    try:
+        found = np.asarray(value)
+    except ValueError:  # a ragged list
+        found = np.asarray(None)
+    if isinstance(value, np.ma.MaskedArray) or found.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected numbers, each {allowed}; got {shown(value)}")
     converted = found.astype(np.float64)
     for extreme in (converted.min(), converted.max()) if converted.size else ():

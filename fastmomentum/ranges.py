@@ -7,17 +7,19 @@ INFINITY = float("inf")
 
 
 class Range(NamedTuple):
-    """The values that a hyper-parameter may take: low ≤ x ≤ high, or low < x where `above` is set."""
+    """The values that a hyper-parameter may take: low ≤ x ≤ high; `above` and `below` leave out low and high."""
 
     low: float
     high: float
     above: bool = False
     infinite: bool = False
+    below: bool = False
 
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, float) or (not self.infinite and value - value != 0.0):
             return False
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
+        enough = self.low < value if self.above else self.low <= value
+        return enough and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
         if self.infinite:
@@ -26,7 +28,7 @@ class Range(NamedTuple):
             return "a finite number"
         if self.high == INFINITY:
             return f"a finite number {'>' if self.above else '>='} {self.low:g}"
-        return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
 
 
 FINITE = Range(-INFINITY, INFINITY)
@@ -34,6 +36,8 @@ ANY_BOUND = Range(-INFINITY, INFINITY, infinite=True)
 AT_LEAST_ZERO = Range(0.0, INFINITY)
 ABOVE_ZERO = Range(0.0, INFINITY, above=True)
 UNIT_INTERVAL = Range(0.0, 1.0)
+BELOW_ONE = Range(0.0, 1.0, below=True)
+INSIDE_UNIT = Range(0.0, 1.0, above=True, below=True)
 
 RANGES: Mapping[str, Range] = {
     "lr": AT_LEAST_ZERO,

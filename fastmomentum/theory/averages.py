@@ -6,14 +6,12 @@ import numpy as np
 from scipy.special import xlogy
 
 from fastmomentum import checks
-from fastmomentum.ranges import FINITE, Range
+from fastmomentum.ranges import BELOW_ONE, FINITE, UNIT_INTERVAL
 from fastmomentum.records import Update
 from fastmomentum.theory.curvatures import Floats
-from fastmomentum.theory.linear import settled
+from fastmomentum.theory.linear import NOISE, settled
 from fastmomentum.theory.powers import check_steps
 from fastmomentum.theory.rates import ROUNDING
-
-BELOW_ONE = Range(0.0, float(np.nextafter(1.0, 0.0)))
 
 
 def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Update, t: Any = None, **hyper: Any) -> Any:
@@ -54,15 +52,18 @@ def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Update, 
     """
     grad, mu = checks.numbers("grad", grad, FINITE), checks.numbers("momentum", momentum, BELOW_ONE)
     map = settled(rule, hyper).linear(checks.numbers("lr", lr, FINITE), mu, 0.0)
-    if len(map.names) != 2:
-        raise ValueError(f"rule: expected one with one state slot; got {rule}, with {len(map.names) - 1}")
+    if len(map.rows) != 2:
+        raise ValueError(f"rule: expected one with one state slot; got {rule}, with {len(map.rows) - 1}")
     (p, v), position = map.rows, map.rest[1]
-    slot = map.names[1]
-    keep, pull = v[slot] - position * p[slot], v["noise"] - position * p["noise"]
-    if np.any(np.abs(v["p"] + position * (keep - p["p"])) > ROUNDING):
+    keep, pull = v[1] - position * p[1], v[NOISE] - position * p[NOISE]
+    if np.any(np.abs(v[0] + position * (keep - p[0])) > ROUNDING):
         raise ValueError(f"rule: expected one that does not decay p, which would move the velocity; got {rule}")
+    if np.any(np.abs(keep) >= 1.0):
+        raise ValueError(
+            f"rule: expected one whose velocity settles; {rule} keeps {np.max(np.abs(keep)):g} of it a step"
+        )
     limit = np.asarray(grad * pull / (1.0 - keep))
-    return (limit if t is None else limit * -np.expm1(xlogy(check_steps(t), keep)))[()]
+    return (limit if t is None else limit * (1.0 - keep ** check_steps(t)))[()]
 
 
 def effective_window(momentum: Any) -> Any:
@@ -99,7 +100,7 @@ def ema_weights(momentum: float, t: int) -> Floats:
     >>> fm.theory.ema_weights(0.5, 3)
     array([0.5  , 0.25 , 0.125])
     """
-    beta = checks.number("momentum", momentum, Range(0.0, 1.0))
+    beta = checks.number("momentum", momentum, UNIT_INTERVAL)
     steps = check_steps(t)
     if steps.ndim:
         raise ValueError(f"t: expected one number of steps; got shape {steps.shape}")

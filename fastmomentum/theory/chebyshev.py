@@ -1,6 +1,6 @@
 """Chebyshev semi-iteration: the momentum method that is optimal at every finite number of steps."""
 
-from math import acosh, exp, inf
+from math import exp, inf, log1p, sqrt
 
 from fastmomentum.records import Update
 from fastmomentum.rules import find
@@ -52,36 +52,37 @@ class Chebyshev:
         if name not in FORMS:
             raise ValueError(f"rule: expected one of {', '.join(FORMS)}; got {find(rule)}")
         self.m, self.L, self.rule = low, high, name
-        self._sigma = (high + low) / (high - low) if high > low else inf
-        self._eta = acosh(self._sigma) if high > low else inf
+        # q = (√L − √m)/(√L + √m): what T_t(σ) = (q^t + q^−t)/2 is made of, and Polyak's rate.
+        part = 2.0 * sqrt(low) / (sqrt(high) + sqrt(low))
+        self._log = log1p(-part) if part < 1.0 else -inf
 
     def __repr__(self) -> str:
         return f"Chebyshev({self.m!r}, {self.L!r}, rule={self.rule!r})"
 
     def lr(self, step: int) -> float:
         """The learning rate of the update with this number, from 0."""
-        return self._omega(step) * 2.0 / (self.L + self.m)
+        return (1.0 + self._own(step)) / (self.L / 2.0 + self.m / 2.0)
 
     def momentum(self, step: int) -> float:
         """The momentum of the update with this number, from 0."""
-        own = self._omega(step) - 1.0
+        own = self._own(step)
         # The velocity of classical has the last step's lr in it; that of pytorch is multiplied by this step's.
         return own * self.lr(step - 1) / self.lr(step) if step and self.rule == "pytorch" else own
 
     def bound(self, t: int) -> float:
         """1/T_t(σ): what ‖e_t‖/‖e_0‖ is at most after t steps, and for some start is."""
-        steps = _whole("t", t)
-        far = steps * self._eta if steps else 0.0
-        return 2.0 * exp(-far) / (1.0 + exp(-2.0 * far))
+        power = self._power(_whole("t", t))
+        return 2.0 * power / (1.0 + power * power)
 
-    def _omega(self, step: int) -> float:
-        step = _whole("step", step)
-        if step == 0 or self._eta == inf:
-            return 1.0
-        # T_t(cosh η) = cosh(tη), taken apart so that nothing overflows.
-        near = 1.0 + exp(-2.0 * step * self._eta)
-        far = 1.0 + exp(-2.0 * (step + 1) * self._eta)
-        return 2.0 * self._sigma * exp(-self._eta) * near / far
+    def _own(self, step: int) -> float:
+        """ω − 1 = (q² + q^(2t))/(1 + q^(2t + 2)): nothing cancels however near to 1 it is."""
+        t = _whole("step", step)
+        if t == 0:
+            return 0.0
+        return (self._power(2) + self._power(2 * t)) / (1.0 + self._power(2 * t + 2))
+
+    def _power(self, exponent: int) -> float:
+        return exp(exponent * self._log) if exponent else 1.0
 
 
 def _whole(name: str, value: int) -> int:

@@ -1,12 +1,12 @@
 """How many iterations a run needs: exactly if its initial error is known, else a bound for every start."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from fastmomentum import checks
-from fastmomentum.ranges import FINITE, Range
+from fastmomentum.ranges import FINITE, INSIDE_UNIT
 from fastmomentum.records import Update
 from fastmomentum.theory.curvatures import Floats, check_spectrum, curvatures
 from fastmomentum.theory.linear import Linear, read
@@ -40,8 +40,8 @@ def iterations(
     lr, momentum : float
         α ≥ 0, μ in [0, 1].
     spectrum : array_like or (m, L)
-        The eigenvalues h > 0 of the Hessian. Two numbers without `error` are the ends of the spectrum, and 256
-        curvatures between them are looked at, too.
+        The eigenvalues h > 0 of the Hessian. Two numbers without `error` are the ends of the spectrum: then the bound
+        holds for every curvature between them, too, and is that of the envelope of an oscillation.
     tol : float
         In (0, 1).
     rule : str, Rule or chain
@@ -59,7 +59,8 @@ def iterations(
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range or the rule is not linear, or the error oscillates for more than some 10⁹ steps.
+        If an argument is out of range or the rule is not linear, or the error oscillates for so long that to
+        look at every step and curvature would take minutes (some 10⁹ of both).
 
     Notes
     -----
@@ -75,25 +76,27 @@ def iterations(
     >>> fm.theory.iterations(tuning.lr, tuning.momentum, (1, 100), 1e-6, rule="heavy_ball")
     95
     """
-    tol = checks.number("tol", tol, Range(0.0, 1.0, above=True))
-    if tol == 1.0:
-        raise ValueError("tol: expected a number in (0, 1); got 1.0")
-    h = check_spectrum(spectrum)
-    if error is None:
-        h, weight = curvatures(spectrum), None
-    else:
+    tol = checks.number("tol", tol, INSIDE_UNIT)
+    h, weight = check_spectrum(spectrum), None
+    if error is not None:
         weight = checks.numbers("error", error, FINITE)
         if weight.shape != h.shape:
             raise ValueError(f"error: expected one number for each of {h.size} eigenvalues; got shape {weight.shape}")
         h, weight = h[weight != 0.0], weight[weight != 0.0]
         if not h.size:
             return 0
+        weight = weight / np.abs(weight).max()
+        weight = weight / np.linalg.norm(weight)
+    ends_alone = weight is None and h.size == 2
+    h = curvatures(h) if ends_alone else h
     map = read(rule, checks.number("lr", lr, FINITE), checks.number("momentum", momentum, FINITE), h, hyper)
     radius = float(np.abs(eigenvalues(map)).max())
     if radius >= 1.0 - ROUNDING:
         return NEVER
     if _only_shrinks(map):
         return _bisected(map, weight, tol)
+    if ends_alone and len(map.rows) == 2:
+        return _under_envelope(map, tol)
     check_affordable(np.log(tol) / np.log(max(radius, TINY)), h.size)
     return _last_crossing(map, tol, radius) if weight is None else _first_crossing(map, weight, tol)
 
@@ -104,10 +107,10 @@ def _only_shrinks(map: Linear) -> bool:
     The steps d_t = e_{t+1} − e_t obey the same recurrence: with roots λ₁ ≥ λ₂ ≥ 0 all are ≤ 0 if d_0 ≤ 0 and
     d_1 ≤ λ₂d_0.
     """
-    if len(map.names) == 1:
+    if len(map.rows) == 1:
         return True
     roots = eigenvalues(map)
-    if len(map.names) > 2 or (roots.imag != 0.0).any() or (roots.real < 0.0).any():
+    if len(map.rows) > 2 or (roots.imag != 0.0).any() or (roots.real < 0.0).any():
         return False
     step = map.matrix @ map.rest - map.rest
     first, second = step[..., 0], (map.matrix @ step[..., None])[..., 0, 0]
@@ -117,31 +120,60 @@ def _only_shrinks(map: Linear) -> bool:
 def _bisected(map: Linear, weight: Floats | None, tol: float) -> int:
     matrix = map.matrix
 
-    def small(t: int) -> bool:
-        mantissa, exponent = powers(matrix, np.array(t))
+    def small(t: Any) -> bool:
+        mantissa, exponent = powers(matrix, t)
         found = np.ldexp((mantissa @ map.rest)[..., 0], np.maximum(exponent, -2000))
         return _is_small(found, weight, tol)
 
-    high = 1
-    while not small(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
+    return int(_first(small, np.array(0)))
+
+
+def _first(holds: Callable[[Any], Any], low: Any) -> Any:
+    """The first numbers above `low`, each on its own, for which it holds, as it then does for all that follow."""
+    step = np.ones_like(low)
+    while not (done := np.asarray(holds(low + step))).all():
+        step = np.where(done, step, 2 * step)
+    low, high = low + step // 2, low + step
+    while (high - low > 1).any():
         middle = (low + high) // 2
-        low, high = (low, middle) if small(middle) else (middle, high)
+        done = np.asarray(holds(middle))
+        low, high = np.where(done, low, middle), np.where(done, middle, high)
     return high
 
 
 def _is_small(response: Floats, weight: Floats | None, tol: float) -> bool:
     if weight is None:
         return bool((np.abs(response) <= tol).all())
-    return bool(np.linalg.norm(response * weight) <= tol * np.linalg.norm(weight))
+    with np.errstate(over="ignore"):
+        return bool(np.linalg.norm(response * (weight / tol)) <= 1.0)  # so that squares do not underflow
+
+
+def _under_envelope(map: Linear, tol: float) -> int:
+    """The first step at which the envelopes of all curvatures are ≤ tol, and from which on they only fall.
+
+    e_t = c₁λ₁^t + c₂λ₂^t = λ₁^t + (e_1 − λ₁)u_t, where u_t is the impulse response, |u_t| ≤ t·ρ^(t−1). So |e_t| is at
+    most the smaller of (|c₁| + |c₂|)·ρ^t and (1 + bt)·ρ^t with b = |e_1 − λ₁|/ρ. Unlike the error itself both are
+    smooth in the curvature, and what lies between the curvatures looked at is no worse than they are.
+    """
+    roots = eigenvalues(map)
+    lead, gap = roots[:, 0], roots[:, 0] - roots[:, 1]
+    first = (map.matrix @ map.rest)[:, 0]
+    size = np.maximum(np.abs(lead), TINY)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(gap != 0.0, np.abs((first - roots[:, 1]) / gap) + np.abs((lead - first) / gap), np.inf)
+    climb, fall = np.abs(first - lead) / size, np.log(size)
+
+    capped = np.ceil((np.log(tol) - np.log(share)) / fall)
+    # (1 + bt)·ρ^t falls from t = −1/log ρ − 1/b on.
+    turn = np.floor(np.maximum(-1.0 / fall - 1.0 / np.maximum(climb, TINY), 0.0)).astype(np.int64)
+    climbing = _first(lambda t: np.log1p(climb * t) + fall * t <= np.log(tol), turn)
+    return int(np.minimum(capped, climbing).max())
 
 
 def _blocks(map: Linear) -> Iterator[tuple[int, Floats]]:
     """Block after block: the number t of its first step, and e_t, e_{t+1}, …, of shape (steps, curvatures)."""
     matrix = map.matrix
-    orbit = run(matrix, max(len(map.names), BLOCK // len(matrix)))
+    orbit = run(matrix, max(len(map.rows), BLOCK // len(matrix)))
     rows, leap = np.ascontiguousarray(orbit[:, :, 0]), orbit[-1] @ matrix
     start, x = 0, np.broadcast_to(map.rest, matrix.shape[:-1])
     while True:
@@ -150,16 +182,16 @@ def _blocks(map: Linear) -> Iterator[tuple[int, Floats]]:
 
 
 def _first_crossing(map: Linear, weight: Floats, tol: float) -> int:
-    goal = tol * np.linalg.norm(weight)
     for start, responses in _blocks(map):
-        reached = np.linalg.norm(responses * weight, axis=1) <= goal
+        with np.errstate(over="ignore"):
+            reached = np.linalg.norm(responses * (weight / tol), axis=1) <= 1.0  # so that squares do not underflow
         if reached.any():
             return start + int(reached.argmax())
     raise AssertionError("a run that converges gets there")
 
 
 def _last_crossing(map: Linear, tol: float, radius: float) -> int:
-    count = len(map.names)
+    count = len(map.rows)
     limit = tol / growth(radius, count)  # below it for so many steps in a row, no response comes back above tol
     last = 0
     for start, responses in _blocks(map):

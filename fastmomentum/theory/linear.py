@@ -18,29 +18,30 @@ from fastmomentum.records import Update
 from fastmomentum.settings import settle
 from fastmomentum.theory.curvatures import Floats, check_curvature
 
-NOISE = "noise"
+NOISE = -1
+"""The key of the noise in a form; the others are 0 for p, and 1, 2, … for the state slots."""
 
 
 class Form:
-    """A linear form Σ weight·name; weights are numbers or arrays of them. A sum with a number is no linear form."""
+    """A linear form Σ weight·key; weights are numbers or arrays of them. A sum with a number is no linear form."""
 
     __slots__ = ("weights",)
     __array_ufunc__ = None  # so that array * form comes here, and minimum or sqrt of a form is a TypeError
 
-    def __init__(self, weights: Mapping[str, Any]) -> None:
+    def __init__(self, weights: Mapping[int, Any]) -> None:
         self.weights = weights
 
-    def __getitem__(self, name: str) -> Any:
-        return self.weights.get(name, 0.0)
+    def __getitem__(self, key: int) -> Any:
+        return self.weights.get(key, 0.0)
 
     def __add__(self, other: object) -> "Form":
         if not isinstance(other, Form):
             return NotImplemented
         both = self.weights.keys() & other.weights.keys()
-        return Form({**self.weights, **other.weights, **{name: self[name] + other[name] for name in both}})
+        return Form({**self.weights, **other.weights, **{key: self[key] + other[key] for key in both}})
 
     def __neg__(self) -> "Form":
-        return Form({name: -weight for name, weight in self.weights.items()})
+        return Form({key: -weight for key, weight in self.weights.items()})
 
     def __sub__(self, other: object) -> "Form":
         return self + -other if isinstance(other, Form) else NotImplemented
@@ -48,14 +49,14 @@ class Form:
     def __mul__(self, factor: Any) -> "Form":
         if isinstance(factor, Form):
             return NotImplemented
-        return Form({name: factor * weight for name, weight in self.weights.items()})
+        return Form({key: factor * weight for key, weight in self.weights.items()})
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> "Form":
         if isinstance(divisor, Form):
             return NotImplemented
-        return Form({name: weight / divisor for name, weight in self.weights.items()})
+        return Form({key: weight / divisor for key, weight in self.weights.items()})
 
 
 class Linear(NamedTuple):
@@ -63,17 +64,14 @@ class Linear(NamedTuple):
 
     Attributes
     ----------
-    names : tuple of str
-        Of p and the state slots.
     rows : tuple of Form
-        One for each of `names`: A's rows and, under "noise", b.
+        One for p and each state slot: A's rows and, under NOISE, b.
     rest : ndarray
         x at rest, with p − p* = 1.
     shape : tuple of int
-        To which learning rate, momentum and curvature broadcast.
+        To which learning rate, momentum, curvature and what else users gave broadcast.
     """
 
-    names: tuple[str, ...]
     rows: tuple[Form, ...]
     rest: Floats
     shape: tuple[int, ...]
@@ -81,7 +79,7 @@ class Linear(NamedTuple):
     @property
     def matrix(self) -> Floats:
         """A, of shape (*shape, n, n)."""
-        return np.stack([self._vector([row[name] for name in self.names]) for row in self.rows], axis=-2)
+        return np.stack([self._vector([row[key] for key in range(len(self.rows))]) for row in self.rows], axis=-2)
 
     @property
     def noise(self) -> Floats:
@@ -102,6 +100,11 @@ class Settled(NamedTuple):
         """Whether lr or momentum has a part in the rule."""
         return name in self.update.parameters
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether hyper-parameters other than lr and momentum are arrays."""
+        return any(np.ndim(value) for value in self.given.values())
+
     def inputs(self, lr: Any, momentum: Any) -> tuple[Floats, Floats]:
         """Both as arrays, checked also where they have no part in the rule."""
         return (
@@ -120,22 +123,22 @@ class Settled(NamedTuple):
         update = self.update
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if self.has(name)}
         values = checks.settings(update, {**self.given, **chosen}, checks.numbers)
-        inputs = (*self.inputs(lr, momentum), curvature)
+        inputs = (*self.inputs(lr, momentum), curvature, *values.values())
         rule = update.rule if isinstance(update, Chain) else update
-        names = ("p", *(rule.rule.slots if isinstance(rule, LookAhead) else rule.slots))
+        size = 1 + len(rule.rule.slots if isinstance(rule, LookAhead) else rule.slots)
         try:
             arguments = _evaluate(update, values)
-            forms = [Form({name: 1.0}) for name in names]
+            forms = [Form({key: 1.0}) for key in range(size)]
             if isinstance(rule, LookAhead):  # the point is no state of its own: p and velocity say where it lies
                 forms.append(rule.ahead(*forms, values["lr_next"], values["momentum_next"]))
             gradient = curvature * forms[update.gradient_at] + Form({NOISE: 1.0})
-            rows = update.build()(*forms, gradient, *arguments)[: len(names)]
+            rows = update.build()(*forms, gradient, *arguments)[:size]
         except TypeError as error:
             raise ValueError(
                 f"rule: expected one that is linear in p, state and g, for which there is a rate; got {update}: {error}"
             ) from error
-        rest = np.array([1.0, *(float(at == "param") for _, at in rule.state)])[: len(names)]
-        return Linear(names, rows, rest, np.broadcast_shapes(*(np.shape(value) for value in inputs)))
+        rest = np.array([1.0, *(float(at == "param") for _, at in rule.state)])[:size]
+        return Linear(rows, rest, np.broadcast_shapes(*(np.shape(value) for value in inputs)))
 
 
 def read(rule: str | Update, lr: Any, momentum: Any, curvature: Any, hyper: Mapping[str, Any]) -> Linear:
@@ -147,7 +150,12 @@ def settled(rule: str | Update, hyper: Mapping[str, Any]) -> Settled:
     """`rule` with the options and hyper-parameters in `hyper`, which takes neither lr nor momentum."""
     if hyper.get("max_norm") is not None:
         raise ValueError(f"max_norm: expected None, as clipping is not linear; got {hyper['max_norm']!r}")
-    update, given = settle(rule, **{"lr": 0.0, "momentum": 0.0, **hyper})
+    for name in ("lr", "momentum"):
+        if name in hyper:
+            raise TypeError(
+                f"{name}: expected in its own place, or as what is looked for; got {hyper[name]!r} beside it"
+            )
+    update, given = settle(rule, lr=0.0, momentum=0.0, **hyper)
     return Settled(update, {name: value for name, value in given.items() if name not in ("lr", "momentum")})
 
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from scipy.linalg import solve_discrete_lyapunov
@@ -22,7 +23,9 @@ def lyapunov(matrix: Floats, weight: Any) -> Floats:
     units = np.exp2(np.round(0.5 * np.log2(ratio)))
     balanced = matrix * units[..., None, :] / units[..., :, None]
     scale = units[..., None, :] * units[..., :, None]
-    found: Floats = _each(np.swapaxes(balanced, -2, -1), weight * scale) / scale
+    with catch_warnings():
+        simplefilter("ignore", RuntimeWarning)  # SciPy's, that it perturbs what is singular to rounding, as r → ρ is
+        found: Floats = _each(np.swapaxes(balanced, -2, -1), weight * scale) / scale
     return found
 
 

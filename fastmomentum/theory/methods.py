@@ -133,9 +133,9 @@ def known(rule: Settled, curvature: Any) -> Known | None:
 
 def _invariants(map: Linear) -> tuple[Any, Any]:
     """Trace and determinant; a map of one row gets a second, of zeros; one of more than two has no place here."""
-    if len(map.names) == 1:
-        return map.rows[0]["p"], 0.0
-    if len(map.names) > 2:
+    if len(map.rows) == 1:
+        return map.rows[0][0], 0.0
+    if len(map.rows) > 2:
         return np.nan, np.nan
-    (a, b), (c, d) = ([row[name] for name in map.names] for row in map.rows)
+    (a, b), (c, d) = ([row[key] for key in range(2)] for row in map.rows)
     return a + d, a * d - b * c

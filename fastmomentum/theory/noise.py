@@ -30,7 +30,7 @@ def stationary_variance(
     Returns
     -------
     float64 or ndarray of float64
-        inf where ρ ≥ 1, and no state is stationary.
+        inf where ρ ≥ 1, and no state is stationary, unless there is no noise.
 
     Raises
     ------

@@ -113,7 +113,7 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
 
     Notes
     -----
-    scipy.integrate.solve_ivp with DOP853, errors below 1e-10 relative.
+    scipy.integrate.solve_ivp with DOP853, which keeps the error of each of its steps at 1e-10, relatively.
 
     Examples
     --------
@@ -133,12 +133,14 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
 
     def rolls(_: float, z: Floats) -> Floats:
         place, speed = np.split(z, 2)
-        return np.concatenate([speed, -gamma * speed - slope(place)])
+        return np.concatenate([speed, -gamma * speed - slope(place.copy())])
 
     if when[-1] == 0.0:
         return np.tile(start, (when.size, 1))
     both = np.concatenate([start, np.zeros_like(start)])
-    found = solve_ivp(rolls, (0.0, float(when[-1])), both, "DOP853", when, rtol=1e-10, atol=1e-12)
+    found = solve_ivp(
+        rolls, (0.0, float(when[-1])), both, "DOP853", when, rtol=1e-10, atol=1e-12 * float(np.abs(start).max())
+    )
     if not found.success:
         raise RuntimeError(f"ball: {found.message}")
     return np.asarray(found.y[: start.size].T)

@@ -12,6 +12,9 @@ from fastmomentum.theory.linear import Linear
 
 Ints = npt.NDArray[np.int64]
 
+FARTHEST = 2**60
+"""The greatest exponent that is kept: sums of two still fit."""
+
 LIMIT = 4e9
 """Steps times coordinates that may be looked at one by one: half a minute or so."""
 
@@ -19,6 +22,7 @@ LIMIT = 4e9
 def check_steps(value: Any, name: str = "t") -> Ints:
     """`value` as an array of numbers of steps, each a whole number from 0 up to 2⁶²."""
     found = np.asarray(value)
+    found = found.astype(np.int64) if not found.size else found
     if found.dtype.kind not in "iu" or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected whole numbers from 0 to 2**62; got {checks.shown(value)}")
     if found.size and (found.min() < 0 or found.max() > 2**62):
@@ -40,9 +44,9 @@ def powers(matrix: Floats, t: Ints) -> tuple[Floats, Ints]:
         odd = t % 2 == 1
         product, shift = _normalised(result @ square)
         result = np.where(odd[..., None, None], product, result)
-        exponent = exponent + np.where(odd, scale + shift, 0)
+        exponent = np.clip(exponent + np.where(odd, scale + shift, 0), -FARTHEST, FARTHEST)
         square, shift = _normalised(square @ square)
-        scale = 2 * scale + shift
+        scale = np.clip(2 * scale + shift, -FARTHEST, FARTHEST)
         t = t // 2
     return result, exponent
 
@@ -70,18 +74,18 @@ def growth(radius: float, count: int) -> float:
     return n * 2.0**n * max(1.0, ((n - 1) / fall) ** (n - 1) * exp((fall - 1.0) * (n - 1)) / factorial(n - 1))
 
 
-def check_affordable(steps: float, coordinates: int = 1) -> None:
-    """Refuse to look at so many steps of so many coordinates one by one.
+def check_affordable(steps: float, cost: int) -> None:
+    """Refuse to look at so many steps one by one, each of which costs as much as so many coordinates.
 
     Raises
     ------
     ValueError
         If that would take minutes.
     """
-    if steps * coordinates > LIMIT:
+    if steps * cost > LIMIT:
         raise ValueError(
-            f"lr, momentum: expected a setting that settles within {LIMIT / coordinates:.0e} steps over {coordinates} "
-            f"curvatures, which are looked at one by one as the error oscillates; got one that takes about {steps:.0e}"
+            f"lr, momentum: expected a setting that settles within some {LIMIT / cost:.0e} steps, which are looked at "
+            f"one by one; got one that takes about {steps:.0e}"
         )
 
 

@@ -44,7 +44,8 @@ def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Upda
 
     Notes
     -----
-    On f = ½xᵀHx − bᵀx this holds in every eigenvector of H, with h its eigenvalue; elsewhere near a smooth minimum.
+    On f = ½xᵀHx − bᵀx this holds in every eigenvector of H, with h its eigenvalue; elsewhere near a smooth minimum. All
+    of the state counts for the rate, also what p never sees.
 
     Examples
     --------
@@ -85,6 +86,8 @@ def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Updat
 
 def radius(rule: Settled, lr: Any, momentum: Any, curvature: Floats) -> Any:
     """The :func:`spectral_radius` of a rule that has been settled, with arguments that have been checked."""
+    if rule.sweeps:
+        return _radius(rule.linear(lr, momentum, curvature))
     operands: Any = [lr, momentum, curvature, None]
     purpose: Any = [*[["readonly"]] * 3, ["writeonly", "allocate"]]  # NumPy's annotations know one for all only
     arrays = np.nditer(
@@ -101,9 +104,9 @@ def radius(rule: Settled, lr: Any, momentum: Any, curvature: Floats) -> Any:
 
 
 def _radius(map: Linear) -> Any:
-    if len(map.names) == 1:
-        return np.abs(map.rows[0]["p"])
-    if len(map.names) > 2:
+    if len(map.rows) == 1:
+        return np.abs(map.rows[0][0])
+    if len(map.rows) > 2:
         return np.abs(np.linalg.eigvals(map.matrix)).max(axis=-1)
     centre, split = centre_and_split(map)
     real = np.abs(centre) + np.sqrt(np.maximum(split, 0.0))
@@ -113,14 +116,14 @@ def _radius(map: Linear) -> Any:
 
 def centre_and_split(map: Linear) -> tuple[Any, Any]:
     """c and d of a 2 × 2 map's eigenvalues c ± √d."""
-    (a, b), (c, d) = ([row[name] for name in map.names] for row in map.rows)
+    (a, b), (c, d) = ([row[key] for key in range(2)] for row in map.rows)
     half = 0.5 * (a - d)
     return 0.5 * (a + d), half * half + b * c
 
 
 def eigenvalues(map: Linear) -> npt.NDArray[np.complex128]:
     """All of them, the largest modulus first; of the two of a 2 × 2 map in closed form, exactly real or conjugate."""
-    if len(map.names) != 2:
+    if len(map.rows) != 2:
         found = np.linalg.eigvals(map.matrix).astype(np.complex128)
     else:
         centre, split = (np.broadcast_to(value, map.shape) for value in centre_and_split(map))
@@ -135,7 +138,7 @@ def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hype
     "divergent"
         ρ ≥ 1: it does not converge.
     "critical"
-        A double root, in one Jordan block: the error goes like t·ρ^t. For heavy ball at μ = (1 ∓ √(αh))². Only here
+        A double root, in one Jordan block: the error goes like t·ρ^t. For heavy ball at μ = (1 − √(αh))². Only here
         ‖e_t‖ = O(ρ^t) is false.
     "oscillating"
         The leading eigenvalues are complex: a damped oscillation.
@@ -156,12 +159,15 @@ def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hype
     ['monotone' 'critical' 'oscillating' 'alternating' 'divergent']
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        found = eigenvalues(read(rule, lr, momentum, curvature, hyper))
+        map = read(rule, lr, momentum, curvature, hyper)
+        found = eigenvalues(map)
     lead = np.where(np.isfinite(found[..., 0]), found[..., 0], np.inf)
     size = np.abs(lead)
     names = np.where(lead.imag != 0.0, "oscillating", np.where(lead.real < 0.0, "alternating", "monotone"))
     if found.shape[-1] > 1:
         # Rounding moves a double root by the square root of what it moves the matrix.
         gap = np.abs(lead - found[..., 1])
-        names = np.where((size > 0.0) & (gap * gap <= 4.0 * ROUNDING * size * size), "critical", names)
+        double = (size > 0.0) & (gap * gap <= 4.0 * ROUNDING * size * size)
+        block = (map.matrix != lead[..., None, None].real * np.eye(found.shape[-1])).any(axis=(-2, -1))
+        names = np.where(double & block, "critical", names)
     return np.where(size >= 1.0 - ROUNDING, "divergent", names)[()]

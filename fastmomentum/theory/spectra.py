@@ -7,7 +7,7 @@ import numpy as np
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from fastmomentum import checks
-from fastmomentum.ranges import AT_LEAST_ZERO, FINITE, Range
+from fastmomentum.ranges import AT_LEAST_ZERO, BELOW_ONE, FINITE, INSIDE_UNIT
 from fastmomentum.records import Update
 from fastmomentum.theory.counts import iterations
 from fastmomentum.theory.curvatures import Floats
@@ -19,6 +19,9 @@ DENSE = 128
 
 LANCZOS = 64
 """Vectors that Lanczos keeps: with eigsh's own 20 the least eigenvalue takes several times the products."""
+
+STRETCHES = (1.0, 2.0, 3.0, 4.0)
+"""Steps of differences, over the one that balances their errors: what these differ by is how sure they are."""
 
 Gradient = Callable[[Any], Any]
 Product = Callable[..., Floats]
@@ -39,8 +42,8 @@ def spectrum(
     """The least and the greatest eigenvalue (m, L) of the Hessian at `x`, from gradients alone, and how sure they are.
 
     Hv ≈ (∇f(x + εv) − ∇f(x − εv))/2ε, exact but for rounding on a quadratic. Up to 128 parameters the whole Hessian is
-    measured so, twice, at ε and 2ε: the errors are what these two and H − Hᵀ differ by. Beyond, Lanczos finds both ends
-    (scipy.sparse.linalg.eigsh), and the errors are the residuals ‖Hv − λv‖ of what it found.
+    measured so, at ε, 2ε, 3ε and 4ε: the errors are twice what these differ by, and H − Hᵀ. Beyond, Lanczos finds both
+    ends (scipy.sparse.linalg.eigsh), and the errors are the residuals ‖Hv − λv‖ of what it found.
 
     Parameters
     ----------
@@ -79,7 +82,7 @@ def spectrum(
     (0.5, 8.0, True)
     """
     start = checks.numbers("x", x, FINITE)
-    tol = checks.number("tol", tol, Range(0.0, 0.5, above=True))
+    tol = checks.number("tol", tol, INSIDE_UNIT)
     if not start.size:
         raise ValueError("x: expected one parameter at least; got none")
     product = _differences(grad, np.asarray(x)) if hessp is None else _given(hessp, np.asarray(x))
@@ -103,12 +106,13 @@ def _differences(grad: Gradient | None, x: Any) -> Product:
 
 def _given(hessp: Callable[[Any, Any], Any], x: Any) -> Product:
     apply = checked("hessp", hessp, x)
-    return lambda v, stretch=1.0: apply(x, v.reshape(x.shape))
+    return lambda v, stretch=1.0: apply(x.copy(), v.reshape(x.shape).copy())
 
 
 def _whole(product: Product, size: int) -> Spectrum:
-    near, far = (np.stack([product(unit, stretch) for unit in np.eye(size)]) for stretch in (1.0, 2.0))
-    doubt = np.linalg.norm(near - far, 2) + np.linalg.norm(near - near.T, 2) / 2.0
+    found = [np.stack([product(unit, stretch) for unit in np.eye(size)]) for stretch in STRETCHES]
+    near = found[0]
+    doubt = 2.0 * max(np.linalg.norm(near - other, 2) for other in found[1:]) + np.linalg.norm(near - near.T, 2) / 2.0
     values = np.linalg.eigvalsh((near + near.T) / 2.0)
     doubt += np.finfo(np.float64).eps * size * np.abs(values).max()
     return Spectrum(float(values[0]), float(values[-1]), float(doubt), float(doubt))
@@ -209,7 +213,7 @@ def tune(
     found = Spectrum(*(checks.number(name, value, FINITE) for name, value in zip(Spectrum._fields, spectrum)))
     if found.m > found.L:
         raise ValueError(f"spectrum: expected m <= L; got m = {found.m:.6g}, L = {found.L:.6g}")
-    margin = checks.number("margin", margin, Range(0.0, float(np.nextafter(1.0, 0.0))))
+    margin = checks.number("margin", margin, BELOW_ONE)
     errors = [checks.number(name, getattr(found, name), AT_LEAST_ZERO) for name in ("m_error", "L_error")]
     m, L = (found.m - errors[0]) * (1.0 - margin), (found.L + errors[1]) * (1.0 + margin)
     if m <= 0.0:

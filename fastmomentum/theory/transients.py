@@ -15,6 +15,9 @@ from fastmomentum.theory.rates import ROUNDING, eigenvalues
 BLOCK = 1024
 """Steps looked at together when all steps are looked at."""
 
+NORM = 600
+"""What a norm costs, in steps of one coordinate."""
+
 
 def transient(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Update, **hyper: Any) -> Any:
     """‖A^t‖₂ in the coordinates (e_t, e_{t−1}), for every rule: how much t steps can magnify an error; it broadcasts.
@@ -110,8 +113,8 @@ def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | 
     matrix, radius = companion(map), float(np.abs(eigenvalues(map)).max())
     if radius >= 1.0 - ROUNDING:
         raise ValueError(f"lr, momentum: expected a setting that converges; got spectral radius {radius:.6g}")
-    check_affordable(1.0 / (1.0 - radius))
     spread = np.sqrt(len(matrix)) * growth(radius, len(matrix))  # ‖A^(t+s)‖ ≤ spread·‖A^t‖ for every s
+    check_affordable(np.log(spread) / (1.0 - radius), NORM)
     orbit = run(matrix, BLOCK)
     best, start, reached = Peak(0, 1.0), 0, np.eye(len(matrix))
     while True:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastmomentum.validation import counting, critical, limits, noise, pictures, plane, problems, tuning
+from fastmomentum.validation import counting, critical, limits, noise, pictures, plane, problems, textbook, tuning
 from fastmomentum.validation.rows import Row, worst
 
 Part = tuple[str, Callable[[], Iterator[Row]]]
@@ -28,7 +28,7 @@ class Sizes:
         self.grid = (24, 45) if small else (256, 400)
         self.steps = 2048 if small else 8192
         # Fewer steps see less of a slow oscillation: the error of what is left of it goes down with their number.
-        self.worst = 1e-2 if small else 1e-3
+        self.worst, self.median = (1e-2, 1e-10) if small else (1e-3, 1e-12)
         self.powers = 1 << 11 if small else 1 << 15
         self.noise = (400, 512) if small else (1000, 2048)
         self.quadratics = (
@@ -44,9 +44,10 @@ def parts(sizes: Sizes, planes: dict[str, plane.Plane]) -> Iterator[Part]:
     def over_the_plane(rule: str) -> Iterator[Row]:
         mu, ah = plane.grid(*sizes.grid)
         planes[rule] = plane.measure(rule, mu, ah, sizes.steps)
-        return plane.rows(planes[rule], sizes.worst)
+        return plane.rows(planes[rule], sizes.worst, sizes.median)
 
-    for rule in plane.RULES:
+    yield "printed formulas", textbook.rows
+    for rule in textbook.RULES:
         yield f"the (αh, μ) plane, {rule}", partial(over_the_plane, rule)
     yield "critical damping", partial(critical.rows, sizes.powers)
     for problem in sizes.quadratics:

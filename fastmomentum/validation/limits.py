@@ -10,9 +10,9 @@ from scipy.special import expit
 import fastmomentum as fm
 from fastmomentum import theory
 from fastmomentum.validation.counting import iterations
-from fastmomentum.validation.plane import RULES
 from fastmomentum.validation.problems import RIDGE, standardised
 from fastmomentum.validation.rows import Row, relative
+from fastmomentum.validation.textbook import RULES
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,8 +7,8 @@ import numpy as np
 
 import fastmomentum as fm
 from fastmomentum import theory
-from fastmomentum.validation.plane import RULES
 from fastmomentum.validation.rows import Row
+from fastmomentum.validation.textbook import RULES
 
 SIGMAS = 4.0
 """Half the width of the confidence intervals, in standard errors of the mean: one in 16,000 would miss by chance."""

@@ -8,13 +8,10 @@ import numpy.typing as npt
 
 import fastmomentum as fm
 from fastmomentum import theory
+from fastmomentum.validation import textbook
 from fastmomentum.validation.rows import Row
 
 Floats = npt.NDArray[np.float64]
-
-HEAVY_BALLS = ("heavy_ball", "classical", "pytorch", "ema")
-NESTEROVS = ("pytorch_nesterov", "classical_nesterov", "ema_nesterov", "nesterov_positions")
-RULES = ("sgd", *HEAVY_BALLS, *NESTEROVS)
 
 WIDEST = 4.5
 """The greatest αh: beyond where the last heavy ball diverges, at 4."""
@@ -32,25 +29,24 @@ TOLD = 1e-6
 
 
 class Plane(NamedTuple):
-    """Log-rates of one rule over the plane, of shape (momenta, learning rates times curvature)."""
+    """Log-rates of one rule over the plane, of shape (momenta, learning rates times curvature).
+
+    `flips` is how often, per step, the error changed its sign in the last quarter of the run.
+    """
 
     rule: str
     ah: Floats
     mu: Floats
     predicted: Floats
     measured: Floats
+    flips: Floats
     regime: npt.NDArray[np.str_]
 
     @property
     def away(self) -> npt.NDArray[np.bool_]:
         """Which points lie away from critical damping: at it, the rate is approached like 1/t only."""
-        root = np.sqrt(self.ah)
-        if self.rule in NESTEROVS:
-            critical = np.where(self.ah < 1.0, (1.0 - root) / (1.0 + root), np.inf)
-        else:
-            critical = (1.0 - root) ** 2
         with np.errstate(divide="ignore"):
-            return np.abs(self.mu[:, None] / critical - 1.0) > AWAY
+            return np.abs(self.mu[:, None] / textbook.critical(self.rule, self.ah) - 1.0) > AWAY
 
     @property
     def error(self) -> Floats:
@@ -66,18 +62,20 @@ def grid(momenta: int, curvatures: int) -> tuple[Floats, Floats]:
 def measure(rule: str, mu: Floats, ah: Floats, steps: int) -> Plane:
     """Run `rule` over the plane, one array a momentum and one curvature a coordinate, and compare the rates."""
     mu = np.zeros(1) if rule == "sgd" else mu
-    lr = 1.0 / (1.0 - mu) if rule.startswith("ema") else np.ones_like(mu)  # αh on the plane is the effective one
-    measured = np.empty((mu.size, ah.size))
+    lr = 1.0 / textbook.effective(rule, mu)  # αh on the plane is the effective one
+    measured, flips = np.empty((2, mu.size, ah.size))
     for start in range(0, mu.size, TOGETHER):
         part = slice(start, start + TOGETHER)
-        measured[part] = log_rates(rule, lr[part], mu[part], ah, steps)
+        measured[part], flips[part] = log_rates(rule, lr[part], mu[part], ah, steps)
     settings = lr[:, None], mu[:, None], ah
     radius = theory.spectral_radius(*settings, rule=rule)
-    return Plane(rule, ah, mu, np.log(radius), measured, theory.regime(*settings, rule=rule))
+    return Plane(rule, ah, mu, np.log(radius), measured, flips, theory.regime(*settings, rule=rule))
 
 
-def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> Floats:
-    """The rates, per step, at which log‖(e_t, e_{t−1})‖ moves: its increments' mean under smooth weights.
+def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> tuple[Floats, Floats]:
+    """The rates, per step, at which log‖(e_t, e_{t−1})‖ moves, and how often the error changes its sign in the end.
+
+    The rate is the increments' mean under smooth weights.
 
     The weights exp(−1/(x(1 − x))) over the run make the mean of an oscillation vanish faster than any power of `steps`.
     After each step error and state are brought back to about 1 by powers of two, which changes no digit.
@@ -91,8 +89,8 @@ def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> Float
     x = (np.arange(1, steps) / steps).astype(np.float64)
     weights = np.exp(-1.0 / (x * (1.0 - x)))
     change = -np.diff(weights / weights.sum(), prepend=0.0, append=0.0)
-    doublings, total = np.zeros_like(error), np.zeros_like(error)
-    for factor in change:
+    doublings, total, flips = (np.zeros_like(error) for _ in range(3))
+    for t, factor in enumerate(change):
         np.copyto(before, error)
         np.multiply(error, h, out=grad)
         opt.step(rows)
@@ -108,10 +106,16 @@ def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> Float
         size += np.multiply(doublings, np.log(2.0), out=power)
         doublings += exponent
         total += np.multiply(size, factor, out=size)
-    return total
+        if 4 * t >= 3 * steps:
+            flips += (error < 0.0) != (before < 0.0)
+    return total, flips / (steps - -(-3 * steps // 4))
 
 
-def rows(plane: Plane, worst: float = 1e-3, median: float = 1e-6) -> Iterator[Row]:
+FLIPS = {"monotone": (0.0, 0.0), "alternating": (1.0, 1.0), "oscillating": (1e-9, 1.0 - 1e-9)}
+"""How often, per step, the error may change its sign in each regime."""
+
+
+def rows(plane: Plane, worst: float = 1e-3, median: float = 1e-12) -> Iterator[Row]:
     """What the plane of one rule shows."""
     at = plane.away & (np.abs(plane.predicted) > MOVES)
     for regime in np.unique(plane.regime[at]):
@@ -125,6 +129,24 @@ def rows(plane: Plane, worst: float = 1e-3, median: float = 1e-6) -> Iterator[Ro
         yield Row(
             f"{what}: median", 0.0, middle, middle, median, f"{what}: median", f"{TOPIC}, median point (relative)"
         )
+    wrong = 0
+    for regime, (least, most) in FLIPS.items():
+        here = at & (plane.regime == regime)
+        wrong += int((here & ((plane.flips < least) | (plane.flips > most))).sum())
+    what = f"regimes by the error's signs, {plane.rule}: told wrongly"
+    yield Row(
+        what, 0.0, float(wrong), float(wrong), 0.0, what, "monotone, alternating or oscillating (points told wrongly)"
+    )
+    wrong = int((plane.regime[plane.predicted > TOLD] != "divergent").sum())
+    wrong += int((plane.regime[plane.predicted < -TOLD] == "divergent").sum())
+    what = f"divergent by regime and by rate, {plane.rule}: at odds"
+    yield Row(what, 0.0, float(wrong), float(wrong), 0.0, what, "divergent by regime and by rate (points at odds)")
+    printed = textbook.radius(plane.rule, plane.ah, plane.mu[:, None])
+    off = np.where(plane.away, np.abs(np.exp(plane.predicted) / printed - 1.0), 0.0)
+    k = np.unravel_index(off.argmax(), off.shape)
+    figures = float(printed[k]), float(np.exp(plane.predicted[k])), float(off[k])
+    what = f"ρ over the plane, against the printed polynomial, {plane.rule}"
+    yield Row(what, *figures, 1e-9, what, "ρ over that plane, against the printed polynomials (relative)")
     told = np.abs(plane.predicted) > TOLD
     wrong = int((told & (np.sign(plane.predicted) != np.sign(plane.measured))).sum())
     what = f"converges or not, {plane.rule}, {int(told.sum()):,} points: told wrongly"
