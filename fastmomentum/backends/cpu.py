@@ -1,6 +1,7 @@
 """Numba kernels: one array, and many arrays in one call; serial, and free of Python's global lock.
 
-A kernel is the rule's own scalar function, inlined into a loop over all elements.
+A kernel is the rule's own scalar function, inlined into a loop over all elements. Those that share one loop among
+threads are in :mod:`fastmomentum.backends.parallel`.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from fastmomentum.backends.layout import OBJECTS, SIZE, verify
 from fastmomentum.records import Update
 
 
-def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]:
-    """`function` compiled for this signature and no other.
+def compiled(function: Callable[..., Any], signature: Any, parallel: bool = False) -> Callable[..., Any]:
+    """`function` compiled for this signature and no other; `prange` in it uses threads where `parallel` is set.
 
     Strict IEEE arithmetic (no fastmath: contraction to FMA changes 3.3 % of the elements and saves nothing), division
     by zero as in NumPy (the default raises in mid-array), and no disk cache (numba#6264, #6845: closures miss it, and
@@ -30,7 +31,7 @@ def compiled(function: Callable[..., Any], signature: Any) -> Callable[..., Any]
             "backend 'cpu' needs Numba's compiler, which NUMBA_DISABLE_JIT has off; 'numpy' has the same bits"
         )
     try:
-        dispatcher = njit(signature, nogil=True, error_model="numpy")(function)
+        dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)
     except NumbaError as error:
         raise TypeError(f"the rule cannot be compiled; does it call a function that is not njit? {error}") from error
     dispatcher.disable_compile()
@@ -43,10 +44,10 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
 
     It looks for shared memory first; where it finds any, nothing is written and False comes back.
     """
-    loop = register_jitable(_make_loop(rule))
+    loop = make_loop(rule)
 
     def kernel(arrays: Any, grad: Any, hyper: Any) -> Any:
-        if not _apart(spans((*arrays, grad))):
+        if not apart(spans((*arrays, grad))):
             return False
         loop(arrays, grad, hyper)
         return True
@@ -58,28 +59,51 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
 
 
 def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, hyper, grads)``: one update of all `rows`, if nothing has changed.
+    """The function ``kernel(table, written, rows, hyper, progress, grads)``: one update, if nothing has changed.
 
     `table` is what :func:`fastmomentum.backends.headers.unchanged` looks through first, with the list whose address is
     `grads`; where it answers no, nothing is written and False comes back. `rows` are those of its rows that this kernel
-    updates, each with the row of `hyper` at the same place.
+    updates, each with the row of `hyper` at the same place. `progress` is counted on by :func:`count`.
     """
     arrays, taken = 1 + len(rule.state), len(rule.hyper)
     views = make_views([vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
     memory = OBJECTS + arrays
-    loop = register_jitable(_make_loop(rule))
+    loop = make_loop(rule)
 
-    def kernel(table: Any, written: Any, rows: Any, hyper: Any, grads: Any) -> Any:
+    def kernel(table: Any, written: Any, rows: Any, hyper: Any, progress: Any, grads: Any) -> Any:
         if not unchanged(table, written, arrays, grads):
             return False
         for row in range(rows.shape[0]):
             each = views(rows, row, memory, rows[row, SIZE])
             loop(each[:arrays], each[arrays], to_fixed_tuple(hyper[row], taken))
+        count(progress)
         return True
 
     verify()
-    integers, numbers = types.Array(types.int64, 2, "C"), types.Array(from_dtype(dtypes.param), 2, "C")
-    return compiled(kernel, types.boolean(integers, integers, integers, numbers, types.int64))
+    return compiled(kernel, types.boolean(*TABLES, numbers(dtypes.param), COUNTS, types.int64))
+
+
+TABLES = (types.Array(types.int64, 2, "C"),) * 3
+"""The types of a table, of the intervals that are written to, and of the rows that a kernel is for."""
+
+COUNTS = types.Array(types.int64, 1, "C")
+
+
+def numbers(dtype: Any) -> Any:
+    """The type of the hyper-parameters of many arrays, a row each."""
+    return types.Array(from_dtype(dtype), 2, "C")
+
+
+@register_jitable
+def count(progress: Any) -> None:
+    """Count a call as done, where no signal can come between the doing and the counting.
+
+    `progress` holds the calls done of the step under way, the calls that a step takes, and the steps done.
+    """
+    progress[0] += 1
+    if progress[0] == progress[1]:
+        progress[0] = 0
+        progress[2] += 1
 
 
 def vector(dtype: Any, readonly: bool = False) -> Any:
@@ -87,7 +111,7 @@ def vector(dtype: Any, readonly: bool = False) -> Any:
     return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
 
 
-def _make_loop(rule: Update) -> Any:
+def make_loop(rule: Update) -> Any:
     """The loop over all elements; `range(grad.size)` without bounds, or it is not vectorised (measured: 5.7 times)."""
     update = rule.build(register_jitable)
     load, store = _make_load(1 + len(rule.state)), _make_store(1 + len(rule.state))
@@ -96,7 +120,7 @@ def _make_loop(rule: Update) -> Any:
         for i in range(grad.size):
             store(arrays, i, update(*load(arrays, i), grad[i], *hyper))
 
-    return loop
+    return register_jitable(loop)
 
 
 # Tuples of arrays are taken apart by recursion over their length, which ends at compile time: a loop over a tuple
@@ -127,7 +151,7 @@ def _make_store(arrays: int) -> Any:
 
 
 @register_jitable
-def _apart(spans: Any) -> Any:
+def apart(spans: Any) -> Any:
     """Whether no two of the intervals [spans[0], spans[1]), [spans[2], spans[3]), ... have a byte in common."""
     for i in range(0, len(spans), 2):
         for j in range(0, i, 2):
