@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmomentum import rules, stages, theory
+    from fastmomentum.backends.threads import set_threads
     from fastmomentum.chains import chain
     from fastmomentum.conventions import convert
+    from fastmomentum.flat import flatten
     from fastmomentum.optimizer import Momentum
     from fastmomentum.records import Rule, Stage
     from fastmomentum.update import step
@@ -22,10 +24,24 @@ _home = {
     "Stage": "records",
     "chain": "chains",
     "convert": "conventions",
+    "flatten": "flat",
+    "set_threads": "backends.threads",
     "step": "update",
 }
 
-__all__ = ["Momentum", "Rule", "Stage", "__version__", "chain", "convert", "rules", "stages", "step", "theory"]
+__all__ = [
+    "Momentum",
+    "Rule",
+    "Stage",
+    "__version__",
+    "chain",
+    "convert",
+    "rules",
+    "set_threads",
+    "stages",
+    "step",
+    "theory",
+]
 
 
 def __getattr__(name: str) -> Any:

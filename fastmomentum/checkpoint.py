@@ -25,6 +25,7 @@ from fastmomentum import checks
 from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
 from fastmomentum.rules import find, names
+from fastmomentum.turns import free
 
 SCHEMA = 1
 KEYS = (
@@ -73,7 +74,7 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
         )
     engine.check_groups(groups, saved["steps"])
     before = engine.steps, engine.skipped, engine.skip_nonfinite
-    with engine.alone():
+    with free(engine.lock):
         engine.check_arrays()
         engine.steps, engine.skipped, engine.skip_nonfinite = saved["steps"], saved["skipped"], skip
         try:

@@ -61,7 +61,9 @@ def switch(name: str, value: object) -> bool:
 
 
 def threads(value: object) -> None:
-    """Refuse what is no number of threads: a whole number from 1, or −1 for all."""
+    """Refuse what is no number of threads: a whole number from 1, −1 for all, or None for the default."""
+    if value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"threads: expected a whole number >= 1, or -1 for all; got {shown(value)}")
     if value < 1 and value != -1:

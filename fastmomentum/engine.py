@@ -1,8 +1,7 @@
 """How an optimiser's steps are carried out: what is kept between them, and what is looked at again."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cache
 from threading import Lock
 from typing import Any
@@ -15,7 +14,9 @@ from fastmomentum.compose import Chain
 from fastmomentum.groups import SCHEDULED, Group, Layout
 from fastmomentum.launch import CompiledLaunch, Job, Launch, ReferenceLaunch, RowOf, is_finite
 from fastmomentum.lookahead import LookAhead
+from fastmomentum.progress import Progress
 from fastmomentum.records import Update
+from fastmomentum.turns import free
 
 
 class Engine:
@@ -41,9 +42,11 @@ class Engine:
         Updates done, and updates left out because a gradient was not finite.
     skip_nonfinite : bool
         Whether an update is left out if any gradient holds a NaN or an infinity.
+    lock : Lock
+        Held, through :func:`fastmomentum.turns.free`, by what changes more than one thing.
     """
 
-    def __init__(self, layout: Layout, backend: str, skip_nonfinite: bool) -> None:
+    def __init__(self, layout: Layout, backend: str, threads: int | None, skip_nonfinite: bool) -> None:
         self._launch: Launch
         self._active: list[bool]
         self.given, self._names, self.groups, self.group_of = (
@@ -53,10 +56,10 @@ class Engine:
             layout.group_of,
         )
         self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
-        self._backend = backend
+        self._backend, self._threads = backend, threads
         self.skip_nonfinite = skip_nonfinite
-        self._lock = Lock()
-        self.steps = self.skipped = 0
+        self.lock, self._progress = Lock(), Progress()
+        self.skipped = 0
         params = [checks.array(name, p) for name, p in zip(self._names, self.given)]
         self.states = [tuple(np.empty_like(p) for _ in self.update.state) for p in params]
         self._build([None] * len(params))
@@ -69,28 +72,23 @@ class Engine:
         """The rule of the first group; the others' have the same state."""
         return self.groups[0].update
 
+    @property
+    def steps(self) -> int:
+        """Updates done."""
+        return self._progress.steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self._progress.steps = value
+
     def step(self, grads: list[Any]) -> None:
         """One update by a list that nobody else has; a refused one changes nothing.
 
         The list keeps the gradients alive while the kernel, which holds no lock, runs.
         """
-        if not self._lock.acquire(False):
-            raise busy()
-        try:
+        with free(self.lock):
             if not (self._ready and len(grads) == len(self.given) and self._run(grads)):
                 self._step_anew(checks.sequence("grads", grads, len(self.given)))
-        finally:
-            self._lock.release()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """For what changes more than one thing: no step, and none of these, may come between."""
-        if not self._lock.acquire(False):
-            raise busy()
-        try:
-            yield
-        finally:
-            self._lock.release()
 
     def _run(self, grads: list[Any]) -> bool:
         """Count an update, done or skipped; or answer False, with nothing written, if it cannot be."""
@@ -104,10 +102,7 @@ class Engine:
             if self._max_norm is not None:
                 factor = self._max_norm / (math.sqrt(squares) + 1e-6)
                 self._launch.take_factor(1.0 if factor > 1.0 else factor)  # a NaN stays one
-        if not self._launch.run(grads):
-            return False
-        self.steps += 1
-        return True
+        return self._launch.run(grads)
 
     def rest(self) -> None:
         """Put the state to rest; the next step of every array is its first again."""
@@ -166,6 +161,7 @@ class Engine:
 
     def _launched(self, grads: list[Any], active: list[bool], first: set[int], row_of: RowOf) -> bool:
         if active != self._active:
+            self._active = []  # what a signal's handler interrupts is done again
             self._launch.select(active)
             self._active = active
         self._launch.take_hyper(row_of, first)
@@ -213,26 +209,21 @@ class Engine:
             Job((param, *state), self.groups[group].update, group)
             for param, state, group in zip(self._params, self.states, self.group_of)
         ]
-        self._launch = ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written)
-        self._active = []
-        self._ready = False
+        self._active, self._ready = [], False
+        self._launch = (
+            ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written, self._threads)
+        )
+        self._launch.progress = self._progress
         # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
         self._watched = self._launch.checks and all(type(param) is np.ndarray for param in self.given)
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        made = ("_params", "_launch", "_active", "_ready", "_watched", "_lock")
-        with self.alone():
+        made = ("_params", "_launch", "_active", "_ready", "_watched", "lock")
+        with free(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
-        self._lock = Lock()
+        self.lock = Lock()
         self._build([None] * len(self.given))
-
-
-def busy() -> RuntimeError:
-    """What a second caller gets; to wait would hang a forked child whose parent was in a step."""
-    return RuntimeError(
-        "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
-    )

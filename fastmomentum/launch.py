@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from functools import partial, reduce
 from itertools import groupby
 from operator import add
@@ -11,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import backends
+from fastmomentum.backends import threads
 from fastmomentum.backends.layout import SIZE, dtype_code
-from fastmomentum.backends.numpy import LANES, sum_of_squares
+from fastmomentum.backends.numpy import CHUNK, LANES, sum_of_squares
+from fastmomentum.calls import Call, Calls
 from fastmomentum.checks import Array, address
+from fastmomentum.progress import Progress
 from fastmomentum.records import Update
 
 NOWHERE = NO_GRADIENT = -1
@@ -42,9 +46,12 @@ class Launch(Protocol):
     ----------
     checks : bool
         Whether :meth:`run` looks at all arrays itself; else they must have been checked just before.
+    progress : Progress
+        Where :meth:`run` counts.
     """
 
     checks: bool
+    progress: Progress
 
     def select(self, active: Sequence[bool]) -> None:
         """Update these parameters, until selected anew; the others must have no gradient."""
@@ -66,6 +73,7 @@ class ReferenceLaunch:
     """The NumPy backend: one parameter after the other."""
 
     checks = False
+    progress: Progress
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
@@ -89,7 +97,10 @@ class ReferenceLaunch:
 
     def run(self, grads: list[Any]) -> bool:
         """See :class:`Launch`."""
-        return all([self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]) for i in self._rows])
+        if not all([self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]) for i in self._rows]):
+            return False
+        self.progress.steps += 1
+        return True
 
 
 class CompiledLaunch:
@@ -100,9 +111,10 @@ class CompiledLaunch:
     """
 
     checks = True
+    progress: Progress
 
-    def __init__(self, jobs: Sequence[Job], written: npt.NDArray[np.int64]) -> None:
-        self._jobs, self._written = jobs, written
+    def __init__(self, jobs: Sequence[Job], written: npt.NDArray[np.int64], threads: int | None) -> None:
+        self._jobs, self._written, self._asked = jobs, written, threads
         self._all = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
         codes: dict[Any, int] = {}
         keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
@@ -116,7 +128,8 @@ class CompiledLaunch:
         table = self._all[[*rows, *(i for i in self._order if not active[i])]]
         table[len(rows) :, SIZE] = NO_GRADIENT
         self._blocks: list[tuple[Array, list[int]]] = []
-        self._calls, self._parts = [], []
+        self._updates, self._norms = Calls([], []), Calls([], [])
+        self._parts: list[tuple[Array, Array, Job]] = []
         checked, start = table, 0
         for _, members in groupby(rows, self._key):
             mine = list(members)
@@ -124,10 +137,32 @@ class CompiledLaunch:
             hyper = np.empty((len(mine), len(job.update.hyper)), job.dtype)
             kernel = backends.many_kernel(job.update, job.dtype)
             part = table[start : start + len(mine)]
-            self._calls.append(partial(kernel, checked, self._written, part, hyper))
-            self._parts.append((checked, part, job.dtype))
+            serial = partial(kernel, checked, self._written, part, hyper, self.progress.cells)
+            self._updates.add(serial, self._in_threads(job, checked, part, hyper))
+            self._parts.append((checked, part, job))
             self._blocks.extend(self._by_group(hyper, mine))
             checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
+        self.progress.expect(len(self._updates.serial))
+
+    def _in_threads(self, job: Job, checked: Array, part: Array, hyper: Array) -> Call | None:
+        """The same update over several threads, where these are asked for and worth while."""
+        ends = np.cumsum(part[:, SIZE])
+        count = threads.worthwhile(int(ends[-1]), self._asked)
+        if count == 1:
+            return None
+        kernel = backends.many_kernel(job.update, job.dtype, parallel=True)
+        return partial(kernel, checked, self._written, part, hyper, self.progress.cells, ends, count)
+
+    def _norm_of(self, checked: Array, part: Array, job: Job) -> tuple[Call, Call | None]:
+        """The sums of squares of these gradients, by one thread and by several."""
+        serial = backends.squares_kernel(job.dtype, len(job.arrays))
+        one = partial(serial, checked, self._written, part, self._lanes, self._sums)
+        count = threads.worthwhile(int(part[:, SIZE].sum()), self._asked)
+        if count == 1:
+            return one, None
+        ends = np.cumsum(-(-part[:, SIZE] // CHUNK))
+        kernel = backends.squares_kernel(job.dtype, len(job.arrays), parallel=True)
+        return one, partial(kernel, checked, self._written, part, ends, np.empty(ends[-1]), self._sums, count)
 
     def _by_group(self, hyper: Array, members: list[int]) -> list[tuple[Array, list[int]]]:
         parts = [list(part) for _, part in groupby(members, lambda i: self._jobs[i].group)]
@@ -145,12 +180,12 @@ class CompiledLaunch:
 
     def measure(self, grads: list[Any]) -> float:
         """See :class:`Launch`."""
+        if len(self._norms.serial) < len(self._parts):
+            self._norms = Calls([], [])
+            for part in self._parts:
+                self._norms.add(*self._norm_of(*part))
         self._sums[:] = 0.0
-        for checked, part, dtype in self._parts:
-            kernel = backends.squares_kernel(dtype, len(self._jobs[0].arrays))
-            if not kernel(checked, self._written, part, self._lanes, self._sums, id(grads)):
-                return -1.0
-        return in_order(self._sums.tolist())
+        return in_order(self._sums.tolist()) if self._norms.run(grads) else -1.0
 
     def take_factor(self, factor: float) -> None:
         """See :class:`Launch`."""
@@ -159,9 +194,16 @@ class CompiledLaunch:
 
     def run(self, grads: list[Any]) -> bool:
         """See :class:`Launch`."""
-        for call in self._calls:  # noqa: SIM110, a generator for all() would cost more than the rest
-            if not call(id(grads)):
+        try:
+            if not self._updates.run(grads):
                 return False
+        except BaseException:  # of a signal's handler, between two calls: what is half done is finished
+            while self.progress.done:
+                with suppress(KeyboardInterrupt):
+                    self._updates.serial[self.progress.done](id(grads))
+            raise
+        if not self._updates.serial:
+            self.progress.steps += 1
         return True
 
 

@@ -10,6 +10,7 @@ from fastmomentum.engine import Engine
 from fastmomentum.groups import lay_out
 from fastmomentum.records import Update
 from fastmomentum.resume import Reset, Resumable
+from fastmomentum.turns import free
 
 
 class Momentum(Resumable):
@@ -80,7 +81,7 @@ class Momentum(Resumable):
         skip_nonfinite: bool = False,
         lookahead: bool = False,
         backend: str | None = None,
-        threads: int = 1,
+        threads: int | None = None,
         **hyper: float,
     ) -> None:
         checks.threads(threads)
@@ -99,7 +100,7 @@ class Momentum(Resumable):
             **hyper,
         }
         skip = checks.switch("skip_nonfinite", skip_nonfinite)
-        self._engine = Engine(lay_out(params, shared), backends.choose(backend), skip)
+        self._engine = Engine(lay_out(params, shared), backends.choose(backend), threads, skip)
         self._single = isinstance(params, np.ndarray)
         self._resets: list[Reset] = []
 
@@ -198,7 +199,7 @@ class Momentum(Resumable):
         values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * len(groups), len(groups))
         changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
         self._engine.check_groups(changed, self.steps)
-        with self._engine.alone():
+        with free(self._engine.lock):
             self._engine.take_groups(changed)
 
     def reset(self, reason: str) -> None:
@@ -227,7 +228,7 @@ class Momentum(Resumable):
             raise TypeError(f"reason: expected a str that says why; got {checks.shown(reason)}")
         if not reason.strip():
             raise ValueError("reason: expected a str that says why; got an empty one")
-        with self._engine.alone():
+        with free(self._engine.lock):
             self._engine.rest()
             self._resets.append(Reset(self.steps, reason, "all"))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 from fastmomentum import checkpoint, files
 from fastmomentum.engine import Engine
 from fastmomentum.records import Update
+from fastmomentum.turns import free
 
 
 class Reset(NamedTuple):
@@ -28,7 +29,7 @@ class Resumable:
 
         See :mod:`fastmomentum.checkpoint` for what it holds.
         """
-        with self._engine.alone():
+        with free(self._engine.lock):
             return checkpoint.pack(self._engine, self._resets)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -65,7 +66,7 @@ class Resumable:
         lr: Any = None,
         momentum: Any = None,
         backend: str | None = None,
-        threads: int = 1,
+        threads: int | None = None,
     ) -> Self:
         """The optimiser that :meth:`save` wrote, on these parameters, which it does not write to.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.backends import threads as parallel
 from fastmomentum.records import Update
 from fastmomentum.settings import settle
 
@@ -26,7 +27,7 @@ def step(
     maximize: bool = False,
     clip_value: float | None = None,
     backend: str | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     **hyper: float,
 ) -> None:
     """One update of `param` and `state` in place, in one pass over memory: the raw formula, no first-step case.
@@ -63,7 +64,8 @@ def step(
     backend : {None, "numpy", "cpu"}
         None is the compiled kernel; "numpy" is the reference, with the same bits.
     threads : int
-        How many threads may work, −1 for all. The serial kernel serves every number for now, with the same bits.
+        How many threads may work, −1 for all; None for what :func:`fastmomentum.set_threads` says, 1 at first. Fewer
+        work where more would be slower or unsafe; the bits are the same.
     **hyper : float
         What else the rule declares (momentum_next, the values of a chain's stages, a user rule's own).
 
@@ -94,8 +96,19 @@ def step(
     grad = checks.array("grad", grad, like=param, write=False)
     if param.ndim != 1:
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
-    if not kernel(arrays, grad, row):
+    done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
+    if not (kernel(arrays, grad, row) if done is None else done):
         checks.refuse_shared(("param", *update.slots, "grad"), (*arrays, grad))
+
+
+def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
+    """What the threaded kernel answers; None where it does not serve."""
+    count = parallel.worthwhile(grad.size, threads)
+    if count == 1:
+        return None
+    kernel = backends.kernel(update, grad.dtype, "cpu", parallel=True)
+    with parallel.region() as ours:
+        return kernel(arrays, grad, row, count) if ours else None
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -103,7 +116,7 @@ def _plan(
     rule: str | Update,
     dtype: np.dtype[Any],
     backend: str | None,
-    threads: int,
+    threads: int | None,
     lr: float,
     momentum: float,
     dampening: float,

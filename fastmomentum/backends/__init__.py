@@ -1,6 +1,7 @@
 """(rule or chain, dtypes, backend) -> kernel, compiled on first use and kept."""
 
 from collections.abc import Callable, Hashable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ def choose(backend: str | None) -> str:
     return backend
 
 
-def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., bool]:
+def kernel(rule: Update, dtype: np.dtype[Any], backend: str, parallel: bool = False) -> Callable[..., bool]:
     """``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype.
+
+    Where `parallel`, it also takes the number of threads.
 
     It answers False, and has written nothing, if two of the arrays share memory.
     """
@@ -37,25 +40,32 @@ def kernel(rule: Update, dtype: np.dtype[Any], backend: str) -> Callable[..., bo
         from fastmomentum.backends.numpy import make_kernel as make_reference
 
         return _keep(("numpy", rule.structure), lambda: make_reference(rule))
-    from fastmomentum.backends.cpu import make_kernel
-
     dtypes = _all_of(dtype, rule)
-    return _keep(("one", rule.structure, dtypes), lambda: make_kernel(rule, dtypes))
+    return _keep(("one", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_kernel(rule, dtypes))
 
 
-def many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
-    """``kernel(table, written, rows, hyper, grads)`` for many parameters whose arrays all have this dtype."""
-    from fastmomentum.backends.cpu import make_many_kernel
+def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+    """``kernel(table, written, rows, hyper, progress, grads)`` for many parameters whose arrays all have this dtype.
 
+    Where `parallel`, it takes `ends` and the number of threads in front of `grads`.
+    """
     dtypes = _all_of(dtype, rule)
-    return _keep(("many", rule.structure, dtypes), lambda: make_many_kernel(rule, dtypes))
+    return _keep(("many", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_many_kernel(rule, dtypes))
 
 
-def squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool]:
-    """``kernel(table, written, rows, lanes, sums, grads)`` for gradients of this dtype."""
-    from fastmomentum.backends.norms import make_squares_kernel
+def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) -> Callable[..., bool]:
+    """``kernel(table, written, rows, lanes, sums, grads)`` for gradients of this dtype.
 
-    return _keep(("squares", dtype, arrays), lambda: make_squares_kernel(dtype, arrays))
+    Where `parallel`, it takes `ends`, `parts`, `sums` and the number of threads in place of `lanes` and `sums`.
+    """
+    from fastmomentum.backends import norms
+
+    make = norms.make_parallel_squares_kernel if parallel else norms.make_squares_kernel
+    return _keep(("squares", parallel, dtype, arrays), lambda: make(dtype, arrays))
+
+
+def _maker(parallel: bool) -> Any:
+    return import_module(f"{__name__}.{'parallel' if parallel else 'cpu'}")
 
 
 def _all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:

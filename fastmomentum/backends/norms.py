@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import prange, types
 from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic, register_jitable
 
-from fastmomentum.backends.cpu import compiled, vector
+from fastmomentum.backends.cpu import COUNTS, TABLES, compiled, vector
 from fastmomentum.backends.headers import make_views, unchanged
 from fastmomentum.backends.layout import INDEX, OBJECTS, SIZE
 from fastmomentum.backends.numpy import CHUNK, LANES
+from fastmomentum.backends.parallel import holding
 
 
 @intrinsic
@@ -61,6 +62,40 @@ def _chunk_sum(lanes: Any, chunk: Any) -> Any:
     return lanes[0]
 
 
+def make_parallel_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool]:
+    """The function ``kernel(table, written, rows, ends, parts, sums, threads, grads)``, over several threads.
+
+    `ends` has for each row the chunks up to its last, `parts` room for a sum of each. Threads share the chunks, whose
+    sums are added in order, as the serial kernel adds them.
+    """
+    views = make_views([vector(dtype)])
+    memory = OBJECTS + 2 * arrays
+
+    def kernel(table: Any, written: Any, rows: Any, ends: Any, parts: Any, sums: Any, threads: Any, grads: Any) -> Any:
+        if not unchanged(table, written, arrays, grads):
+            return False
+        for thread in prange(threads):
+            lanes = np.empty(LANES)
+            for chunk in range(parts.size * thread // threads, parts.size * (thread + 1) // threads):
+                row = holding(ends, chunk)
+                grad = views(rows, row, memory, rows[row, SIZE])[0]
+                start = (chunk - ends[row] + (rows[row, SIZE] + CHUNK - 1) // CHUNK) * CHUNK
+                parts[chunk] = _chunk_sum(lanes, grad[start : start + CHUNK])
+        chunk = 0
+        for row in range(rows.shape[0]):
+            total = 0.0
+            while chunk < ends[row]:
+                total += parts[chunk]
+                chunk += 1
+            sums[rows[row, INDEX]] = total
+        return True
+
+    return compiled(kernel, types.boolean(*TABLES, COUNTS, _DOUBLES, _DOUBLES, types.int64, types.int64), parallel=True)
+
+
+_DOUBLES = types.Array(types.float64, 1, "C")
+
+
 def make_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool]:
     """The function ``kernel(table, written, rows, lanes, sums, grads)`` for rows with so many arrays to write.
 
@@ -81,5 +116,4 @@ def make_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool
             sums[rows[row, INDEX]] = total
         return True
 
-    integers, doubles = types.Array(types.int64, 2, "C"), types.Array(types.float64, 1, "C")
-    return compiled(kernel, types.boolean(integers, integers, integers, doubles, doubles, types.int64))
+    return compiled(kernel, types.boolean(*TABLES, _DOUBLES, _DOUBLES, types.int64))

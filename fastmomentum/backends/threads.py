@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 
+from fastmomentum import checks
+
 ELEMENTS = 32_768
 """The fewest elements a thread.
 
@@ -25,6 +27,7 @@ float32, two threads against one: 1.09 times as long at 30,000 elements, 0.86 at
 
 _region = Lock()
 _forked = False
+_default = 1
 
 
 def _note_fork() -> None:
@@ -36,12 +39,46 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def worthwhile(elements: int, threads: int) -> int:
-    """Over how many threads to run, of so many asked for (−1: all); 1 if a parallel kernel would be slower, or unsafe."""
+def worthwhile(elements: int, threads: int | None) -> int:
+    """Over how many threads to run, of so many asked for; 1 if a parallel kernel would be slower, or unsafe.
+
+    −1 asks for all, None for what :func:`set_threads` says.
+    """
+    threads = _default if threads is None else threads
     if threads == 1 or elements < 2 * ELEMENTS or not _safe():
         return 1
     most = available()
     return max(1, min(most if threads == -1 else threads, most, elements // ELEMENTS))
+
+
+def set_threads(threads: int) -> None:
+    """How many threads an update uses where none are named: 1 until this is called.
+
+    Parameters
+    ----------
+    threads : int
+        From 1, or −1 for all that this process may use: its cores, OMP_NUM_THREADS where that is less, and Numba's own
+        limit. It holds for optimisers made, and steps taken, from now on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no such number.
+
+    Notes
+    -----
+    The bits are the same whatever the number. Fewer threads are used where more would be slower (small arrays), and one
+    where more are not safe: on Numba's workqueue layer, in a forked child, and for a second caller at the same time.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.set_threads(-1)
+    >>> fm.set_threads(1)
+    """
+    global _default
+    checks.threads(threads)
+    _default = int(threads)
 
 
 def available() -> int:
@@ -50,7 +87,8 @@ def available() -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(cores, config.NUMBA_NUM_THREADS, max(1, int(wanted)) if wanted.isdecimal() else cores)
+    limit = max(1, int(wanted)) if wanted.isdecimal() else cores
+    return min(cores, int(config.NUMBA_NUM_THREADS), limit)
 
 
 @contextmanager
@@ -86,7 +124,7 @@ def _layer() -> str | None:
     import numba
     from numba.np.ufunc import parallel
 
-    # Numba's own module finds this library only if a loader has it already: a virtual environment's is in no search path.
+    # Numba's module finds this library only if it is loaded already: a virtual environment's is in no search path.
     with suppress(OSError):
         ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), ctypes.RTLD_GLOBAL)
     try:

@@ -1,0 +1,53 @@
+"""One flat buffer in the place of many arrays."""
+
+import numpy as np
+import pytest
+from oracles import assert_same_bits
+
+import fastmomentum as fm
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_update_of_the_flat_array_is_one_of_all_views(dtype):
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4), (0,), (5,), (), (2, 1, 3)]
+    arrays = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    grads = [np.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    flat, views = fm.flatten(arrays)
+    assert flat.ndim == 1
+    assert flat.size == sum(array.size for array in arrays)
+    assert [view.shape for view in views] == shapes
+    assert all(view.base is flat or view.base.base is flat for view in views if view.size)
+    kept = [array.copy() for array in arrays]
+    one, many = fm.Momentum(flat, lr=0.1), fm.Momentum(arrays, lr=0.1)
+    for _ in range(3):
+        one.step(fm.flatten(grads)[0])
+        many.step(grads)
+    for view, array, before in zip(views, arrays, kept):
+        assert_same_bits(view, array)
+        assert not array.size or (array != before).any()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        (3.0, "arrays: expected a sequence of arrays; got 3.0"),
+        ([], "arrays: expected one at least"),
+        ([np.ones(2), np.ones(2, np.float32)], r"arrays\[1\]: expected float64, as the first has; got float32"),
+        ([np.ones(2), np.ones(2, int)], r"arrays\[1\]: expected an array of float32 or float64; got int64"),
+        ([np.ones((2, 3)).T], r"arrays\[0\]: expected a C-contiguous array"),
+        ([[1.0]], r"arrays\[0\]: expected a NumPy array"),
+    ],
+)
+def test_flatten_refuses(arrays, reason):
+    with pytest.raises((TypeError, ValueError), match=reason):
+        fm.flatten(arrays)
+
+
+def test_flatten_takes_read_only_arrays_and_copies_them():
+    array = np.arange(3.0)
+    array.flags.writeable = False
+    flat, (view,) = fm.flatten([array])
+    view[0] = 7
+    assert flat[0] == 7
+    assert array[0] == 0

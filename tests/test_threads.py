@@ -1,0 +1,402 @@
+"""Threads: the same bits, whatever their number, and no way to crash or to hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from oracles import RULES, assert_same_bits
+
+import fastmomentum as fm
+from fastmomentum.backends import threads
+
+SIZES = [1, 70_000, 0, 3, 200_001, 65_536, 131_072, 17, 5_000]
+
+PRELUDE = """
+import os, signal, sys, threading, time
+import numpy as np
+import fastmomentum as fm
+from fastmomentum.backends import threads as guards
+
+N = 200_000
+
+def one(threads, steps=5, seed=0, max_norm=0.5):
+    rng = np.random.default_rng(seed)
+    p = rng.standard_normal(N).astype(np.float32)
+    opt = fm.Momentum(p, lr=0.1, weight_decay=0.01, max_norm=max_norm, threads=threads)
+    for _ in range(steps):
+        opt.step(rng.standard_normal(N).astype(np.float32))
+        fm.step(p, opt.velocity, rng.standard_normal(N).astype(np.float32), lr=0.1, threads=threads)
+    return p.tobytes() + opt.velocity.tobytes()
+
+def check(threads=2, **settings):
+    assert one(threads, **settings) == one(1, **settings)
+
+def wait_for(child):
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def run(code, limit=100, **environment):
+    """`code` in a process of its own that must end, well, within the limit."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PRELUDE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        env=os.environ | {"NUMBA_NUM_THREADS": "4"} | environment,
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def any_number(monkeypatch):
+    """So many threads as are asked for, also on a machine with fewer cores and for few elements."""
+    monkeypatch.setattr(threads, "available", lambda: 7)
+    monkeypatch.setattr(threads, "ELEMENTS", 16)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_threads_do_not_change_the_bits(rule, dtype, count, any_number):
+    rng = np.random.default_rng(0)
+    sizes = [0, 1, 33, 1000, 5, 4097]
+    runs = {}
+    grads = [[rng.standard_normal(n).astype(dtype) for n in sizes] for _ in range(3)]
+    start = [rng.standard_normal(n).astype(dtype) for n in sizes]
+    for number in (1, count):
+        params = [p.copy() for p in start]
+        settings = {"rule": rule, "lr": 0.1, "weight_decay": 0.1, "max_norm": 1.0}
+        opt = fm.Momentum([{"params": params[:3]}, {"params": params[3:], "lr": 0.2}], threads=number, **settings)
+        for g in grads:
+            opt.step(g)
+        state = None if rule == "sgd" else np.zeros_like(params[-1])
+        fm.step(params[-1], state, grads[0][-1], rule=rule, lr=0.1, threads=number)
+        runs[number] = params
+    for mine, theirs in zip(runs[1], runs[count]):
+        assert_same_bits(mine, theirs)
+
+
+def test_threads_do_not_change_the_bits_of_large_arrays():
+    runs = {}
+    for number in (1, 2, -1):
+        rng = np.random.default_rng(0)
+        params = [rng.standard_normal(n).astype(np.float32) for n in SIZES]
+        opt = fm.Momentum(params, lr=0.1, max_norm=0.3, threads=number)
+        for _ in range(3):
+            opt.step([rng.standard_normal(n).astype(np.float32) for n in SIZES])
+        assert opt.steps == 3
+        runs[number] = params
+    for number in (2, -1):
+        for mine, theirs in zip(runs[1], runs[number]):
+            assert_same_bits(mine, theirs)
+
+
+def test_all_elements_have_their_update_whatever_the_shares(any_number):
+    for size in (*range(30, 70), 112, 113, 127, 1024):
+        p, v = np.zeros(size), np.zeros(size)
+        for count in range(1, 8):
+            fm.step(p, v, np.ones(size), lr=1.0, momentum=0.0, threads=count)
+            np.testing.assert_array_equal(p, -count)
+
+
+def used(monkeypatch):
+    """Counts the parallel regions that are entered."""
+    entered = []
+    right = threads.region
+
+    def counting():
+        entered.append(1)
+        return right()
+
+    monkeypatch.setattr(threads, "region", counting)
+    return entered
+
+
+def test_threads_are_used_where_they_are_asked_for(monkeypatch):
+    entered = used(monkeypatch)
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    p, g = np.zeros(100_000), np.ones(100_000)
+    opt = fm.Momentum(p, lr=0.1, threads=2)
+    opt.step(g)
+    fm.step(p, opt.velocity, g, lr=0.1, threads=2)
+    assert len(entered) == 2
+    fm.Momentum(p, lr=0.1).step(g)
+    fm.step(p, opt.velocity, g, lr=0.1)
+    fm.step(p, opt.velocity, g, lr=0.1, threads=2, backend="numpy")
+    assert len(entered) == 2
+
+
+def test_set_threads_is_the_default(monkeypatch):
+    entered = used(monkeypatch)
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    p, g = np.zeros(100_000), np.ones(100_000)
+    try:
+        fm.set_threads(-1)
+        fm.Momentum(p, lr=0.1).step(g)
+        fm.step(p, np.zeros_like(p), g, lr=0.1)
+        assert len(entered) == 2
+        fm.Momentum(p, lr=0.1, threads=1).step(g)
+        fm.step(p, np.zeros_like(p), g, lr=0.1, threads=1)
+        assert len(entered) == 2
+    finally:
+        fm.set_threads(1)
+    fm.step(p, np.zeros_like(p), g, lr=0.1)
+    assert len(entered) == 2
+
+
+def test_small_arrays_are_left_to_one_thread(monkeypatch):
+    entered = used(monkeypatch)
+    p, g = np.zeros(2 * threads.ELEMENTS - 1), np.ones(2 * threads.ELEMENTS - 1)
+    fm.Momentum(p, lr=0.1, threads=2).step(g)
+    fm.step(p, np.zeros_like(p), g, lr=0.1, threads=-1)
+    assert not entered
+
+
+@pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2"])
+def test_numbers_of_threads_are_checked(wrong):
+    for call in (
+        lambda: fm.set_threads(wrong),
+        lambda: fm.Momentum(np.zeros(3), lr=0.1, threads=wrong),
+        lambda: fm.step(np.zeros(3), np.zeros(3), np.zeros(3), lr=0.1, threads=wrong),
+    ):
+        with pytest.raises((TypeError, ValueError), match="threads: expected a whole number >= 1, or -1 for all"):
+            call()
+
+
+def test_a_second_caller_gets_the_serial_kernel(monkeypatch):
+    monkeypatch.setattr(threads, "available", lambda: 2)
+    with threads.region() as ours:
+        assert ours
+        with threads.region() as second:
+            assert not second
+        p = np.zeros(100_000)
+        fm.step(p, np.zeros_like(p), np.ones_like(p), lr=1.0, threads=2)
+        np.testing.assert_array_equal(p, -1)
+    with threads.region() as ours:
+        assert ours
+
+
+@pytest.mark.parametrize(("variable", "count"), [("1", 1), ("2", 2), ("2,4", 2), ("nonsense", None), ("", None)])
+def test_omp_num_threads_is_respected(variable, count, monkeypatch):
+    cores = threads.available()
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert threads.available() == min(cores, count or cores)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_affinity_is_respected():
+    code = """
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        assert guards.available() == 1
+        assert guards.worthwhile(10**7, 8) == 1
+        check()
+        """
+    run(code)
+
+
+@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue", "default", "forksafe", "threadsafe", "nonsense"])
+@pytest.mark.parametrize("callers", [2, 4])
+def test_python_threads_at_once(layer, callers):
+    code = f"""
+        expected = one(1, steps=20)
+        wrong = []
+        def work():
+            for _ in range(3):
+                if one(2, steps=20) != expected:
+                    wrong.append(1)
+        workers = [threading.Thread(target=work) for _ in range({callers})]
+        [w.start() for w in workers]; [w.join() for w in workers]
+        assert not wrong
+        print(guards._layer())
+        """
+    found = run(code, NUMBA_THREADING_LAYER=layer)
+    expected = {"omp": "omp", "tbb": "tbb", "workqueue": "workqueue", "nonsense": "None"}
+    assert found == expected.get(layer, found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("layer", ["omp", "tbb", "default"])
+def test_forks(layer):
+    code = """
+        check()                          # the parent's threads are up
+        child = os.fork()
+        check()
+        if child == 0:
+            assert guards.worthwhile(10**7, 2) == 1
+            grandchild = os.fork()
+            check()
+            if grandchild == 0:
+                os._exit(0)
+            wait_for(grandchild)
+            os._exit(0)
+        wait_for(child)
+        check()
+        """
+    run(code, NUMBA_THREADING_LAYER=layer)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_before_the_package_is_imported_is_noticed():
+    code = """
+        import os
+        child = os.fork()
+        if child == 0:
+            import numpy as np
+            from fastmomentum.backends import threads
+            assert threads.worthwhile(10**7, 2) == 1
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        from fastmomentum.backends import threads
+        threads.available = lambda: 2
+        assert threads.worthwhile(10**7, 2) == 2
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_after_a_parallel_operation_of_torch():
+    pytest.importorskip("torch")
+    code = """
+        import warnings
+        warnings.simplefilter("ignore")
+        import torch
+        torch.set_num_threads(2)
+        torch.ones(10**7).mul_(2).sum()
+        child = os.fork()
+        if child == 0:
+            check()
+            os._exit(0)
+        wait_for(child)
+        check()
+        """
+    run(code, NUMBA_THREADING_LAYER="omp")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_multiprocessing_pool(method, tmp_path):
+    (tmp_path / "job.py").write_text(PRELUDE)
+    code = f"""
+        sys.path.insert(0, {str(tmp_path)!r})
+        import multiprocessing, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads, which is the point
+        import job
+        if __name__ == "__main__":
+            check()
+            with multiprocessing.get_context({method!r}).Pool(2) as pool:
+                assert set(pool.map(job.one, [2, 1, 2, -1])) == {{one(1)}}
+        """
+    path = tmp_path / "main.py"
+    path.write_text(PRELUDE + textwrap.dedent(code))
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("layer", ["omp", "tbb"])
+def test_inside_a_prange_of_the_user_s(layer):
+    code = """
+        import numba
+        check()  # so that the layer is up, which a user's own prange would otherwise not find in a virtual environment
+        expected = one(1)
+        right = []
+        def work(i):
+            right.append(one(2) == expected)
+        @numba.njit(parallel=True)
+        def outer():
+            for i in numba.prange(4):
+                with numba.objmode():
+                    work(i)
+        outer()
+        assert right == [True] * 4, right
+        """
+    run(code, NUMBA_THREADING_LAYER=layer)
+
+
+@pytest.mark.parametrize("threads_asked", [1, 2])
+def test_an_interrupt_in_mid_step_leaves_whole_steps(threads_asked):
+    code = f"""
+        # Two dtypes and so two kernels a step: an interrupt between them must not leave half of it.
+        arrays = [np.zeros(1_000_000, np.float32), np.zeros(1_000_000), np.zeros(1_000_000, np.float32)]
+        grads = [np.ones_like(p) for p in arrays]
+        groups = [{{"params": arrays[:2]}}, {{"params": arrays[2:], "weight_decay": 1e-30}}]
+        opt = fm.Momentum(groups, lr=1.0, momentum=0.0, threads={threads_asked})
+        opt.step(grads)
+        class Stop(Exception):
+            pass
+        def stop(*_):
+            raise Stop
+        interrupted = 0
+        signal.signal(signal.SIGALRM, stop)
+        rng = np.random.default_rng(0)
+        for _ in range(60):
+            signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.01 * rng.random())
+            try:
+                while True:
+                    opt.step(grads)
+            except Stop:
+                interrupted += 1
+            for p in arrays:
+                assert (p == -opt.steps).all(), (p[0], p[-1], opt.steps)
+        assert interrupted == 60
+        """
+    run(code)
+
+
+def test_ctrl_c_in_a_threaded_step():
+    code = """
+        p, g = np.zeros(3_000_000), np.ones(3_000_000)
+        opt = fm.Momentum(p, lr=1.0, momentum=0.0, threads=2)
+        opt.step(g)
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        try:
+            while True:
+                opt.step(g)
+        except KeyboardInterrupt:
+            pass
+        assert (p == -opt.steps).all()
+        opt.step(g)
+        assert (p == -opt.steps).all()
+        """
+    run(code)
+
+
+def test_the_end_of_the_process_in_mid_step():
+    code = """
+        p, g = np.zeros(5_000_000), np.ones(5_000_000)
+        def forever():
+            opt = fm.Momentum(p, lr=1.0, threads=2)
+            while True:
+                opt.step(g)
+        threading.Thread(target=forever, daemon=True).start()
+        time.sleep(1.0)
+        import atexit
+        atexit.register(lambda: check(steps=1))
+        """
+    run(code)
+
+
+def test_a_library_for_tbb_in_the_virtual_environment_is_found():
+    if not os.path.exists(os.path.join(sys.prefix, "lib", "libtbb.so.12")):
+        pytest.skip("the extra tbb is not installed")
+    assert run("print(guards._layer())") == "tbb"
+
+
+def test_nothing_is_set_in_the_process():
+    code = """
+        import numba
+        before = dict(os.environ), numba.config.THREADING_LAYER, numba.get_num_threads()
+        check()
+        assert before == (dict(os.environ), numba.config.THREADING_LAYER, numba.get_num_threads())
+        """
+    run(code)
+
+
+def test_signals_are_left_as_they_are():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
