@@ -1,13 +1,29 @@
-"""Run the benchmarks, print them, and keep a record: ``python -m benchmarks [--smoke] [--record FILE]``."""
+"""Compare this machine's contenders: ``python -m benchmarks [--smoke] [--out FOLDER]``, or ``./scripts/bench``."""
 
 import argparse
 import json
+import os
 import platform
+import subprocess
+import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
 
 from benchmarks.cases import cases
+from benchmarks.contenders import OURS
+from benchmarks.pictures import draw
+from benchmarks.summary import CEILING, Result, Summary, headlines, summaries
+from fastmomentum.backends.threads import available
+
+PROCESSES = 3
+"""A single process strays by 10 % here: where its pages lie decides; the medians over three do not."""
 
 
 def processor() -> str:
@@ -23,7 +39,7 @@ def processor() -> str:
 def versions() -> dict[str, str]:
     """What was installed."""
     found = {"python": platform.python_version()}
-    for package in ("fastmomentum", "numpy", "numba", "scipy", "torch"):
+    for package in ("fastmomentum", "numpy", "numba", "scipy", "torch", "numexpr", "jax", "optax"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -31,22 +47,66 @@ def versions() -> dict[str, str]:
     return found
 
 
+def measured(threads: int, smoke: bool) -> Iterator[dict[str, Any]]:
+    """What one process measures, line by line."""
+    command = [sys.executable, "-m", "benchmarks.measure", str(threads), *(["--smoke"] if smoke else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}) as run:
+        assert run.stdout is not None
+        yield from map(json.loads, run.stdout)
+    if run.returncode:
+        raise SystemExit(f"the measurement with {threads} threads failed")
+
+
+def tables(found: list[Summary], results: list[Result]) -> Iterator[Table]:
+    """Contenders over ours, and goals."""
+    names = list(dict.fromkeys(name for each in found if each.moved for name in each.ratio))
+    names = [name for name in names if name != OURS and not name.startswith(CEILING)]
+    peers = [name for name in names if sum(name in each.ratio for each in found) > 2]
+    shown = Table("case", "threads", "GB/s", "of ceiling", *peers, title="Seconds of others over ours")
+    for each in found:
+        if each.moved:
+            share = f"{1.0 / each.ceiling:.2f}" if each.ceiling else ""
+            ratios = (f"{each.ratio[name]:.2f}" if name in each.ratio else "" for name in peers)
+            shown.add_row(each.case, str(each.threads), f"{each.rate:.1f}", share, *ratios)
+    yield shown
+    goals = Table("what", "measured", "aim", "", title="Goals")
+    for result in results:
+        goals.add_row(result.name, f"{result.value:.3g} {result.unit}", result.goal, "" if result.met else "MISSED")
+    yield goals
+
+
 def main() -> None:
-    """Run, print, record."""
+    """Measure in processes of their own, print, record, draw."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="each case once: that it runs, not how fast")
-    parser.add_argument("--record", type=Path, help="where to keep the figures, as JSON")
+    parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for record and picture")
     chosen = parser.parse_args()
-    results = []
-    for case in cases(chosen.smoke):
-        for result in case():
-            mark = "" if result.met or chosen.smoke else "  MISSED"
-            print(f"{result.name:58} {result.value:8.3g} {result.unit:4} {result.goal}{mark}", flush=True)
-            results.append(result._asdict())
-    if chosen.record:
-        machine = {"processor": processor(), "system": platform.platform(), "versions": versions()}
-        record = {"date": datetime.now(UTC).date().isoformat(), **machine, "results": results}
-        chosen.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    runs = [(1, 1), (1, available())] if chosen.smoke else [(k, n) for k in range(PROCESSES) for n in (1, available())]
+    runs = list(dict.fromkeys(runs))
+    lines: list[dict[str, Any]] = []
+    with Progress(console=console) as progress:
+        task = progress.add_task("", total=sum(len(list(cases(n, chosen.smoke))) + (n == 1) for _, n in runs))
+        for _, threads in runs:
+            for line in measured(threads, chosen.smoke):
+                lines.append(line)
+                progress.update(task, advance=1, description=f"{line['case']}, {threads} threads")
+    found = summaries(lines)
+    results = list(headlines(found))
+    for table in tables(found, results):
+        console.print(table)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    machine = {"processor": processor(), "system": platform.platform(), "versions": versions()}
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        **machine,
+        "processes": PROCESSES,
+        "cases": [each._asdict() for each in found],
+        "results": [result._asdict() for result in results],
+    }
+    (chosen.out / "cpu.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    draw(found, chosen.out / "throughput.png")
+    console.print(f"Record and picture: {chosen.out / 'cpu.json'}, {chosen.out / 'throughput.png'}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "chain",
     "convert",
+    "flatten",
     "rules",
     "set_threads",
     "stages",

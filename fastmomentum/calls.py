@@ -1,19 +1,29 @@
 """Calls of kernels that make up a step, by one thread or by several."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 from fastmomentum.backends import threads
+from fastmomentum.progress import Progress
 
 Call = Callable[[int], bool]
 """A kernel with all its arguments but the address of the list of gradients."""
 
 
-class Calls(NamedTuple):
-    """The same work twice: by serial kernels, and over several threads where that is worth while."""
+class Calls:
+    """The same work twice: by serial kernels, and over several threads where that is worth while.
 
-    serial: list[Call]
-    threaded: list[Call]
+    Attributes
+    ----------
+    serial, threaded : list of Call
+        `threaded` is empty where one thread does as well everywhere.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self.serial: list[Call] = []
+        self.threaded: list[Call] = []
+        self._progress = progress
 
     def add(self, serial: Call, threaded: Call | None) -> None:
         """One more call; `threaded` is left out where one thread does as well."""
@@ -24,15 +34,17 @@ class Calls(NamedTuple):
             self.threaded.append(threaded or serial)
 
     def run(self, grads: list[Any]) -> bool:
-        """All of them, until one answers False."""
-        if not self.threaded:
-            return _all(self.serial, grads)
-        with threads.region() as ours:
-            return _all(self.threaded if ours else self.serial, grads)
-
-
-def _all(calls: list[Call], grads: list[Any]) -> bool:
-    for call in calls:  # noqa: SIM110, a generator for all() would cost more than the rest
-        if not call(id(grads)):
-            return False
-    return True
+        """All of them, until one answers False; what a signal's handler interrupts between two calls is finished."""
+        try:
+            if self.threaded:
+                with threads.region() as ours:
+                    return all([call(id(grads)) for call in (self.threaded if ours else self.serial)])
+            for call in self.serial:  # noqa: SIM110, a generator for all() would cost more than the rest
+                if not call(id(grads)):
+                    return False
+            return True
+        except BaseException:
+            while self._progress.done:
+                with suppress(KeyboardInterrupt):
+                    self.serial[self._progress.done](id(grads))
+            raise

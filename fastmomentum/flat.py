@@ -12,8 +12,8 @@ from fastmomentum.checks import Array
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """One flat array with what `arrays` hold, one behind the other, and views of it in their shapes.
 
-    An update of the flat array is one of all views. For thousands of small arrays that is less work than to update each,
-    and it makes their gradients one argument; what is given up is to leave single arrays out of a step.
+    An update of the flat array is one of all views. For thousands of small arrays that is less work than to update
+    each, and it makes their gradients one argument; what is given up is to leave single arrays out of a step.
 
     Parameters
     ----------

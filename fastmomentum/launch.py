@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
 from functools import partial, reduce
 from itertools import groupby
 from operator import add
@@ -112,6 +111,7 @@ class CompiledLaunch:
 
     checks = True
     progress: Progress
+    run: Callable[[list[Any]], bool]  # bound by :meth:`select`: one call less in every step
 
     def __init__(self, jobs: Sequence[Job], written: npt.NDArray[np.int64], threads: int | None) -> None:
         self._jobs, self._written, self._asked = jobs, written, threads
@@ -128,7 +128,7 @@ class CompiledLaunch:
         table = self._all[[*rows, *(i for i in self._order if not active[i])]]
         table[len(rows) :, SIZE] = NO_GRADIENT
         self._blocks: list[tuple[Array, list[int]]] = []
-        self._updates, self._norms = Calls([], []), Calls([], [])
+        self._updates = self._norms = Calls(self.progress)
         self._parts: list[tuple[Array, Array, Job]] = []
         checked, start = table, 0
         for _, members in groupby(rows, self._key):
@@ -142,7 +142,8 @@ class CompiledLaunch:
             self._parts.append((checked, part, job))
             self._blocks.extend(self._by_group(hyper, mine))
             checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
-        self.progress.expect(len(self._updates.serial))
+        self.progress.expect(len(self._parts))
+        self.run = self._updates.run if rows else self._count_alone
 
     def _in_threads(self, job: Job, checked: Array, part: Array, hyper: Array) -> Call | None:
         """The same update over several threads, where these are asked for and worth while."""
@@ -180,8 +181,8 @@ class CompiledLaunch:
 
     def measure(self, grads: list[Any]) -> float:
         """See :class:`Launch`."""
-        if len(self._norms.serial) < len(self._parts):
-            self._norms = Calls([], [])
+        if self._norms is self._updates:
+            self._norms = Calls(self.progress)
             for part in self._parts:
                 self._norms.add(*self._norm_of(*part))
         self._sums[:] = 0.0
@@ -192,18 +193,8 @@ class CompiledLaunch:
         for block, _ in self._blocks:
             block[:, 0] = factor
 
-    def run(self, grads: list[Any]) -> bool:
-        """See :class:`Launch`."""
-        try:
-            if not self._updates.run(grads):
-                return False
-        except BaseException:  # of a signal's handler, between two calls: what is half done is finished
-            while self.progress.done:
-                with suppress(KeyboardInterrupt):
-                    self._updates.serial[self.progress.done](id(grads))
-            raise
-        if not self._updates.serial:
-            self.progress.steps += 1
+    def _count_alone(self, grads: list[Any]) -> bool:
+        self.progress.steps += 1
         return True
 
 

@@ -19,7 +19,7 @@ BAD_NUMBERS = {
     "clip_value": (0.0, -1.0, NAN, INF, 1e39, 1e-60, "1"),
     "nesterov": (None, 1, 0.0, "yes"),
     "maximize": (None, 1, 0.0, "yes"),
-    "threads": (0, -2, 1.0, None, True, "2"),
+    "threads": (0, -2, 1.0, True, "2"),
     "backend": ("gpu", 3, "cuda"),
     "rule": ("no such", None, 3),
 }

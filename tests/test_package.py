@@ -52,7 +52,7 @@ def test_a_step_starts_no_thread_sets_no_variable_and_writes_no_file(tmp_path):
         layer = numba.config.THREADING_LAYER, numba.config.NUMBA_NUM_THREADS
         import numpy as np, fastmomentum as fm
         fm.step(np.ones(100_000), np.zeros(100_000), np.ones(100_000), lr=0.1)
-        fm.Momentum([np.ones(100_000)], lr=0.1, threads=2).step([np.ones(100_000)])
+        fm.Momentum([np.ones(100_000)], lr=0.1, max_norm=1.0).step([np.ones(100_000)])
         assert before == (dict(os.environ), threading.active_count(), len(os.listdir("/proc/self/task")))
         assert layer == (numba.config.THREADING_LAYER, numba.config.NUMBA_NUM_THREADS)
         """

@@ -1,0 +1,37 @@
+"""The parameters of two real networks, by shape."""
+
+Shape = tuple[int, ...]
+
+
+def resnet50() -> list[Shape]:
+    """ResNet-50 (He et al. 2016; torchvision's): 161 arrays, 25.6 million parameters."""
+    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
+    width = 64
+    for blocks, inner in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            for outputs, inputs, side in ((inner, width, 1), (inner, inner, 3), (4 * inner, inner, 1)):
+                shapes += [(outputs, inputs, side, side), (outputs,), (outputs,)]
+            if block == 0:
+                shapes += [(4 * inner, width, 1, 1), (4 * inner,), (4 * inner,)]
+            width = 4 * inner
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def gpt2_small() -> list[Shape]:
+    """GPT-2 small (Radford et al. 2019): 148 arrays, 124 million parameters."""
+    d = 768
+    layer: list[Shape] = [
+        (d,),
+        (d,),
+        (d, 3 * d),
+        (3 * d,),
+        (d, d),
+        (d,),
+        (d,),
+        (d,),
+        (d, 4 * d),
+        (4 * d,),
+        (4 * d, d),
+        (d,),
+    ]
+    return [(50257, d), (1024, d), *(12 * layer), (d,), (d,)]
