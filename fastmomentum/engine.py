@@ -210,10 +210,10 @@ class Engine:
             for param, state, group in zip(self._params, self.states, self.group_of)
         ]
         self._active, self._ready = [], False
-        self._launch = (
-            ReferenceLaunch(jobs) if self._backend == "numpy" else CompiledLaunch(jobs, written, self._threads)
-        )
-        self._launch.progress = self._progress
+        if self._backend == "numpy":
+            self._launch = ReferenceLaunch(jobs, self._progress)
+        else:
+            self._launch = CompiledLaunch(jobs, written, self._progress, self._threads)
         # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
         self._watched = self._launch.checks and all(type(param) is np.ndarray for param in self.given)
         return plain

@@ -74,8 +74,8 @@ class ReferenceLaunch:
     checks = False
     progress: Progress
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: Sequence[Job], progress: Progress) -> None:
+        self._jobs, self.progress = jobs, progress
         self._kernels = [backends.kernel(job.update, job.dtype, "numpy") for job in jobs]
 
     def select(self, active: Sequence[bool]) -> None:
@@ -113,8 +113,11 @@ class CompiledLaunch:
     progress: Progress
     run: Callable[[list[Any]], bool]  # bound by :meth:`select`: one call less in every step
 
-    def __init__(self, jobs: Sequence[Job], written: npt.NDArray[np.int64], threads: int | None) -> None:
-        self._jobs, self._written, self._asked = jobs, written, threads
+    def __init__(
+        self, jobs: Sequence[Job], written: npt.NDArray[np.int64], progress: Progress, threads: int | None
+    ) -> None:
+        self.progress = progress
+        self._jobs, self._written, self._asked = jobs, progress.behind(written), threads
         self._all = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
         codes: dict[Any, int] = {}
         keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
@@ -137,7 +140,7 @@ class CompiledLaunch:
             hyper = np.empty((len(mine), len(job.update.hyper)), job.dtype)
             kernel = backends.many_kernel(job.update, job.dtype)
             part = table[start : start + len(mine)]
-            serial = partial(kernel, checked, self._written, part, hyper, self.progress.cells)
+            serial = partial(kernel, checked, self._written, part, hyper)
             self._updates.add(serial, self._in_threads(job, checked, part, hyper))
             self._parts.append((checked, part, job))
             self._blocks.extend(self._by_group(hyper, mine))
@@ -152,7 +155,7 @@ class CompiledLaunch:
         if count == 1:
             return None
         kernel = backends.many_kernel(job.update, job.dtype, parallel=True)
-        return partial(kernel, checked, self._written, part, hyper, self.progress.cells, ends, count)
+        return partial(kernel, checked, self._written, part, hyper, ends, count)
 
     def _norm_of(self, checked: Array, part: Array, job: Job) -> tuple[Call, Call | None]:
         """The sums of squares of these gradients, by one thread and by several."""

@@ -3,38 +3,45 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+from fastmomentum.backends.layout import COUNTERS
 
 
 class Progress:
-    """Three numbers that compiled kernels count on: calls done of the step under way, calls it takes, steps done.
+    """Numbers that compiled kernels count on: calls done of the step under way, calls that it takes, steps done.
 
     A step of several calls that a signal's handler interrupts (Ctrl-C) is half done; what tells is the first of them.
+    They lie behind the intervals that are written to, where kernels find them without another argument.
     """
 
-    def __init__(self) -> None:
-        self.cells = np.zeros(3, np.int64)
+    def __init__(self, steps: int = 0) -> None:
+        self._cells = np.zeros((COUNTERS, 2), np.int64)
+        self.steps = steps
+
+    def behind(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """An array of these intervals, and behind them the numbers, which live there from now on."""
+        found = np.concatenate([written, self._cells])
+        self._cells = found[-COUNTERS:]
+        return found
 
     def expect(self, calls: int) -> None:
         """From now on a step takes so many calls."""
-        self.cells[:2] = 0, calls
+        self._cells[0] = 0, calls
 
     @property
     def done(self) -> int:
         """Calls done of a step that is half done; 0 between steps."""
-        return int(self.cells[0])
+        return int(self._cells[0, 0])
 
     @property
     def steps(self) -> int:
         """Steps done."""
-        return int(self.cells[2])
+        return int(self._cells[1, 0])
 
     @steps.setter
     def steps(self, value: int) -> None:
-        self.cells[2] = value
+        self._cells[1, 0] = value
 
-    def __getstate__(self) -> Any:
-        return self.steps
-
-    def __setstate__(self, steps: Any) -> None:
-        self.__init__()  # type: ignore[misc]
-        self.steps = steps
+    def __reduce__(self) -> Any:
+        return type(self), (self.steps,)

@@ -45,7 +45,7 @@ def kernel(rule: Update, dtype: np.dtype[Any], backend: str, parallel: bool = Fa
 
 
 def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
-    """``kernel(table, written, rows, hyper, progress, grads)`` for many parameters whose arrays all have this dtype.
+    """``kernel(table, written, rows, hyper, grads)`` for many parameters whose arrays all have this dtype.
 
     Where `parallel`, it takes `ends` and the number of threads in front of `grads`.
     """

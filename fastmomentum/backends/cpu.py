@@ -15,7 +15,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum.backends.dtypes import Dtypes
 from fastmomentum.backends.headers import make_views, spans, unchanged
-from fastmomentum.backends.layout import OBJECTS, SIZE, verify
+from fastmomentum.backends.layout import COUNTERS, OBJECTS, SIZE, verify
 from fastmomentum.records import Update
 
 
@@ -59,34 +59,32 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
 
 
 def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, hyper, progress, grads)``: one update, if nothing has changed.
+    """The function ``kernel(table, written, rows, hyper, grads)``: one update, if nothing has changed.
 
     `table` is what :func:`fastmomentum.backends.headers.unchanged` looks through first, with the list whose address is
     `grads`; where it answers no, nothing is written and False comes back. `rows` are those of its rows that this kernel
-    updates, each with the row of `hyper` at the same place. `progress` is counted on by :func:`count`.
+    updates, each with the row of `hyper` at the same place. Behind `written` it counts (:func:`count`).
     """
     arrays, taken = 1 + len(rule.state), len(rule.hyper)
     views = make_views([vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
     memory = OBJECTS + arrays
     loop = make_loop(rule)
 
-    def kernel(table: Any, written: Any, rows: Any, hyper: Any, progress: Any, grads: Any) -> Any:
+    def kernel(table: Any, written: Any, rows: Any, hyper: Any, grads: Any) -> Any:
         if not unchanged(table, written, arrays, grads):
             return False
         for row in range(rows.shape[0]):
             each = views(rows, row, memory, rows[row, SIZE])
             loop(each[:arrays], each[arrays], to_fixed_tuple(hyper[row], taken))
-        count(progress)
+        count(written)
         return True
 
     verify()
-    return compiled(kernel, types.boolean(*TABLES, numbers(dtypes.param), COUNTS, types.int64))
+    return compiled(kernel, types.boolean(*TABLES, numbers(dtypes.param), types.int64))
 
 
 TABLES = (types.Array(types.int64, 2, "C"),) * 3
 """The types of a table, of the intervals that are written to, and of the rows that a kernel is for."""
-
-COUNTS = types.Array(types.int64, 1, "C")
 
 
 def numbers(dtype: Any) -> Any:
@@ -95,15 +93,13 @@ def numbers(dtype: Any) -> Any:
 
 
 @register_jitable
-def count(progress: Any) -> None:
-    """Count a call as done, where no signal can come between the doing and the counting.
-
-    `progress` holds the calls done of the step under way, the calls that a step takes, and the steps done.
-    """
-    progress[0] += 1
-    if progress[0] == progress[1]:
-        progress[0] = 0
-        progress[2] += 1
+def count(written: Any) -> None:
+    """Count a call as done, where no signal can come between the doing and the counting."""
+    calls = written.shape[0] - COUNTERS
+    written[calls, 0] += 1
+    if written[calls, 0] == written[calls, 1]:
+        written[calls, 0] = 0
+        written[calls + 1, 0] += 1
 
 
 def vector(dtype: Any, readonly: bool = False) -> Any:

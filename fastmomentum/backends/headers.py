@@ -14,7 +14,7 @@ from numba.extending import intrinsic, register_jitable
 from numba.np.arrayobj import populate_array
 
 from fastmomentum.backends import layout
-from fastmomentum.backends.layout import BYTES, DTYPE, INDEX, OBJECTS, SIZE
+from fastmomentum.backends.layout import BYTES, COUNTERS, DTYPE, INDEX, OBJECTS, SIZE
 
 # As globals of this module they are constants in compiled code.
 TYPE, DATA, NDIM, DIMENSIONS = layout.TYPE, layout.DATA, layout.NDIM, layout.DIMENSIONS
@@ -100,7 +100,7 @@ def _fits(header: Any, param: Any, size: Any, dtype: Any, flags: Any) -> Any:
 @register_jitable
 def _overlaps(written: Any, start: Any, stop: Any) -> Any:
     """Whether [start, stop) meets one of the written intervals, which are sorted and lie apart."""
-    low, high = 0, written.shape[0]
+    low, high = 0, written.shape[0] - COUNTERS
     while low < high:
         middle = (low + high) // 2
         if written[middle, 0] < stop:

@@ -25,6 +25,10 @@ INDEX, SIZE, BYTES, DTYPE, OBJECTS = range(5)
 """Columns of a row: place in the list of gradients; size, bytes and dtype code of each of its arrays; then the
 addresses of the objects p, *state; then those of the memory of p, *state, g. A negative size: no gradient allowed."""
 
+COUNTERS = 2
+"""Rows behind the intervals that are written to: calls done of the step under way and calls that it takes; steps done.
+In an array of their own they would cost each call of a kernel one argument more."""
+
 
 def dtype_code(dtype: np.dtype[Any]) -> int:
     """What tells a native dtype."""

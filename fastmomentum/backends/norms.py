@@ -12,11 +12,11 @@ from numba import prange, types
 from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic, register_jitable
 
-from fastmomentum.backends.cpu import COUNTS, TABLES, compiled, vector
+from fastmomentum.backends.cpu import TABLES, compiled, vector
 from fastmomentum.backends.headers import make_views, unchanged
 from fastmomentum.backends.layout import INDEX, OBJECTS, SIZE
 from fastmomentum.backends.numpy import CHUNK, LANES
-from fastmomentum.backends.parallel import holding
+from fastmomentum.backends.parallel import ENDS, holding
 
 
 @intrinsic
@@ -90,7 +90,7 @@ def make_parallel_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[
             sums[rows[row, INDEX]] = total
         return True
 
-    return compiled(kernel, types.boolean(*TABLES, COUNTS, _DOUBLES, _DOUBLES, types.int64, types.int64), parallel=True)
+    return compiled(kernel, types.boolean(*TABLES, ENDS, _DOUBLES, _DOUBLES, types.int64, types.int64), parallel=True)
 
 
 _DOUBLES = types.Array(types.float64, 1, "C")

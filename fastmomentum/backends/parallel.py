@@ -12,11 +12,13 @@ from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from fastmomentum.backends.cpu import COUNTS, TABLES, apart, compiled, count, make_loop, numbers, vector
+from fastmomentum.backends.cpu import TABLES, apart, compiled, count, make_loop, numbers, vector
 from fastmomentum.backends.dtypes import Dtypes
 from fastmomentum.backends.headers import make_views, spans, unchanged
 from fastmomentum.backends.layout import OBJECTS, SIZE, verify
 from fastmomentum.records import Update
+
+ENDS = types.Array(types.int64, 1, "C")
 
 LINE = 16
 """Elements of float32 in a cache line of 64 bytes: parts begin so many apart, and no two threads write to one line."""
@@ -41,7 +43,7 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
 
 
 def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, hyper, progress, ends, threads, grads)``.
+    """The function ``kernel(table, written, rows, hyper, ends, threads, grads)``.
 
     Like that of the serial kernel, but for `ends`: the elements of all rows up to the last of each.
     """
@@ -50,9 +52,7 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
     memory = OBJECTS + arrays
     loop, cut = make_loop(rule), _make_cut(arrays)
 
-    def kernel(
-        table: Any, written: Any, rows: Any, hyper: Any, progress: Any, ends: Any, threads: Any, grads: Any
-    ) -> Any:
+    def kernel(table: Any, written: Any, rows: Any, hyper: Any, ends: Any, threads: Any, grads: Any) -> Any:
         if not unchanged(table, written, arrays, grads):
             return False
         for thread in prange(threads):
@@ -66,11 +66,11 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
                 loop(cut(each[:arrays], start, stop), each[arrays][start:stop], to_fixed_tuple(hyper[row], taken))
                 first += stop - start
                 row += 1
-        count(progress)
+        count(written)
         return True
 
     verify()
-    given = (*TABLES, numbers(dtypes.param), COUNTS, COUNTS, types.int64, types.int64)
+    given = (*TABLES, numbers(dtypes.param), ENDS, types.int64, types.int64)
     return compiled(kernel, types.boolean(*given), parallel=True)
 
 
