@@ -49,8 +49,11 @@ def versions() -> dict[str, str]:
 
 def measured(threads: int, smoke: bool) -> Iterator[dict[str, Any]]:
     """What one process measures, line by line."""
+    # On the OpenMP layer, as the contenders are: their threads spin for a while after each region, which on two cores
+    # takes one of TBB's away (measured with both in turn: 0.66 of its speed alone, OpenMP's 1.01).
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "NUMBA_THREADING_LAYER": "omp"}
     command = [sys.executable, "-m", "benchmarks.measure", str(threads), *(["--smoke"] if smoke else [])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}) as run:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as run:
         assert run.stdout is not None
         yield from map(json.loads, run.stdout)
     if run.returncode:

@@ -11,10 +11,10 @@ def main() -> None:
     """Measure and print."""
     threads, smoke = int(sys.argv[1]), "--smoke" in sys.argv
     for case in cases(threads, smoke):
-        seconds = alternate(case.sides(), 2 if smoke else 7 if case.large else 25)
+        seconds = alternate(case.sides(), 2 if smoke else 5 if case.large else 15)
         print(json.dumps({"case": case.name, "threads": threads, "bytes": case.moved, "seconds": seconds}), flush=True)
     if threads == 1:
-        seconds = fresh(1 if smoke else 5)
+        seconds = fresh(1)
         print(json.dumps({"case": "fresh processes", "threads": 1, "bytes": 0, "seconds": seconds}), flush=True)
 
 

@@ -1,20 +1,33 @@
-"""Write README's tables from the records that they are of: ``python -m benchmarks.report``."""
+"""Write README's tables from the records that they are of: ``python -m benchmarks.report``, or ``--check`` them."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.summary import Summary
 from fastmomentum.validation.rows import Row, worst
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 
 
+PEERS = ("NumPy in place", "numexpr", "torch fused", "optax, jitted", "the loop in C")
+
+
 def measured(record: dict[str, Any]) -> list[str]:
-    """What the benchmarks measured."""
+    """What the benchmarks measured: contenders by size, then goals."""
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if name != "fastmomentum")
-    lines = [f"{record['processor']}; {versions}; {record['date']}.", "", "| what | measured | aim |", "|---|---|---|"]
+    lines = [f"{record['processor']}; {versions}; {record['date']}; {record['processes']} processes.", ""]
+    lines += [f"| case | threads | GB/s | of the ceiling | {' | '.join(PEERS)} |", f"|{'---|' * (4 + len(PEERS))}"]
+    for case in record["cases"]:
+        each = Summary(**case)
+        if each.moved and "torch fused" in each.ratio:
+            share = f"{1.0 / each.ceiling:.2f}" if each.ceiling else ""
+            ratios = " | ".join(f"{each.ratio[name]:.2f}" if name in each.ratio else "" for name in PEERS)
+            lines.append(f"| {each.case} | {each.threads} | {each.rate:.1f} | {share} | {ratios} |")
+    lines += ["", "| aimed at | measured | aim |", "|---|---|---|"]
     for result in record["results"]:
         figure = f"{result['value']:.3g} {result['unit']}"
         lines.append(f"| {result['name']} | {figure} | {result['goal']}{'' if result['met'] else ' (missed)'} |")
@@ -32,7 +45,7 @@ def validated(record: dict[str, Any]) -> list[str]:
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
-    "measured": ("cpu-serial.json", measured),
+    "measured": ("cpu.json", measured),
     "validated": ("validation.json", validated),
 }
 """What stands between README's marks of this name: from which record, and how it is written."""
@@ -49,4 +62,9 @@ def write(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(write(README.read_text()))
+    text = README.read_text()
+    if "--check" in sys.argv:
+        sys.exit(
+            "README's tables are not those of the records: python -m benchmarks.report" if write(text) != text else 0
+        )
+    README.write_text(write(text))
