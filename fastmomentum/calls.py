@@ -38,13 +38,13 @@ class Calls:
         try:
             if self.threaded:
                 with threads.region() as ours:
-                    return all([call(id(grads)) for call in (self.threaded if ours else self.serial)])
+                    return all(call(id(grads)) for call in (self.threaded if ours else self.serial))
             for call in self.serial:  # noqa: SIM110, a generator for all() would cost more than the rest
                 if not call(id(grads)):
                     return False
             return True
         except BaseException:
             while self._progress.done:
-                with suppress(KeyboardInterrupt):
+                with suppress(BaseException):  # of a handler again, as kernels raise none; the first is on its way
                     self.serial[self._progress.done](id(grads))
             raise

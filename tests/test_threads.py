@@ -105,6 +105,20 @@ def test_all_elements_have_their_update_whatever_the_shares(any_number):
             np.testing.assert_array_equal(p, -count)
 
 
+def test_a_refused_step_of_several_threaded_calls_changes_nothing(any_number):
+    """The first call looks through all arrays; where it refuses, no other may run."""
+    params = [np.zeros(1000, np.float32), np.zeros(1000)]
+    opt = fm.Momentum(params, lr=1.0, threads=2)
+    opt.step([np.ones_like(p) for p in params])
+    before = [p.copy() for p in (*params, *opt.state)]
+    for wrong in ([np.ones(1000, np.float32), np.ones(1000, np.float32)], [np.ones(999, np.float32), np.ones(1000)]):
+        with pytest.raises((TypeError, ValueError), match=r"grads\[[01]\]"):
+            opt.step(wrong)
+        for array, kept in zip((*params, *opt.state), before):
+            assert_same_bits(array, kept)
+        assert opt.steps == 1
+
+
 def used(monkeypatch):
     """Counts the parallel regions that are entered."""
     entered = []

@@ -94,13 +94,11 @@ def available() -> int:
 @contextmanager
 def region() -> Iterator[bool]:
     """Hold the only parallel region, if it may be had now: where the answer is False, the serial kernel must serve."""
-    if _forked or not _region.acquire(False):
+    if _forked or _region.locked():
         yield False
         return
-    try:
+    with _region:  # which no signal can leave held, as it could an acquire and a try
         yield True
-    finally:
-        _region.release()
 
 
 def _safe() -> bool:
