@@ -4,7 +4,7 @@
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,8 @@ def _packed(lines: list[str]) -> int:
 
 def of(rule: str) -> Loop:
     """The loop of this rule's kernel for one array of float32."""
-    (assembly,) = backends.kernel(fm.rules.find(rule), np.dtype(np.float32), "cpu").inspect_asm().values()  # type: ignore[attr-defined]
+    kernel: Any = backends.kernel(fm.rules.find(rule), np.dtype(np.float32), "cpu")
+    (assembly,) = kernel.inspect_asm().values()
     return hottest(assembly)
 
 

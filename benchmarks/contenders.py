@@ -16,8 +16,8 @@ OURS = "fastmomentum"
 
 def arrays(size: int, dtype: Any = np.float32, shape: tuple[int, ...] | None = None) -> tuple[Any, Any, Any]:
     """Parameter, velocity and gradient, of ordinary numbers: none that a processor is slow with."""
-    made = np.full(size, 1.5, dtype), np.zeros(size, dtype), np.full(size, 1e-3, dtype)
-    return tuple(array.reshape(shape or (size,)) for array in made)  # type: ignore[return-value]
+    shape = shape or (size,)
+    return np.full(shape, 1.5, dtype), np.zeros(shape, dtype), np.full(shape, 1e-3, dtype)
 
 
 def one(size: int, dtype: Any, threads: int) -> dict[str, Side]:

@@ -8,12 +8,17 @@ from benchmarks.cases import Case, cases
 from benchmarks.contenders import OURS
 from fastmomentum.backends.threads import available
 
-CASES = [case for threads in dict.fromkeys((1, available())) for case in cases(threads, smoke=False)]
+CASES = [
+    pytest.param(case, id=f"{case.name}, threads = {threads}")
+    for threads in dict.fromkeys((1, available()))
+    for case in cases(threads, smoke=False)
+    if case.moved
+]
 SIDES = (OURS, "NumPy, four lines", "NumPy in place", "numexpr", "torch fused", "optax, jitted", "the loop in C")
 
 
 @pytest.mark.parametrize("name", SIDES)
-@pytest.mark.parametrize("case", [case for case in CASES if case.moved], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES)
 def test_update(case: Case, name: str, benchmark: Any) -> None:
     """One side of one case."""
     side = case.sides().get(name)

@@ -87,19 +87,19 @@ def test_spectral_radius_is_the_root_of_momentum_whatever_the_curvature(rule, ah
     assert abs(found - 0.9) <= 10 * math.sqrt(EPS)  # rounding moves a double root (the ends) by its own square root
 
 
-def test_spectral_radius_of_three_eigenvalues_is_that_of_eigvals():
+@pytest.mark.parametrize(
+    ("rule", "name", "by_hand"),
+    [
+        (AGGMO, "beta2", lambda lr, mu, h, beta2: aggregated(lr, mu, beta2, h)),  # three eigenvalues
+        (QHM, "nu", quasi_hyperbolic),  # its derived hyper-parameters are functions of numbers alone
+    ],
+    ids=["aggregated", "qhm"],
+)
+def test_spectral_radius_of_users_rules_is_that_of_eigvals(rule, name, by_hand):
     lr, mu, h = random_points(3, 300)
-    mu2 = np.random.default_rng(4).random(300)
-    found = theory.spectral_radius(lr, mu, h, rule=AGGMO, beta2=mu2)
-    expected = [np.abs(np.linalg.eigvals(aggregated(*each))).max() for each in zip(lr, mu, mu2, h)]
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=0)
-
-
-def test_spectral_radius_of_a_rule_whose_functions_take_numbers_alone():
-    lr, mu, h = random_points(5, 300)
-    nu = np.random.default_rng(6).random(300)
-    found = theory.spectral_radius(lr, mu, h, rule=QHM, nu=nu)
-    expected = [np.abs(np.linalg.eigvals(quasi_hyperbolic(*each))).max() for each in zip(lr, mu, h, nu)]
+    own = np.random.default_rng(4).random(300)
+    found = theory.spectral_radius(lr, mu, h, rule=rule, **{name: own})
+    expected = [np.abs(np.linalg.eigvals(by_hand(*each))).max() for each in zip(lr, mu, h, own)]
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=0)
 
 

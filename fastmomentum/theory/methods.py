@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum.theory.linear import Linear, Settled
+from fastmomentum.theory.rates import centre_and_split
 
 
 class Tuning(NamedTuple):
@@ -137,5 +138,5 @@ def _invariants(map: Linear) -> tuple[Any, Any]:
         return map.rows[0][0], 0.0
     if len(map.rows) > 2:
         return np.nan, np.nan
-    (a, b), (c, d) = ([row[key] for key in range(2)] for row in map.rows)
-    return a + d, a * d - b * c
+    centre, split = centre_and_split(map)
+    return 2.0 * centre, centre * centre - split

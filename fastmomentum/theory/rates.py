@@ -15,8 +15,6 @@ BLOCK = 1 << 12
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
 """Two roots closer than what rounding the hyper-parameters does to them count as one, and 1 − ρ below it as 0."""
 
-REGIMES = ("monotone", "critical", "oscillating", "alternating", "divergent")
-
 
 def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Floats:
     """A of x_{t+1} = A x_t, where x = (p − p*, state), on the quadratic ½h(p − p*)².
