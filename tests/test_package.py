@@ -101,6 +101,7 @@ def test_interrupting_a_run_leaves_arrays_whole():
         p, g = np.zeros(3_000_000), np.ones(3_000_000)
         opt = fm.Momentum(p, lr=1.0, momentum=0.0)
         opt.step(g)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         try:

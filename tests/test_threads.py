@@ -1,7 +1,6 @@
 """Threads: the same bits, whatever their number, and no way to crash or to hang."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -351,8 +350,8 @@ def test_an_interrupt_in_mid_step_leaves_whole_steps(threads_asked):
         signal.signal(signal.SIGALRM, stop)
         rng = np.random.default_rng(0)
         for _ in range(60):
-            signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.01 * rng.random())
             try:
+                signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.01 * rng.random())
                 while True:
                     opt.step(grads)
             except Stop:
@@ -369,6 +368,7 @@ def test_ctrl_c_in_a_threaded_step():
         p, g = np.zeros(3_000_000), np.ones(3_000_000)
         opt = fm.Momentum(p, lr=1.0, momentum=0.0, threads=2)
         opt.step(g)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         try:
             while True:
@@ -413,5 +413,11 @@ def test_nothing_is_set_in_the_process():
     run(code)
 
 
-def test_signals_are_left_as_they_are():
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("handler", ["signal.SIG_IGN", "signal.default_int_handler", "lambda *_: None"])
+def test_signals_are_left_as_they_are(handler):
+    code = f"""
+        signal.signal(signal.SIGINT, mine := {handler})
+        check()
+        assert signal.getsignal(signal.SIGINT) is mine
+        """
+    run(code)
