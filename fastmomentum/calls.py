@@ -24,6 +24,7 @@ class Calls:
         self.serial: list[Call] = []
         self.threaded: list[Call] = []
         self._progress = progress
+        self._torn: list[Any] | None = None  # the gradients of a step that may be half done
 
     def add(self, serial: Call, threaded: Call | None) -> None:
         """One more call; `threaded` is left out where one thread does as well."""
@@ -33,18 +34,39 @@ class Calls:
         if threaded or self.threaded:
             self.threaded.append(threaded or serial)
 
+    def runner(self) -> Callable[[list[Any]], bool]:
+        """What runs all of them: nothing can tear a single one apart."""
+        if len(self.serial) > 1:
+            return self.run
+        if self.threaded:
+            return self.attempt
+        (only,) = self.serial
+        return lambda grads: only(id(grads))
+
     def run(self, grads: list[Any]) -> bool:
         """All of them, until one answers False; what a signal's handler interrupts between two calls is finished."""
+        self.finish()
+        self._torn = grads
         try:
-            if self.threaded:
-                with threads.region() as ours:
-                    return all(call(id(grads)) for call in (self.threaded if ours else self.serial))
+            return self.attempt(grads)
+        finally:
+            self.finish()
+
+    def finish(self) -> None:
+        """Do what is left of a step whose end raised: another signal in :meth:`run`'s own handling of the first."""
+        if self._torn is not None:
+            while self._progress.done:
+                with suppress(BaseException):  # of a handler again, as kernels raise none; the first is on its way
+                    self.serial[self._progress.done](id(self._torn))
+            self._torn = None
+
+    def attempt(self, grads: list[Any]) -> bool:
+        """All of them, until one answers False."""
+        ours = threads.region() if self.threaded else None
+        if ours is None:
             for call in self.serial:  # noqa: SIM110, a generator for all() would cost more than the rest
                 if not call(id(grads)):
                     return False
             return True
-        except BaseException:
-            while self._progress.done:
-                with suppress(BaseException):  # of a handler again, as kernels raise none; the first is on its way
-                    self.serial[self._progress.done](id(grads))
-            raise
+        with ours:
+            return all(call(id(grads)) for call in self.threaded)

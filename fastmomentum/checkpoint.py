@@ -37,6 +37,7 @@ ARRAYS = "number of arrays"  # among a group's settings, where no hyper-paramete
 
 def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
     """The dict described above, of copies."""
+    engine.finish()
     return {
         "schema": SCHEMA,
         "rule": engine.groups[0].name,

@@ -60,14 +60,15 @@ def switch(name: str, value: object) -> bool:
     return bool(value)
 
 
-def threads(value: object) -> None:
-    """Refuse what is no number of threads: a whole number from 1, −1 for all, or None for the default."""
+def threads(value: object) -> int | None:
+    """`value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
     if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"threads: expected a whole number >= 1, or -1 for all; got {shown(value)}")
-    if value < 1 and value != -1:
-        raise ValueError(f"threads: expected a whole number >= 1, or -1 for all; got {value}")
+        return None
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+    if not whole or (value < 1 and value != -1):  # type: ignore[operator]
+        kind = ValueError if whole else TypeError
+        raise kind(f"threads: expected a whole number >= 1, or -1 for all; got {shown(value)}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.backends.threads import default
 from fastmomentum.checks import Array
 from fastmomentum.compose import Chain
 from fastmomentum.groups import SCHEDULED, Group, Layout
@@ -56,7 +57,7 @@ class Engine:
             layout.group_of,
         )
         self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
-        self._backend, self._threads = backend, threads
+        self._backend, self._threads = backend, default() if threads is None else threads
         self.skip_nonfinite = skip_nonfinite
         self.lock, self._progress = Lock(), Progress()
         self.skipped = 0
@@ -192,8 +193,14 @@ class Engine:
         for i, point in points.items():
             self.states[i][1][...] = point
 
+    def finish(self) -> None:
+        """Do what two signals, one behind the other, may have left of a step."""
+        if "_launch" in self.__dict__:
+            self._launch.finish()
+
     def _build(self, grads: Sequence[Any]) -> list[Array | None]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
+        self.finish()
         self._params = [checks.array(name, param) for name, param in zip(self._names, self.given)]
         writes = dict(zip(self._names, self._params))
         for name, param, state in zip(self._names, self._params, self.states):

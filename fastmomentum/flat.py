@@ -13,12 +13,13 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """One flat array with what `arrays` hold, one behind the other, and views of it in their shapes.
 
     An update of the flat array is one of all views. For thousands of small arrays that is less work than to update
-    each, and it makes their gradients one argument; what is given up is to leave single arrays out of a step.
+    each, and it makes their gradients one argument: flatten them once, and write each step's into the views. What is
+    given up is to leave single arrays out of a step.
 
     Parameters
     ----------
     arrays : sequence of ndarray
-        Of one dtype, float32 or float64; they are copied, not kept.
+        Of one dtype, float32 or float64, strided or not; they are copied, not kept.
 
     Returns
     -------
@@ -29,7 +30,7 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     Raises
     ------
     TypeError, ValueError
-        If an array is of another dtype than the first, or not contiguous.
+        If it is no sequence of arrays, or one is of another dtype than the first.
 
     Examples
     --------
@@ -43,7 +44,9 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """
     if not isinstance(arrays, list | tuple | Sequence):
         raise TypeError(f"arrays: expected a sequence of arrays; got {checks.shown(arrays)}")
-    given: list[Any] = [checks.array(f"arrays[{i}]", array, write=False) for i, array in enumerate(arrays)]
+    # A copy is whole and in order, whatever it was made of.
+    copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
+    given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
     if not given:
         raise ValueError("arrays: expected one at least; got none")
     for i, array in enumerate(given):

@@ -67,6 +67,9 @@ class Launch(Protocol):
     def run(self, grads: list[Any]) -> bool:
         """One update by these gradients, one a parameter; False, and nothing written, if it cannot be."""
 
+    def finish(self) -> None:
+        """Do what is left of a step that was torn apart."""
+
 
 class ReferenceLaunch:
     """The NumPy backend: one parameter after the other."""
@@ -101,6 +104,9 @@ class ReferenceLaunch:
         self.progress.steps += 1
         return True
 
+    def finish(self) -> None:
+        """See :class:`Launch`; nothing is kept of such a step."""
+
 
 class CompiledLaunch:
     """The CPU backend: a table of all arrays, and one call of a compiled kernel for those that share code and dtype.
@@ -123,10 +129,12 @@ class CompiledLaunch:
         keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
         self._key = keys.__getitem__
         self._order = sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
-        self._sums, self._lanes = np.zeros(len(jobs)), np.empty(LANES)
+        self._updates = Calls(progress)
+        self._sums, self._lanes = np.zeros(len(jobs)), np.empty((1, LANES))
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`Launch`."""
+        self.finish()
         rows = [i for i in self._order if active[i]]
         table = self._all[[*rows, *(i for i in self._order if not active[i])]]
         table[len(rows) :, SIZE] = NO_GRADIENT
@@ -146,7 +154,7 @@ class CompiledLaunch:
             self._blocks.extend(self._by_group(hyper, mine))
             checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
         self.progress.expect(len(self._parts))
-        self.run = self._updates.run if rows else self._count_alone
+        self.run = self._updates.runner() if rows else self._count_alone
 
     def _in_threads(self, job: Job, checked: Array, part: Array, hyper: Array) -> Call | None:
         """The same update over several threads, where these are asked for and worth while."""
@@ -159,14 +167,16 @@ class CompiledLaunch:
 
     def _norm_of(self, checked: Array, part: Array, job: Job) -> tuple[Call, Call | None]:
         """The sums of squares of these gradients, by one thread and by several."""
-        serial = backends.squares_kernel(job.dtype, len(job.arrays))
-        one = partial(serial, checked, self._written, part, self._lanes, self._sums)
-        count = threads.worthwhile(int(part[:, SIZE].sum()), self._asked)
+        arrays, sizes = len(job.arrays), part[:, SIZE]
+        serial = backends.squares_kernel(job.dtype, arrays)
+        one = partial(serial, checked, self._written, part, self._lanes[0], self._sums)
+        count = threads.worthwhile(int(sizes.sum()), self._asked)
         if count == 1:
             return one, None
-        ends = np.cumsum(-(-part[:, SIZE] // CHUNK))
-        kernel = backends.squares_kernel(job.dtype, len(job.arrays), parallel=True)
-        return one, partial(kernel, checked, self._written, part, ends, np.empty(ends[-1]), self._sums, count)
+        ends = np.cumsum(-(-sizes // CHUNK))
+        kernel = backends.squares_kernel(job.dtype, arrays, parallel=True)
+        sums, lanes = np.empty(ends[-1]), np.empty((count, LANES))
+        return one, partial(kernel, checked, self._written, part, ends, _shares(sizes, count), lanes, sums, self._sums)
 
     def _by_group(self, hyper: Array, members: list[int]) -> list[tuple[Array, list[int]]]:
         parts = [list(part) for _, part in groupby(members, lambda i: self._jobs[i].group)]
@@ -185,16 +195,21 @@ class CompiledLaunch:
     def measure(self, grads: list[Any]) -> float:
         """See :class:`Launch`."""
         if self._norms is self._updates:
-            self._norms = Calls(self.progress)
+            norms = Calls(self.progress)
             for part in self._parts:
-                self._norms.add(*self._norm_of(*part))
+                norms.add(*self._norm_of(*part))
+            self._norms = norms  # whole: a signal while kernels are compiled must not leave a part
         self._sums[:] = 0.0
-        return in_order(self._sums.tolist()) if self._norms.run(grads) else -1.0
+        return in_order(self._sums.tolist()) if self._norms.attempt(grads) else -1.0
 
     def take_factor(self, factor: float) -> None:
         """See :class:`Launch`."""
         for block, _ in self._blocks:
             block[:, 0] = factor
+
+    def finish(self) -> None:
+        """See :class:`Launch`."""
+        self._updates.finish()
 
     def _count_alone(self, grads: list[Any]) -> bool:
         self.progress.steps += 1
@@ -214,3 +229,10 @@ def in_order(values: Iterable[float]) -> float:
 def _table_row(index: int, job: Job) -> list[int]:
     param, memory = job.arrays[0], map(address, job.arrays)
     return [index, param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), *memory, NOWHERE]
+
+
+def _shares(sizes: Array, threads: int) -> Any:
+    """Between which chunks of arrays of these sizes each thread begins, and the last ends: with like many elements."""
+    first = np.repeat(np.cumsum(sizes) - sizes, -(-sizes // CHUNK))
+    starts = np.concatenate([np.arange(0, size, CHUNK) for size in sizes]) + first
+    return np.searchsorted(starts, sizes.sum() * np.arange(threads + 1) // threads)

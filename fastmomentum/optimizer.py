@@ -84,7 +84,6 @@ class Momentum(Resumable):
         threads: int | None = None,
         **hyper: float,
     ) -> None:
-        checks.threads(threads)
         shared = {
             "rule": rule,
             "lr": lr,
@@ -100,7 +99,7 @@ class Momentum(Resumable):
             **hyper,
         }
         skip = checks.switch("skip_nonfinite", skip_nonfinite)
-        self._engine = Engine(lay_out(params, shared), backends.choose(backend), threads, skip)
+        self._engine = Engine(lay_out(params, shared), backends.choose(backend), checks.threads(threads), skip)
         self._single = isinstance(params, np.ndarray)
         self._resets: list[Reset] = []
 

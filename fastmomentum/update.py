@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends import threads as parallel
+from fastmomentum.backends import threads as guards
 from fastmomentum.records import Update
 from fastmomentum.settings import settle
 
@@ -90,7 +90,7 @@ def step(
     # fmt: on
     try:
         update, kernel, row = _plan(*settings, **hyper)
-    except TypeError:  # of an argument that cannot be hashed, a 0-d array say, or of one to refuse: both come out here
+    except (TypeError, ValueError):  # of what cannot be hashed, a 0-d array say, or is refused: both come out here
         update, kernel, row = _plan.__wrapped__(*settings, **hyper)
     arrays = (param, *checks.state(update, state, param))
     grad = checks.array("grad", grad, like=param, write=False)
@@ -103,12 +103,15 @@ def step(
 
 def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
     """What the threaded kernel answers; None where it does not serve."""
-    count = parallel.worthwhile(grad.size, threads)
+    count = guards.worthwhile(grad.size, threads)
     if count == 1:
         return None
     kernel = backends.kernel(update, grad.dtype, "cpu", parallel=True)
-    with parallel.region() as ours:
-        return kernel(arrays, grad, row, count) if ours else None
+    ours = guards.region()
+    if ours is None:
+        return None
+    with ours:
+        return kernel(arrays, grad, row, count)
 
 
 @lru_cache(maxsize=1024, typed=True)

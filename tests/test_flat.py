@@ -35,13 +35,22 @@ def test_an_update_of_the_flat_array_is_one_of_all_views(dtype):
         ([], "arrays: expected one at least"),
         ([np.ones(2), np.ones(2, np.float32)], r"arrays\[1\]: expected float64, as the first has; got float32"),
         ([np.ones(2), np.ones(2, int)], r"arrays\[1\]: expected an array of float32 or float64; got int64"),
-        ([np.ones((2, 3)).T], r"arrays\[0\]: expected a C-contiguous array"),
+        ([np.ma.ones(3)], r"arrays\[0\]: expected a plain array; got a masked one"),
         ([[1.0]], r"arrays\[0\]: expected a NumPy array"),
     ],
 )
 def test_flatten_refuses(arrays, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
         fm.flatten(arrays)
+
+
+def test_flatten_takes_strided_arrays_in_their_order():
+    values = np.arange(12.0).reshape(3, 4)
+    flat, (turned, every_other, number) = fm.flatten([values.T, values[:, ::2], np.array(7.0)])
+    np.testing.assert_array_equal(turned, values.T)
+    np.testing.assert_array_equal(every_other, [[0, 2], [4, 6], [8, 10]])
+    np.testing.assert_array_equal(flat[-7:], [0, 2, 4, 6, 8, 10, 7])
+    assert number.shape == ()
 
 
 def test_flatten_takes_read_only_arrays_and_copies_them():

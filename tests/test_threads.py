@@ -1,5 +1,7 @@
 """Threads: the same bits, whatever their number, and no way to crash or to hang."""
 
+import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +12,9 @@ import pytest
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
+from fastmomentum import backends, launch
 from fastmomentum.backends import threads
+from fastmomentum.calls import Calls
 
 SIZES = [1, 70_000, 0, 3, 200_001, 65_536, 131_072, 17, 5_000]
 
@@ -124,7 +128,7 @@ def used(monkeypatch):
     right = threads.region
 
     def counting():
-        entered.append(1)
+        entered.extend([1] if right() else [])
         return right()
 
     monkeypatch.setattr(threads, "region", counting)
@@ -151,7 +155,8 @@ def test_set_threads_is_the_default(monkeypatch):
     p, g = np.zeros(100_000), np.ones(100_000)
     try:
         fm.set_threads(-1)
-        fm.Momentum(p, lr=0.1).step(g)
+        made = fm.Momentum(p, lr=0.1)
+        made.step(g)
         fm.step(p, np.zeros_like(p), g, lr=0.1)
         assert len(entered) == 2
         fm.Momentum(p, lr=0.1, threads=1).step(g)
@@ -161,17 +166,20 @@ def test_set_threads_is_the_default(monkeypatch):
         fm.set_threads(1)
     fm.step(p, np.zeros_like(p), g, lr=0.1)
     assert len(entered) == 2
+    made.step(g)  # what was made keeps what it was made with
+    assert len(entered) == 3
 
 
 def test_small_arrays_are_left_to_one_thread(monkeypatch):
     entered = used(monkeypatch)
+    monkeypatch.setattr(threads, "available", lambda: 2)
     p, g = np.zeros(2 * threads.ELEMENTS - 1), np.ones(2 * threads.ELEMENTS - 1)
     fm.Momentum(p, lr=0.1, threads=2).step(g)
     fm.step(p, np.zeros_like(p), g, lr=0.1, threads=-1)
     assert not entered
 
 
-@pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2"])
+@pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2", np.timedelta64(2), pytest.param(-(10**5000), id="huge")])
 def test_numbers_of_threads_are_checked(wrong):
     for call in (
         lambda: fm.set_threads(wrong),
@@ -180,19 +188,98 @@ def test_numbers_of_threads_are_checked(wrong):
     ):
         with pytest.raises((TypeError, ValueError), match="threads: expected a whole number >= 1, or -1 for all"):
             call()
+    with pytest.raises(TypeError, match="threads: expected a whole number"):
+        fm.set_threads(None)
 
 
-def test_a_second_caller_gets_the_serial_kernel(monkeypatch):
-    monkeypatch.setattr(threads, "available", lambda: 2)
-    with threads.region() as ours:
-        assert ours
-        with threads.region() as second:
-            assert not second
-        p = np.zeros(100_000)
-        fm.step(p, np.zeros_like(p), np.ones_like(p), lr=1.0, threads=2)
-        np.testing.assert_array_equal(p, -1)
-    with threads.region() as ours:
-        assert ours
+def test_a_second_caller_gets_the_serial_kernel(any_number, monkeypatch):
+    asked, real = [], backends.kernel
+    monkeypatch.setattr(backends, "kernel", lambda *args, **kw: asked.append(kw) or counting(real(*args, **kw), kw))
+
+    def counting(kernel, how):
+        return lambda *given: calls.append(how.get("parallel", False)) or kernel(*given)
+
+    calls = []
+    p, g = np.zeros(1000), np.ones(1000)
+    fm.step(p, np.zeros_like(p), g, lr=0.75, threads=2)
+    with threads.region():
+        assert threads.region() is None
+        fm.step(p, np.zeros_like(p), g, lr=0.75, threads=2)
+    assert threads.region() is not None
+    assert calls == [True, False]
+    np.testing.assert_array_equal(p, -1.5)
+
+
+def test_an_optimiser_takes_turns_too(any_number):
+    opt = fm.Momentum(p := np.zeros(1000), lr=1.0, momentum=0.0, max_norm=1e9, threads=3)
+    opt.step(np.ones(1000))
+    launch, done = opt._engine._launch, []
+    for calls in (launch._updates, launch._norms):
+        for name in ("serial", "threaded"):
+            (call,) = getattr(calls, name)
+            setattr(calls, name, [lambda grads, call=call, name=name: done.append(name) or call(grads)])
+    opt.step(np.ones(1000))
+    with threads.region():
+        opt.step(np.ones(1000))
+    assert done == ["threaded", "threaded", "serial", "serial"]
+    np.testing.assert_array_equal(p, -3)
+
+
+def test_shared_memory_is_refused_by_the_threaded_kernel(any_number):
+    values = np.zeros(1500)
+    with pytest.raises(ValueError, match="memory that it shares"):
+        fm.step(values[:1000], np.zeros(1000), values[500:], lr=1.0, threads=2)
+    assert not values.any()
+
+
+@pytest.mark.parametrize("how", [{"max_norm": 1.0}, {"skip_nonfinite": True}])
+def test_an_interrupt_while_the_norm_is_compiled_leaves_it_on(how, monkeypatch):
+    def interrupt(*args, **named):
+        raise KeyboardInterrupt
+
+    p = np.zeros(4)
+    opt = fm.Momentum(p, lr=1.0, momentum=0.0, **how)
+    with monkeypatch.context() as patched:
+        patched.setattr(backends, "squares_kernel", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(np.full(4, 100.0))
+    opt.step(np.full(4, 100.0 if "max_norm" in how else np.nan))
+    np.testing.assert_allclose(p, -0.5 if "max_norm" in how else 0.0, rtol=1e-6)
+
+
+def test_a_step_torn_by_two_signals_is_finished_by_the_next(monkeypatch):
+    arrays = [np.zeros(3, np.float32), np.zeros(3)]
+    grads = [np.ones_like(p) for p in arrays]
+    opt = fm.Momentum(arrays, lr=1.0, momentum=0.0)
+    opt.step(grads)
+    calls = opt._engine._launch._updates
+    second = calls.serial[1]
+
+    def torn(grads):
+        raise KeyboardInterrupt
+
+    calls.serial[1] = torn
+    monkeypatch.setattr(Calls, "finish", lambda self: None)  # the second signal comes before it has done anything
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(grads)
+    assert [p[0] for p in arrays] == [-2, -1]
+    monkeypatch.undo()
+    calls.serial[1] = second
+    assert opt.state_dict()["steps"] == 2
+    assert [p[0] for p in arrays] == [-2, -2]
+    opt.step(grads)
+    assert [p[0] for p in arrays] == [-3, -3]
+
+
+def test_the_norm_is_shared_by_elements():
+    sizes = np.array([10] * 2000 + [20_000_000])
+    shares = launch._shares(sizes, 4)
+    done = [
+        sum(min(65_536, 20_000_000 - 65_536 * i) for i in range(max(a, 2000) - 2000, b - 2000))
+        for a, b in itertools.pairwise(shares)
+    ]
+    assert (shares[0], shares[-1]) == (0, 2000 + 306)
+    assert max(done) < 1.02 * sizes.sum() / 4
 
 
 @pytest.mark.parametrize(("variable", "count"), [("1", 1), ("2", 2), ("2,4", 2), ("nonsense", None), ("", None)])
@@ -359,6 +446,46 @@ def test_an_interrupt_in_mid_step_leaves_whole_steps(threads_asked):
             for p in arrays:
                 assert (p == -opt.steps).all(), (p[0], p[-1], opt.steps)
         assert interrupted == 60
+        """
+    run(code)
+
+
+@pytest.mark.skipif(not hasattr(ctypes, "PyDLL") or sys.platform != "linux", reason="fork of the C library")
+@pytest.mark.parametrize("layer", ["omp", "tbb"])
+def test_a_fork_that_python_does_not_hear_of(layer):
+    code = """
+        import ctypes
+        check()
+        if not (child := ctypes.PyDLL(None).fork()):
+            check()
+            os._exit(0)
+        wait_for(child)
+        """
+    run(code, NUMBA_THREADING_LAYER=layer)
+
+
+def test_an_exception_that_is_kept_holds_no_region():
+    code = """
+        guards.ELEMENTS, guards.available = 16, lambda: 2
+        class Stop(Exception):
+            pass
+        def stop(*_):
+            raise Stop
+        signal.signal(signal.SIGALRM, stop)
+        p, g = np.zeros(64), np.ones(64)
+        opt = fm.Momentum(p, lr=1.0, momentum=0.0, threads=2)
+        opt.step(g)
+        kept, rng = [], np.random.default_rng(0)
+        while len(kept) < 2000:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 2e-4 * rng.random())
+                while True:
+                    opt.step(g)
+            except Stop as error:
+                kept.append(error)
+            assert not guards._region.locked()
+            assert not opt._engine.lock.locked()
+        assert (p == -opt.steps).all()
         """
     run(code)
 

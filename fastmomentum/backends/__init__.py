@@ -56,7 +56,7 @@ def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> C
 def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) -> Callable[..., bool]:
     """``kernel(table, written, rows, lanes, sums, grads)`` for gradients of this dtype.
 
-    Where `parallel`, it takes `ends`, `parts`, `sums` and the number of threads in place of `lanes` and `sums`.
+    Where `parallel`, it takes `ends`, `shares`, `lanes`, `parts` and `sums` in place of `lanes` and `sums`.
     """
     from fastmomentum.backends import norms
 

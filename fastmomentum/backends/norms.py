@@ -63,24 +63,26 @@ def _chunk_sum(lanes: Any, chunk: Any) -> Any:
 
 
 def make_parallel_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, ends, parts, sums, threads, grads)``, over several threads.
+    """The function ``kernel(table, written, rows, ends, shares, lanes, parts, sums, grads)``, over several threads.
 
-    `ends` has for each row the chunks up to its last, `parts` room for a sum of each. Threads share the chunks, whose
-    sums are added in order, as the serial kernel adds them.
+    `ends` has for each row the chunks up to its last, `shares` the chunks between which threads begin and the last
+    ends, `lanes` scratch for each, `parts` room for a sum of each chunk. These are added in order, as the serial kernel
+    adds them.
     """
     views = make_views([vector(dtype)])
     memory = OBJECTS + 2 * arrays
 
-    def kernel(table: Any, written: Any, rows: Any, ends: Any, parts: Any, sums: Any, threads: Any, grads: Any) -> Any:
+    def kernel(
+        table: Any, written: Any, rows: Any, ends: Any, shares: Any, lanes: Any, parts: Any, sums: Any, grads: Any
+    ) -> Any:
         if not unchanged(table, written, arrays, grads):
             return False
-        for thread in prange(threads):
-            lanes = np.empty(LANES)
-            for chunk in range(parts.size * thread // threads, parts.size * (thread + 1) // threads):
+        for thread in prange(lanes.shape[0]):
+            for chunk in range(shares[thread], shares[thread + 1]):
                 row = holding(ends, chunk)
                 grad = views(rows, row, memory, rows[row, SIZE])[0]
                 start = (chunk - ends[row] + (rows[row, SIZE] + CHUNK - 1) // CHUNK) * CHUNK
-                parts[chunk] = _chunk_sum(lanes, grad[start : start + CHUNK])
+                parts[chunk] = _chunk_sum(lanes[thread], grad[start : start + CHUNK])
         chunk = 0
         for row in range(rows.shape[0]):
             total = 0.0
@@ -90,7 +92,8 @@ def make_parallel_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Callable[
             sums[rows[row, INDEX]] = total
         return True
 
-    return compiled(kernel, types.boolean(*TABLES, ENDS, _DOUBLES, _DOUBLES, types.int64, types.int64), parallel=True)
+    given = (*TABLES, ENDS, ENDS, types.Array(types.float64, 2, "C"), _DOUBLES, _DOUBLES, types.int64)
+    return compiled(kernel, types.boolean(*given), parallel=True)
 
 
 _DOUBLES = types.Array(types.float64, 1, "C")

@@ -21,7 +21,7 @@ from fastmomentum.records import Update
 ENDS = types.Array(types.int64, 1, "C")
 
 LINE = 16
-"""Elements of float32 in a cache line of 64 bytes: parts begin so many apart, and no two threads write to one line."""
+"""Elements of float32 in a cache line of 64 bytes: parts begin so many apart, so that threads share few lines."""
 
 
 def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:

@@ -4,14 +4,13 @@ Numba's threads are one set a process, and not every kind survives what users do
 callers at a time abort the process; with `omp` a forked child is killed at its first parallel kernel, or hangs if its
 parent ran one of torch's before the fork. So a parallel kernel runs only where threads were asked for, on another layer
 than workqueue, not in a forked child, one at a time, and where there is enough to do; else the serial kernel runs, with
-the same bits. Nothing here sets a variable or chooses the layer: both belong to the process.
+the same bits. Nothing here sets a variable of the environment or of Numba.
 """
 
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -26,17 +25,8 @@ float32, two threads against one: 1.09 times as long at 30,000 elements, 0.86 at
 """
 
 _region = Lock()
-_forked = False
+_process = os.getpid()
 _default = 1
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
 
 
 def worthwhile(elements: int, threads: int | None) -> int:
@@ -44,11 +34,17 @@ def worthwhile(elements: int, threads: int | None) -> int:
 
     −1 asks for all, None for what :func:`set_threads` says.
     """
-    threads = _default if threads is None else threads
-    if threads == 1 or elements < 2 * ELEMENTS or not _safe():
+    threads = default() if threads is None else threads
+    if threads == 1 or elements < 2 * ELEMENTS:
         return 1
     most = available()
-    return max(1, min(most if threads == -1 else threads, most, elements // ELEMENTS))
+    count = min(most if threads == -1 else threads, most, elements // ELEMENTS)
+    return count if count > 1 and _safe() else 1
+
+
+def default() -> int:
+    """How many threads are asked for where none are named."""
+    return _default
 
 
 def set_threads(threads: int) -> None:
@@ -58,7 +54,7 @@ def set_threads(threads: int) -> None:
     ----------
     threads : int
         From 1, or −1 for all that this process may use: its cores, OMP_NUM_THREADS where that is less, and Numba's own
-        limit. It holds for optimisers made, and steps taken, from now on.
+        limit. It holds for optimisers made, and calls of fm.step, from now on.
 
     Raises
     ------
@@ -70,6 +66,11 @@ def set_threads(threads: int) -> None:
     The bits are the same whatever the number. Fewer threads are used where more would be slower (small arrays), and one
     where more are not safe: on Numba's workqueue layer, in a forked child, and for a second caller at the same time.
 
+    What is limited is into how many parts an update is cut; all of Numba's threads may wake to look for one. They are
+    brought up by the first such update, with Intel's TBB if it is installed and NUMBA_THREADING_LAYER names no other.
+    Numba then fixes the start method of multiprocessing: what calls ``multiprocessing.set_start_method`` must come
+    before.
+
     Examples
     --------
     >>> import fastmomentum as fm
@@ -77,8 +78,10 @@ def set_threads(threads: int) -> None:
     >>> fm.set_threads(1)
     """
     global _default
-    checks.threads(threads)
-    _default = int(threads)
+    found = checks.threads(threads)
+    if found is None:
+        raise TypeError("threads: expected a whole number >= 1, or -1 for all; got None")
+    _default = found
 
 
 def available() -> int:
@@ -87,27 +90,26 @@ def available() -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    limit = max(1, int(wanted)) if wanted.isdecimal() else cores
+    limit = max(1, int(wanted)) if wanted.isdecimal() and len(wanted) < 10 else cores
     return min(cores, int(config.NUMBA_NUM_THREADS), limit)
 
 
-@contextmanager
-def region() -> Iterator[bool]:
-    """Hold the only parallel region, if it may be had now: where the answer is False, the serial kernel must serve."""
-    if _forked or _region.locked():
-        yield False
-        return
-    with _region:  # which no signal can leave held, as it could an acquire and a try
-        yield True
+def region() -> "Lock | None":
+    """The lock of the only parallel region, for ``with``; None where the serial kernel must serve.
+
+    Who comes at the very moment between the look and the ``with`` waits for the other's update. A context manager of
+    our own could be torn apart by a signal, and be left holding by whoever keeps the exception.
+    """
+    return None if os.getpid() != _process or _region.locked() else _region
 
 
 def _safe() -> bool:
-    return not _forked and not _was_forked() and _layer() not in (None, "workqueue")
+    return os.getpid() == _process and not _was_forked() and _layer() not in (None, "workqueue")
 
 
 @cache
 def _was_forked() -> bool:
-    """Whether this process was forked without another program's start, before this module could take note."""
+    """Whether this process was forked without another program's start, before this module took its number down."""
     try:
         flags = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[6])
     except (OSError, ValueError, IndexError):
@@ -123,10 +125,11 @@ def _layer() -> str | None:
     from numba.np.ufunc import parallel
 
     # Numba's module finds this library only if it is loaded already: a virtual environment's is in no search path.
-    with suppress(OSError):
-        ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), ctypes.RTLD_GLOBAL)
+    if numba.config.THREADING_LAYER not in ("omp", "workqueue"):
+        with suppress(OSError):
+            ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), ctypes.RTLD_GLOBAL)
     try:
         parallel._launch_threads()
         return str(numba.threading_layer())
-    except (ValueError, ImportError, OSError):  # the layer that NUMBA_THREADING_LAYER names is not installed
+    except (ValueError, ImportError, OSError, Warning):  # what NUMBA_THREADING_LAYER names is missing, or is old
         return None
