@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rich.console import Console
@@ -17,9 +18,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cases import cases
-from benchmarks.contenders import OURS
 from benchmarks.pictures import draw
-from benchmarks.summary import CEILING, Result, Summary, headlines, summaries
+from benchmarks.summary import Result, Summary, headlines, summaries
 from fastmomentum.backends.threads import available
 
 PROCESSES = 3
@@ -49,8 +49,7 @@ def versions() -> dict[str, str]:
 
 def measured(threads: int, smoke: bool) -> Iterator[dict[str, Any]]:
     """What one process measures, line by line."""
-    # On the OpenMP layer, as the contenders are: their threads spin for a while after each region, which on two cores
-    # takes one of TBB's away (measured with both in turn: 0.66 of its speed alone, OpenMP's 1.01).
+    # Ours on the OpenMP layer, as the others are: with TBB the cores would have two sets of threads.
     env = os.environ | {"JAX_PLATFORMS": "cpu", "NUMBA_THREADING_LAYER": "omp"}
     command = [sys.executable, "-m", "benchmarks.measure", str(threads), *(["--smoke"] if smoke else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as run:
@@ -60,17 +59,25 @@ def measured(threads: int, smoke: bool) -> Iterator[dict[str, Any]]:
         raise SystemExit(f"the measurement with {threads} threads failed")
 
 
+def caches() -> dict[str, int]:
+    """The bytes of each level of the processor's caches, where Linux tells."""
+    found = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = ((cache / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = int(size.removesuffix("K")) * 1024
+    return found
+
+
 def tables(found: list[Summary], results: list[Result]) -> Iterator[Table]:
     """Contenders over ours, and goals."""
-    names = list(dict.fromkeys(name for each in found if each.moved for name in each.ratio))
-    names = [name for name in names if name != OURS and not name.startswith(CEILING)]
-    peers = [name for name in names if sum(name in each.ratio for each in found) > 2]
+    compared = [each for each in found if "torch fused" in each.runs or each.ceiling]
+    peers = list(dict.fromkeys(name for each in compared for name in each.peers))
     shown = Table("case", "threads", "GB/s", "of ceiling", *peers, title="Seconds of others over ours")
-    for each in found:
-        if each.moved:
-            share = f"{1.0 / each.ceiling:.2f}" if each.ceiling else ""
-            ratios = (f"{each.ratio[name]:.2f}" if name in each.ratio else "" for name in peers)
-            shown.add_row(each.case, str(each.threads), f"{each.rate:.1f}", share, *ratios)
+    for each in compared:
+        share = f"{each.ceiling:.2f}" if each.ceiling else ""
+        ratios = (f"{each.ratio(name):.2f}" if name in each.runs else "" for name in peers)
+        shown.add_row(each.case, str(each.threads), f"{each.rate:.1f}", share, *ratios)
     yield shown
     goals = Table("what", "measured", "aim", "", title="Goals")
     for result in results:
@@ -84,6 +91,8 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="each case once: that it runs, not how fast")
     parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for record and picture")
     chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    begin = perf_counter()
     console = Console(width=None if sys.stdout.isatty() else 200)
     runs = [(1, 1), (1, available())] if chosen.smoke else [(k, n) for k in range(PROCESSES) for n in (1, available())]
     runs = list(dict.fromkeys(runs))
@@ -98,14 +107,15 @@ def main() -> None:
     results = list(headlines(found))
     for table in tables(found, results):
         console.print(table)
-    chosen.out.mkdir(parents=True, exist_ok=True)
     machine = {"processor": processor(), "system": platform.platform(), "versions": versions()}
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         **machine,
-        "processes": PROCESSES,
+        "processes": 1 if chosen.smoke else PROCESSES,
+        "smoke": chosen.smoke,
+        "seconds": round(perf_counter() - begin),
+        "caches": caches(),
         "cases": [each._asdict() for each in found],
-        "results": [result._asdict() for result in results],
     }
     (chosen.out / "cpu.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     draw(found, chosen.out / "throughput.png")

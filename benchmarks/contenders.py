@@ -1,17 +1,27 @@
 """The same update by whom a user would pick instead; each is left out where it is not installed."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastmomentum as fm
 from benchmarks import native
 
-Side = Callable[[], Any]
-
 LR, MOMENTUM = 1e-3, 0.9
 OURS = "fastmomentum"
+
+
+class Side(NamedTuple):
+    """One contender: what runs an update, and where its parameters are afterwards, one array behind the other."""
+
+    run: Callable[[], Any]
+    params: Callable[[], list[Any]]
+
+
+Maker = Callable[[], Side | None]
+"""What makes a side, or None where its library is not installed."""
 
 
 def arrays(size: int, dtype: Any = np.float32, shape: tuple[int, ...] | None = None) -> tuple[Any, Any, Any]:
@@ -20,43 +30,61 @@ def arrays(size: int, dtype: Any = np.float32, shape: tuple[int, ...] | None = N
     return np.full(shape, 1.5, dtype), np.zeros(shape, dtype), np.full(shape, 1e-3, dtype)
 
 
-def one(size: int, dtype: Any, threads: int) -> dict[str, Side]:
-    """The sides for one array, on the same memory where the library allows that.
+def one(size: int, dtype: Any, threads: int) -> dict[str, Maker]:
+    """The sides for one array, on the same p and g where the library allows that; some have a velocity of their own.
 
     With arrays of its own for each side, one was up to 25 % slower than another at 10⁶ elements, in some runs this one
     and in others that: what the pages' places in the cache did, not the code.
     """
-    p, v, g = arrays(size, dtype)
-    opt = fm.Momentum(p, lr=LR, momentum=MOMENTUM, threads=threads)
-    sides: dict[str, Side | None] = {
-        OURS: lambda: opt.step(g),
-        "NumPy, four lines": _numpy_naive(p, v, g) if threads == 1 else None,
-        "NumPy in place": numpy_in_place(p, v, g) if threads == 1 else None,
-        "numexpr": _numexpr(p, v, g, threads),
-        **{f"torch {kind}": torch([p], [g], threads, kind) for kind in ("for-loop", "foreach", "fused")},
-        "optax, jitted": _optax(p, g) if threads > 1 else None,  # XLA takes all cores
-        "the loop in C": native.loop("update", p, opt.velocity, g, threads, LR, MOMENTUM),
-        **{f"ceiling: {name}": native.loop(name, p, v, g, threads, LR, 1.0) for name in ("copy", "scale", "triad")},
+    made = cache(partial(arrays, size, dtype))  # by the first side that is made
+    alone: dict[str, Maker] = {
+        "NumPy, four lines": lambda: numpy_four_lines(*made()),
+        "NumPy in place": lambda: numpy_in_place(*made()),
     }
-    return {name: side for name, side in sides.items() if side is not None}
+    return {
+        OURS: lambda: ours(made()[:1], made()[2:], threads),
+        **(alone if threads == 1 else {}),
+        "numexpr": lambda: numexpr_in_place(*made(), threads),
+        **{f"torch {kind}": partial(torch_on, lambda: (made()[:1], made()[2:]), threads, kind) for kind in TORCH},
+        "optax, jitted": lambda: optax_jitted(*made()[::2]),
+        "the loop in C": lambda: loop_in_c(*made(), threads),
+    }
 
 
-def many(shapes: Sequence[tuple[int, ...]], threads: int) -> dict[str, Side]:
-    """The sides for many arrays of float32."""
-    made = [arrays(int(np.prod(shape)), np.float32, shape) for shape in shapes]
-    params, grads = [p for p, _, _ in made], [g for _, _, g in made]
+def many(shapes: Sequence[tuple[int, ...]], threads: int) -> dict[str, Maker]:
+    """The sides for many arrays of float32, on the same params and grads."""
+    made = cache(lambda: [arrays(int(np.prod(shape)), np.float32, shape) for shape in shapes])
+    both = cache(lambda: ([p for p, _, _ in made()], [g for _, _, g in made()]))
+    alone: dict[str, Maker] = {"NumPy in place": lambda: one_by_one([numpy_in_place(*each) for each in made()])}
+    return {
+        OURS: lambda: ours(*both(), threads),
+        **(alone if threads == 1 else {}),
+        **{f"torch {kind}": partial(torch_on, both, threads, kind) for kind in TORCH},
+    }
+
+
+TORCH = ("for-loop", "foreach", "fused")
+"""torch.optim.SGD's three implementations."""
+
+
+def ours(params: Sequence[Any], grads: Sequence[Any], threads: int) -> Side:
+    """Momentum.step."""
     opt = fm.Momentum(params, lr=LR, momentum=MOMENTUM, threads=threads)
-    loops = [numpy_in_place(*each) for each in made]
-    sides: dict[str, Side | None] = {
-        OURS: lambda: opt.step(grads),
-        "NumPy in place": (lambda: [loop() for loop in loops]) if threads == 1 else None,
-        **{f"torch {kind}": torch(params, grads, threads, kind) for kind in ("for-loop", "foreach", "fused")},
-    }
-    return {name: side for name, side in sides.items() if side is not None}
+    return Side(lambda: opt.step(grads), lambda: list(params))
+
+
+def one_by_one(sides: list[Side]) -> Side:
+    """The same for one array after the other."""
+
+    def run() -> None:
+        for side in sides:
+            side.run()
+
+    return Side(run, lambda: [p for side in sides for p in side.params()])
 
 
 def numpy_in_place(p: Any, v: Any, g: Any) -> Side:
-    """v ← μv + g; p ← p − lr·v by four passes over preallocated arrays: 44 bytes an element."""
+    """v ← μv + g; p ← p − lr·v by four passes over preallocated arrays: 44 bytes an element, or 48 (see README)."""
     lr, mu, scratch = p.dtype.type(LR), p.dtype.type(MOMENTUM), np.empty_like(p)
     multiply, add, subtract = np.multiply, np.add, np.subtract
 
@@ -66,10 +94,11 @@ def numpy_in_place(p: Any, v: Any, g: Any) -> Side:
         multiply(v, lr, out=scratch)
         subtract(p, scratch, out=p)
 
-    return update
+    return Side(update, lambda: [p])
 
 
-def _numpy_naive(p: Any, v: Any, g: Any) -> Side:
+def numpy_four_lines(p: Any, v: Any, g: Any) -> Side:
+    """The formula as it is written, with new arrays each time."""
     lr, mu = p.dtype.type(LR), p.dtype.type(MOMENTUM)
     held = [p, v]
 
@@ -77,10 +106,11 @@ def _numpy_naive(p: Any, v: Any, g: Any) -> Side:
         held[1] = mu * held[1] + g
         held[0] = held[0] - lr * held[1]
 
-    return update
+    return Side(update, lambda: [held[0]])
 
 
-def _numexpr(p: Any, v: Any, g: Any, threads: int) -> Side | None:
+def numexpr_in_place(p: Any, v: Any, g: Any, threads: int) -> Side | None:
+    """The formula in two expressions, each one pass."""
     try:
         import numexpr
     except ImportError:
@@ -92,24 +122,27 @@ def _numexpr(p: Any, v: Any, g: Any, threads: int) -> Side | None:
         numexpr.evaluate("mu * v + g", names, out=v)
         numexpr.evaluate("p - lr * v", names, out=p)
 
-    return update
+    return Side(update, lambda: [p])
 
 
-def torch(params: Sequence[Any], grads: Sequence[Any], threads: int, kind: str) -> Side | None:
+def torch_on(made: Callable[[], tuple[Sequence[Any], Sequence[Any]]], threads: int, kind: str) -> Side | None:
     """torch.optim.SGD.step of one of its three implementations, on the same memory."""
     try:
         import torch
     except ImportError:
         return None
     torch.set_num_threads(threads)
+    params, grads = made()
     tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
     for tensor, g in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(g)
     chosen = {"foreach": kind == "foreach", "fused": kind == "fused"}
-    return torch.optim.SGD(tensors, lr=LR, momentum=MOMENTUM, **chosen).step
+    opt = torch.optim.SGD(tensors, lr=LR, momentum=MOMENTUM, **chosen)
+    return Side(opt.step, lambda: list(params))
 
 
-def _optax(p: Any, g: Any) -> Side | None:
+def optax_jitted(p: Any, g: Any) -> Side | None:
+    """optax.sgd in one compiled function, which may write over what it is given; XLA takes all cores that it sees."""
     try:
         import jax
         import optax
@@ -131,4 +164,10 @@ def _optax(p: Any, g: Any) -> Side | None:
         held[:] = step(held[0], held[1], grad)
         held[0].block_until_ready()
 
-    return run
+    return Side(run, lambda: [np.asarray(held[0])])
+
+
+def loop_in_c(p: Any, v: Any, g: Any, threads: int) -> Side | None:
+    """What the system's compiler makes of the same loop."""
+    run = native.loop("update", p, v, g, threads, LR, MOMENTUM)
+    return run and Side(run, lambda: [p])

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 
 from benchmarks.contenders import OURS
-from benchmarks.summary import CEILING, Summary
+from benchmarks.summary import Summary
 
 
 def draw(found: list[Summary], path: Path) -> None:
@@ -14,18 +14,20 @@ def draw(found: list[Summary], path: Path) -> None:
     from matplotlib import pyplot
 
     by_size = [each for each in found if each.case.startswith("float32, n = ")]
+    names = dict.fromkeys(name for each in by_size for name in (OURS, *each.peers))
+    colours = {name: f"C{i}" for i, name in enumerate(names)}
     counts = sorted({each.threads for each in by_size})
     figure, axes = pyplot.subplots(1, len(counts), figsize=(6.5 * len(counts), 5), layout="constrained", squeeze=False)
     for axis, threads in zip(axes[0], counts):
         mine = [each for each in by_size if each.threads == threads]
-        sizes = [int(each.case.removeprefix("float32, n = ").replace(",", "")) for each in mine]
-        for name in [name for name in mine[0].ratio if not name.startswith(CEILING)]:
-            rates = [each.rate / each.ratio[name] for each in mine]
-            axis.loglog(sizes, rates, "o-", label=name, linewidth=3 if name == OURS else 1, markersize=3)
-        if all(each.ceiling for each in mine):
-            axis.loglog(
-                sizes, [each.rate * (each.ceiling or 0.0) for each in mine], "k--", label="ceiling: best stream"
-            )
+        for name, colour in colours.items():
+            points = [(each.elements, each.rate / each.ratio(name)) for each in mine if name in each.runs]
+            if points:
+                width = 3 if name == OURS else 1
+                axis.loglog(*zip(*points), "o-", label=name, color=colour, linewidth=width, markersize=3)
+        ceiling = [(each.elements, each.rate / each.ceiling) for each in mine if each.ceiling]
+        if ceiling:
+            axis.loglog(*zip(*ceiling), "k--", label="ceiling: best stream of as many bytes")
         axis.set(
             xlabel="elements", ylabel="GB/s, at 20 bytes an element", title=f"{threads} thread{'s' * (threads > 1)}"
         )

@@ -1,19 +1,22 @@
-"""Write README's tables from the records that they are of: ``python -m benchmarks.report``, or ``--check`` them."""
+"""Write the tables of both READMEs from the records that they are of: ``python -m benchmarks.report [--check]``."""
 
+import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.summary import Summary
+from benchmarks.summary import Summary, headlines, regimes
 from fastmomentum.validation.rows import Row, worst
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
-
-
+RESULTS = ROOT / "benchmarks" / "results"
 PEERS = ("NumPy in place", "numexpr", "torch fused", "optax, jitted", "the loop in C")
+
+
+def cases_of(record: dict[str, Any]) -> list[Summary]:
+    """The measurements in a record."""
+    return [Summary(**case) for case in record["cases"]]
 
 
 def measured(record: dict[str, Any]) -> list[str]:
@@ -21,16 +24,34 @@ def measured(record: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if name != "fastmomentum")
     lines = [f"{record['processor']}; {versions}; {record['date']}; {record['processes']} processes.", ""]
     lines += [f"| case | threads | GB/s | of the ceiling | {' | '.join(PEERS)} |", f"|{'---|' * (4 + len(PEERS))}"]
-    for case in record["cases"]:
-        each = Summary(**case)
-        if each.moved and "torch fused" in each.ratio:
-            share = f"{1.0 / each.ceiling:.2f}" if each.ceiling else ""
-            ratios = " | ".join(f"{each.ratio[name]:.2f}" if name in each.ratio else "" for name in PEERS)
+    for each in cases_of(record):
+        if "torch fused" in each.runs:
+            share = f"{each.ceiling:.2f}" if each.ceiling else ""
+            ratios = " | ".join(f"{each.ratio(name):.2f}" if name in each.runs else "" for name in PEERS)
             lines.append(f"| {each.case} | {each.threads} | {each.rate:.1f} | {share} | {ratios} |")
     lines += ["", "| aimed at | measured | aim |", "|---|---|---|"]
-    for result in record["results"]:
-        figure = f"{result['value']:.3g} {result['unit']}"
-        lines.append(f"| {result['name']} | {figure} | {result['goal']}{'' if result['met'] else ' (missed)'} |")
+    for result in headlines(cases_of(record)):
+        figure = f"{result.value:.3g} {result.unit}"
+        lines.append(f"| {result.name} | {figure} | {result.goal}{'' if result.met else ' (missed)'} |")
+    return lines
+
+
+def predicted(record: dict[str, Any]) -> list[str]:
+    """By size what memory allows, what an update moves, and the gap."""
+    lines = ["| in | elements | threads | predicted, GB/s | measured, GB/s | gap |", "|---|---|---|---|---|---|"]
+    for each in regimes(cases_of(record), record["caches"]):
+        gap = f"{each.predicted / each.measured - 1:+.0%}"
+        figures = f"{each.predicted:.1f} | {each.measured:.1f} | {gap}"
+        lines.append(f"| {each.name} | {each.elements:,} | {each.threads} | {figures} |")
+    return lines
+
+
+def tried(record: dict[str, Any]) -> list[str]:
+    """What other memory than NumPy's changes: seconds over those of an update in that."""
+    lines = ["| tried | threads | seconds over |", "|---|---|---|"]
+    for each in cases_of(record):
+        if each.case.startswith("memory"):
+            lines += [f"| {name} | {each.threads} | {each.ratio(name):.2f} |" for name in each.peers]
     return lines
 
 
@@ -44,27 +65,38 @@ def validated(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
-    "measured": ("cpu.json", measured),
-    "validated": ("validation.json", validated),
+TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[str]]]] = {
+    "measured": ("README.md", "cpu.json", measured),
+    "validated": ("README.md", "validation.json", validated),
+    "predicted": ("benchmarks/README.md", "cpu.json", predicted),
+    "tried": ("benchmarks/README.md", "cpu.json", tried),
 }
-"""What stands between README's marks of this name: from which record, and how it is written."""
+"""What stands between marks of this name: in which file, from which record, and how it is written."""
 
 
-def write(text: str) -> str:
-    """`text` with every table made anew between its two marks."""
-    for mark, (name, table) in TABLES.items():
-        begin, end = (f"<!-- {mark}: {which} -->\n" for which in ("begin", "end"))
-        before, rest = text.split(begin)
-        lines = table(json.loads((RESULTS / name).read_text()))
-        text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+def write(page: str, text: str) -> str:
+    """`text`, of this page, with every table made anew between its two marks."""
+    for mark, (where, name, table) in TABLES.items():
+        if where == page:
+            begin, end = (f"<!-- {mark}: {which} -->\n" for which in ("begin", "end"))
+            before, rest = text.split(begin)
+            lines = table(json.loads((RESULTS / name).read_text()))
+            text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
     return text
 
 
+def main() -> None:
+    """Write the tables, or refuse what they are not."""
+    parser = argparse.ArgumentParser(prog="report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table is not its record's")
+    check = parser.parse_args().check
+    for page in dict.fromkeys(where for where, _, _ in TABLES.values()):
+        text = (ROOT / page).read_text()
+        if check and write(page, text) != text:
+            raise SystemExit(f"{page}: its tables are not those of the records: python -m benchmarks.report")
+        if not check:
+            (ROOT / page).write_text(write(page, text))
+
+
 if __name__ == "__main__":
-    text = README.read_text()
-    if "--check" in sys.argv:
-        sys.exit(
-            "README's tables are not those of the records: python -m benchmarks.report" if write(text) != text else 0
-        )
-    README.write_text(write(text))
+    main()
