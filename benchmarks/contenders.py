@@ -42,7 +42,7 @@ def one(size: int, dtype: Any, threads: int) -> dict[str, Maker]:
         "NumPy in place": lambda: numpy_in_place(*made()),
     }
     return {
-        OURS: lambda: ours(made()[:1], made()[2:], threads),
+        OURS: lambda: ours(made()[0], made()[2], threads),
         **(alone if threads == 1 else {}),
         "numexpr": lambda: numexpr_in_place(*made(), threads),
         **{f"torch {kind}": partial(torch_on, lambda: (made()[:1], made()[2:]), threads, kind) for kind in TORCH},
@@ -67,10 +67,10 @@ TORCH = ("for-loop", "foreach", "fused")
 """torch.optim.SGD's three implementations."""
 
 
-def ours(params: Sequence[Any], grads: Sequence[Any], threads: int) -> Side:
-    """Momentum.step."""
+def ours(params: Any, grads: Any, threads: int) -> Side:
+    """Momentum.step, for one array or a list of them."""
     opt = fm.Momentum(params, lr=LR, momentum=MOMENTUM, threads=threads)
-    return Side(lambda: opt.step(grads), lambda: list(params))
+    return Side(lambda: opt.step(grads), lambda: params if isinstance(params, list) else [params])
 
 
 def one_by_one(sides: list[Side]) -> Side:

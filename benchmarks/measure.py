@@ -16,7 +16,7 @@ def main() -> None:
     threads, smoke = int(sys.argv[1]), "--smoke" in sys.argv
     for case in cases(threads, smoke):
         told = {"case": case.name, "threads": threads, "elements": case.elements, "moved": case.moved}
-        seconds = alternate(case.sides(), 2 if smoke else 4 if case.elements >= LARGE else 12)
+        seconds = alternate(case.sides(), 2 if smoke else 3 if case.elements >= LARGE else 10)
         print(json.dumps(told | {"seconds": seconds}), flush=True)
     if threads == 1:
         told = {"case": "fresh processes", "threads": 1, "elements": 0, "moved": 0}
