@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.backends import is_array
 from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
 from fastmomentum.rules import find, names
@@ -51,7 +52,7 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
         ],
         "functions": {name: _numbered([group.settings[name] for group in engine.groups]) for name in SCHEDULED},
         "started": list(engine.started),
-        "state": [[slot.copy() for slot in state] for state in engine.states],
+        "state": engine.held.fetch(),
     }
 
 
@@ -83,9 +84,7 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
         except BaseException:
             engine.steps, engine.skipped, engine.skip_nonfinite = before
             raise
-        for state, slots in zip(engine.states, saved["state"]):
-            for values, loaded in zip(state, slots):
-                values[...] = loaded
+        engine.held.write(saved["state"])
         engine.started = list(saved["started"])
     return list(saved["resets"])
 
@@ -113,7 +112,7 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
         )
     if len(groups) == 1:
         return {"params": params, **whole, **groups[0]}
-    arrays = [params] if isinstance(params, np.ndarray) else params
+    arrays = [params] if is_array(params) else params
     counts = [settings[ARRAYS] for settings in saved["groups"]]
     rest = iter(checks.sequence("params", arrays, sum(counts)))
     parts = [

@@ -5,7 +5,6 @@ writes to an array, so a step refused here has changed nothing. NaN and infinite
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
 from numbers import Real
 from typing import Any, NoReturn
 
@@ -138,6 +137,8 @@ def _plain(name: str, value: object) -> Array:
         raise TypeError(
             f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data"
         )
+    if hasattr(value, "look"):  # an array in device memory, which tells of itself as an ndarray does
+        return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
         raise TypeError(
             f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. "
@@ -158,7 +159,7 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
     if not value.flags.c_contiguous:
         raise ValueError(
             f"{name}: expected a C-contiguous array; got shape {value.shape} with strides {value.strides} "
-            "(a transposed or strided view?). numpy.ascontiguousarray makes a contiguous copy"
+            "(a transposed or strided view?). Pass a contiguous copy, of numpy.ascontiguousarray say"
         )
     if not value.flags.aligned:
         raise ValueError(f"{name}: expected an aligned array; got one whose address no {dtype} may have")
@@ -186,44 +187,6 @@ def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
         meaning = f" ({', '.join(slots)}), like param in dtype and shape" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {shown(value)}")
     return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
-
-
-def refuse_shared(names: Sequence[str], arrays: Sequence[Array]) -> NoReturn:
-    """Name two of the contiguous arrays that share memory, as some of them are known to do."""
-    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
-        if np.may_share_memory(first, second):
-            raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
-    raise AssertionError("no two of these arrays share memory")
-
-
-def apart(names: Sequence[str], arrays: Sequence[Array], read: int = 0) -> npt.NDArray[np.int64]:
-    """Refuse contiguous arrays of which two share memory; the last `read` are only read, and may share it.
-
-    Returns
-    -------
-    ndarray of int64, shape (m, 2)
-        Where the memory of those that are written begins and ends, in ascending order; empty arrays left out.
-    """
-    writes = len(arrays) - read
-    spans = [(start := address(a), start + a.nbytes, i) for i, a in enumerate(arrays) if a.size]
-    spans.sort()
-    reach: dict[bool, tuple[int, int]] = {}  # for written and read arrays, how far they reach, and which does
-    for start, stop, i in spans:
-        mine = i < writes
-        for others in (True, False) if mine else (True,):
-            end, other = reach.get(others, (0, 0))
-            if end > start:
-                ours, theirs = sorted((i, other))
-                raise ValueError(
-                    f"{names[theirs]}: expected memory of its own; got memory that it shares with {names[ours]}"
-                )
-        reach[mine] = max(reach.get(mine, (0, 0)), (stop, i))
-    return np.array([span[:2] for span in spans if span[2] < writes], np.int64).reshape(-1, 2)
-
-
-def address(value: Array) -> int:
-    """Where the memory of an array begins."""
-    return int(value.__array_interface__["data"][0])
 
 
 def shown(value: object) -> str:

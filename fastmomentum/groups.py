@@ -6,6 +6,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.backends import is_array
+from fastmomentum.backends.cuda import scalars
+from fastmomentum.backends.cuda.arrays import is_on_device
 from fastmomentum.rules import find
 from fastmomentum.settings import settle
 
@@ -28,8 +31,7 @@ class Group:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        # A 0-d array could be written to later on; what is kept is the number that it holds now.
-        self.settings = {name: checks.held(value) for name, value in settings.items()}
+        self.settings = {name: _held(name, value) for name, value in settings.items()}
         self.update, self._given = settle(**self.settings)
         self.scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
 
@@ -62,13 +64,55 @@ class Group:
                     given.setdefault(f"{name}_next", value(step + 1))
         return given
 
-    def row(self, dtype: np.dtype[Any], given: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
-        """What the kernel takes, checked and cast, from these values; `first` for an array's first step from rest."""
+    def starting(self, given: Mapping[str, Any], first: bool) -> Mapping[str, Any]:
+        """These values, or those of an array's `first` step from rest."""
         # Without momentum nothing is kept of the step before, and every step is a first one, as in torch.optim.SGD.
         if first or given.get("momentum") == 0:
             starting = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
-            given = {**given, **starting}
-        return checks.hyper(self.update, given, dtype)
+            return {**given, **starting}
+        return given
+
+    def row(self, dtype: np.dtype[Any], given: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
+        """What the kernel takes, checked and cast, from these values; `first` for an array's first step from rest."""
+        return checks.hyper(self.update, self.starting(given, first), dtype)
+
+
+class Rows:
+    """The hyper-parameters of one step of all groups.
+
+    Called with (group, dtype, whether it is an array's first step from rest), it returns them as a kernel takes them.
+    """
+
+    def __init__(self, groups: Sequence[Group], step: int) -> None:
+        self._groups, self._given = groups, [group.values(step) for group in groups]
+        self._made: dict[Any, tuple[Any, ...]] = {}
+
+    def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
+        """As a kernel takes them."""
+        if (group, dtype, first) not in self._made:
+            self._made[group, dtype, first] = self._groups[group].row(dtype, self._given[group], first)
+        return self._made[group, dtype, first]
+
+    def differ(self, group: int) -> bool:
+        """Whether an array's first step from rest has values of its own."""
+        return self.values(group, True) != self.values(group, False)
+
+    def values(self, group: int, first: bool) -> dict[str, Any]:
+        """The same as users give them, by name."""
+        mine = self._groups[group]
+        return checks.settings(
+            mine.update, mine.starting(self._given[group], first), lambda name, value, allowed: value
+        )
+
+
+def _held(name: str, value: Any) -> Any:
+    """What is kept of a setting: of a 0-d array, which could be written to later on, the number that it holds now.
+
+    A scalar in device memory stays there: it is lr or momentum, to be read at every step.
+    """
+    if name in SCHEDULED and not isinstance(value, float | int) and is_on_device(value):
+        return scalars.held(name, value)
+    return checks.held(value)
 
 
 class Layout(NamedTuple):
@@ -90,7 +134,7 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
         If `params` is neither an array, nor a sequence of arrays, nor one of groups, or holds no array; or if a
         setting cannot be served.
     """
-    if isinstance(params, np.ndarray):
+    if is_array(params):
         return Layout([params], ["params"], [Group(shared)], [0], True)
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
@@ -111,7 +155,7 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
             if name in entry:
                 raise TypeError(f"{where}: {name} is expected of the optimiser as a whole; got it in a group")
         mine = entry["params"]
-        if isinstance(mine, np.ndarray):
+        if is_array(mine):
             mine = [mine]
         if not isinstance(mine, Sequence) or isinstance(mine, str):
             raise TypeError(f"{where}['params']: expected an array or a sequence of them; got {checks.shown(mine)}")

@@ -52,6 +52,16 @@ class LookAhead(Update):
         return wrap(_looking_ahead(self.rule.build(wrap), wrap(self.ahead), len(self.rule.hyper)))
 
 
+def pointing(rule: LookAhead) -> Rule:
+    """The rule that moves nothing but the point."""
+    ahead = rule.ahead
+
+    def point(p: Any, v: Any, point: Any, g: Any, lr: Any, mu: Any) -> Any:
+        return p, v, ahead(p, v, lr, mu)
+
+    return Rule(point, name=f"{rule.name}_point", state=rule.state)
+
+
 def look_ahead(rule: Update) -> LookAhead:
     """The `rule` with an explicit look-ahead.
 

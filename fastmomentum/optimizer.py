@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from fastmomentum import backends, checks
 from fastmomentum.engine import Engine
 from fastmomentum.groups import lay_out
@@ -22,9 +20,9 @@ class Momentum(Resumable):
 
     Parameters
     ----------
-    params : ndarray, sequence of ndarray, or sequence of dict
-        float32 or float64, C-contiguous, of any shape; updated in place. A dict {"params": ..., "lr": ..., ...} is a
-        group, whose settings override those given beside `params`; all but rule, backend and threads may differ.
+    params : array, sequence of arrays, or sequence of dict
+        As for step(), all on the host or all on one device; updated in place. A dict {"params": ..., "lr": ..., ...} is
+        a group, whose settings override those given beside `params`; all but rule, backend and threads may differ.
     lr, momentum : float, or callable
         As for step(); a callable gets the number of the update to come, from 0, and returns the value for it.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
@@ -99,18 +97,20 @@ class Momentum(Resumable):
             **hyper,
         }
         skip = checks.switch("skip_nonfinite", skip_nonfinite)
-        self._engine = Engine(lay_out(params, shared), backends.choose(backend), checks.threads(threads), skip)
-        self._single = isinstance(params, np.ndarray)
+        self._engine = Engine(lay_out(params, shared), backend, checks.threads(threads), skip)
+        self._single = backends.is_array(params)
         self._resets: list[Reset] = []
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any, stream: Any = None) -> None:
         """One update of all parameters, in place.
 
         Parameters
         ----------
-        grads : ndarray, or sequence of ndarray or None
+        grads : array, or sequence of arrays or None
             Where `params` is one array, one like it; else one for each array of all groups, in order. None leaves
             its array alone, state included.
+        stream : optional
+            As for :func:`fastmomentum.step`.
 
         Raises
         ------
@@ -119,14 +119,15 @@ class Momentum(Resumable):
             out of range; nothing has been changed then.
         """
         if self._single:
-            self._engine.step([grads])
+            self._engine.step([grads], stream)
         else:
-            self._engine.step(list(grads) if type(grads) is list else checks.sequence("grads", grads, len(self.params)))
+            given = list(grads) if type(grads) is list else checks.sequence("grads", grads, len(self.params))
+            self._engine.step(given, stream)
 
     @property
     def params(self) -> Any:
         """The parameters: the array, or a list of all groups' arrays in order."""
-        return self._one_or_all(self._engine.given)
+        return self._one_or_all(self._engine.held.given)
 
     @property
     def state(self) -> Any:
@@ -136,7 +137,7 @@ class Momentum(Resumable):
         what the next step starts from.
         """
         kept = slice(None, self._engine.update.gradient_at - 1 if self._engine.update.gradient_at else None)
-        states = [state[kept] for state in self._engine.states]
+        states = [state[kept] for state in self._engine.held.states]
         return self._one_or_all([state[0] if len(state) == 1 else state or None for state in states])
 
     @property
@@ -146,7 +147,7 @@ class Momentum(Resumable):
         if "velocity" not in update.slots:
             raise AttributeError(f"rule {update} keeps no velocity; it keeps {', '.join(update.slots) or 'no state'}")
         slot = update.slots.index("velocity")
-        return self._one_or_all([state[slot] for state in self._engine.states])
+        return self._one_or_all([state[slot] for state in self._engine.held.states])
 
     @property
     def point(self) -> Any:
@@ -156,7 +157,7 @@ class Momentum(Resumable):
         velocity, does not: assign ``opt.lr = opt.lr`` then.
         """
         at = self._engine.update.gradient_at
-        return self._one_or_all([state[at - 1] for state in self._engine.states]) if at else self.params
+        return self._one_or_all([state[at - 1] for state in self._engine.held.states]) if at else self.params
 
     def _one_or_all(self, values: list[Any]) -> Any:
         return values[0] if self._single else list(values)

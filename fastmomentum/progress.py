@@ -1,5 +1,6 @@
 """Counting updates where no signal can come between the doing and the counting."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ class Progress:
     They lie behind the intervals that are written to, where kernels find them without another argument.
     """
 
-    def __init__(self, steps: int = 0) -> None:
+    def __init__(self, steps: int = 0, skipped: int = 0) -> None:
         self._cells = np.zeros((COUNTERS, 2), np.int64)
-        self.steps = steps
+        self._elsewhere: Callable[[], int] = int
+        self._kept: list[object] = []
+        self._skipped = 0
+        self.steps, self.skipped = steps, skipped
 
     def behind(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """An array of these intervals, and behind them the numbers, which live there from now on."""
@@ -34,14 +38,39 @@ class Progress:
         """Calls done of a step that is half done; 0 between steps."""
         return int(self._cells[0, 0])
 
+    def keep(self, reader: object) -> None:
+        """Keep alive what a captured graph reads."""
+        if reader not in self._kept:
+            self._kept.append(reader)
+
+    def add_step(self) -> None:
+        """Count an update, which may turn out to be left out."""
+        self._cells[1, 0] += 1
+
+    def count_skipped(self, elsewhere: Callable[[], int] = int) -> None:
+        """From now on updates that turn out to be left out are counted elsewhere, where a device knows of them alone.
+
+        They have been counted as steps here; `elsewhere` tells how many there were.
+        """
+        self.steps, self.skipped, self._elsewhere = self.steps, self.skipped, elsewhere
+
     @property
     def steps(self) -> int:
         """Steps done."""
-        return int(self._cells[1, 0])
+        return int(self._cells[1, 0]) - self._elsewhere()
 
     @steps.setter
     def steps(self, value: int) -> None:
-        self._cells[1, 0] = value
+        self._cells[1, 0] = value + self._elsewhere()
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out."""
+        return self._skipped + self._elsewhere()
+
+    @skipped.setter
+    def skipped(self, value: int) -> None:
+        self._skipped = value - self._elsewhere()
 
     def __reduce__(self) -> Any:
-        return type(self), (self.steps,)
+        return type(self), (self.steps, self.skipped)

@@ -31,10 +31,12 @@ class Symbol:
         return f"{self.operation}({', '.join(map(repr, self.operands))})" if self.operands else self.operation
 
     def _with(self, operation: str, *others: object) -> "Symbol":
-        for other in others:
-            if not isinstance(other, Symbol):
-                raise TypeError(f"it holds the literal {other!r}; make it a hyper-parameter, or derive one from those")
-        return Symbol(operation, (self, *others))  # type: ignore[arg-type]
+        return type(self)(operation, (self, *map(self._operand, others)))
+
+    def _operand(self, other: object) -> "Symbol":
+        if not isinstance(other, Symbol):
+            raise TypeError(f"it holds the literal {other!r}; make it a hyper-parameter, or derive one from those")
+        return other
 
     def __add__(self, other: object) -> "Symbol":
         return self._with("+", other)
@@ -48,13 +50,23 @@ class Symbol:
     def __truediv__(self, other: object) -> "Symbol":
         return self._with("/", other)
 
-    __radd__, __rsub__, __rmul__, __rtruediv__ = __add__, __sub__, __mul__, __truediv__
+    def __radd__(self, other: object) -> "Symbol":
+        return self._operand(other) + self
+
+    def __rsub__(self, other: object) -> "Symbol":
+        return self._operand(other) - self
+
+    def __rmul__(self, other: object) -> "Symbol":
+        return self._operand(other) * self
+
+    def __rtruediv__(self, other: object) -> "Symbol":
+        return self._operand(other) / self
 
     def __neg__(self) -> "Symbol":
-        return Symbol("negative", (self,))
+        return self._with("negative")
 
     def __abs__(self) -> "Symbol":
-        return Symbol("absolute", (self,))
+        return self._with("absolute")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: object, **keywords: object) -> "Symbol":
         if ufunc not in FUNCTIONS or method != "__call__" or keywords:
@@ -75,6 +87,34 @@ class Symbol:
     __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = __index__ = _refuse
     __pow__ = __rpow__ = __mod__ = __floordiv__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
+
+
+class Term(Symbol):
+    """A value inside a formula for the host, where all is in double precision and may hold numbers, which print so."""
+
+    __slots__ = ()
+
+    def _operand(self, other: object) -> Symbol:
+        return Term(repr(float(other))) if isinstance(other, int | float) else super()._operand(other)
+
+
+def trace_formula(function: Callable[..., Any], arguments: Sequence[str]) -> Symbol:
+    """What a function of doubles computes, which derives one hyper-parameter from others.
+
+    Raises
+    ------
+    TypeError
+        If it does more than arithmetic.
+
+    Examples
+    --------
+    >>> trace_formula(lambda lr, decay: 1 - lr * decay, ("lr", "decay"))
+    -(1.0, *(lr, decay))
+    """
+    try:
+        return Term("nothing")._operand(function(*map(Term, arguments)))
+    except Exception as error:
+        raise TypeError(f"{function.__name__}({', '.join(arguments)}) is no arithmetic: {error}") from error
 
 
 def trace(function: Callable[..., Any], arguments: Sequence[str], results: int | None = None) -> Any:

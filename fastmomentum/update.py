@@ -1,13 +1,13 @@
 """One fused update, without an object."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from fastmomentum import backends, checks
+from fastmomentum import backends, checks, overlaps
 from fastmomentum.backends import threads as guards
+from fastmomentum.backends.cuda.arrays import is_on_device
 from fastmomentum.records import Update
 from fastmomentum.settings import settle
 
@@ -28,6 +28,7 @@ def step(
     clip_value: float | None = None,
     backend: str | None = None,
     threads: int | None = None,
+    stream: Any = None,
     **hyper: float,
 ) -> None:
     """One update of `param` and `state` in place, in one pass over memory: the raw formula, no first-step case.
@@ -37,13 +38,14 @@ def step(
 
     Parameters
     ----------
-    param : ndarray
-        float32 or float64, C-contiguous, of any shape; written.
-    state : ndarray, tuple of ndarray, or None
+    param : array
+        float32 or float64, C-contiguous, of any shape; written. A NumPy array; or one in the memory of a CUDA device:
+        Numba's, CuPy's, a torch tensor, whatever has ``__cuda_array_interface__`` or speaks DLPack.
+    state : array, tuple of ndarray, or None
         As the rule declares, like `param` in dtype and shape; written. For most rules it is the velocity, zero
         before the first step; for heavy_ball and nesterov_positions the previous position, at first a copy of
         `param`; None for sgd.
-    grad : ndarray
+    grad : array
         Like `param`; only read. NaN and infinities in it propagate as in NumPy.
     rule : str, Rule or chain
         The update rule; :func:`fastmomentum.rules.names` lists the names.
@@ -61,11 +63,15 @@ def step(
         Ascend instead of descend.
     clip_value : float, optional
         Clip every element of the gradient to [−clip_value, clip_value]; > 0.
-    backend : {None, "numpy", "cpu"}
-        None is the compiled kernel; "numpy" is the reference, with the same bits.
+    backend : {None, "numpy", "cpu", "cuda"}
+        None is the compiled kernel of the place where the arrays are, "cpu" or "cuda"; "numpy" is the reference. All
+        have the same bits.
     threads : int
         How many threads may work, −1 for all; None for what :func:`fastmomentum.set_threads` says, 1 at first. Fewer
         work where more would be slower or unsafe; the bits are the same.
+    stream : optional
+        On a device, the stream to run in: of CUDA, Numba, torch or CuPy, or a handle. None is the arrays' own. Nothing
+        waits for the device.
     **hyper : float
         What else the rule declares (momentum_next, the values of a chain's stages, a user rule's own).
 
@@ -83,6 +89,11 @@ def step(
     >>> p, v
     (array([0.375 , 2.0625]), array([0.75 , 0.125]))
     """
+    on_device = backend == "cuda" or (backend is None and type(param) is not np.ndarray and is_on_device(param))
+    if on_device:
+        param, state, grad, backend = *_views(param, state, grad), "cuda"
+    elif stream is not None:
+        raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.shown(stream)}")
     param = checks.array("param", param)
     # fmt: off
     settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
@@ -94,11 +105,35 @@ def step(
         update, kernel, row = _plan.__wrapped__(*settings, **hyper)
     arrays = (param, *checks.state(update, state, param))
     grad = checks.array("grad", grad, like=param, write=False)
+    if on_device:
+        _launch(update, (*arrays, grad), row, stream)
+        return
     if param.ndim != 1:
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
     done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
     if not (kernel(arrays, grad, row) if done is None else done):
-        checks.refuse_shared(("param", *update.slots, "grad"), (*arrays, grad))
+        overlaps.refuse_shared(("param", *update.slots, "grad"), (*arrays, grad))
+
+
+def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
+    """What the arrays on a device tell of themselves."""
+    backends.choose("cuda", ())
+    view = backends.home("cuda").view
+    states = tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state)) if isinstance(state, tuple) else state
+    if not isinstance(state, tuple) and state is not None:
+        states = view("state", state)
+    return view("param", param), states, view("grad", grad)
+
+
+def _launch(update: Update, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:
+    """Update arrays on a device, of which the last is the gradient."""
+    from fastmomentum.backends.cuda import home, single, streams
+
+    names = ("param", *update.slots, "grad")
+    device = home.one_device(names, arrays)
+    overlaps.apart(names, arrays, read=1)
+    with home.on(device):
+        single.run(update, arrays, row, device, streams.handle_of(stream))
 
 
 def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
@@ -130,9 +165,9 @@ def _plan(
     clip_value: float | None,
     /,
     **hyper: float,
-) -> tuple[Update, Callable[..., bool], tuple[Any, ...]]:
+) -> tuple[Update, Any, tuple[Any, ...]]:
     """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
-    name = backends.choose(backend)
+    name = backends.choose(backend, ())
     checks.threads(threads)
     for option in ("max_norm", "lookahead", "skip_nonfinite"):
         if option in hyper:
@@ -150,4 +185,4 @@ def _plan(
         **hyper,
     )
     row = checks.hyper(update, given, dtype)
-    return update, backends.kernel(update, dtype, name), row
+    return update, None if name == "cuda" else backends.kernel(update, dtype, name), row

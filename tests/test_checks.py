@@ -20,7 +20,7 @@ BAD_NUMBERS = {
     "nesterov": (None, 1, 0.0, "yes"),
     "maximize": (None, 1, 0.0, "yes"),
     "threads": (0, -2, 1.0, True, "2"),
-    "backend": ("gpu", 3, "cuda"),
+    "backend": ("gpu", 3),
     "rule": ("no such", None, 3),
 }
 GOOD_NUMBERS = (0, 1, np.float32(0.5), np.float64(0.5), np.int8(1), np.array(0.5), np.array(0.25, F4), -0.0)

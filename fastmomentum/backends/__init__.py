@@ -1,32 +1,48 @@
 """(rule or chain, dtypes, backend) -> kernel, compiled on first use and kept."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from fastmomentum.backends.cuda import require
+from fastmomentum.backends.cuda.arrays import is_on_device
 from fastmomentum.backends.dtypes import Dtypes
 from fastmomentum.records import Update
 
 _kept: dict[Hashable, Callable[..., Any]] = {}
 
-NAMES = ("numpy", "cpu")
+NAMES = ("numpy", "cpu", "cuda")
 
 
-def choose(backend: str | None) -> str:
-    """The backend meant by what the user wrote; None is the compiled one.
+def is_array(value: Any) -> bool:
+    """Whether it is one array, on the host or on a device, and no sequence of them."""
+    return isinstance(value, np.ndarray) or is_on_device(value)
+
+
+def choose(backend: str | None, arrays: Iterable[Any]) -> str:
+    """The backend meant by what the user wrote; None is the compiled one of the place where the arrays are.
 
     Raises
     ------
     ValueError
         If there is no such backend.
+    RuntimeError
+        If it is "cuda", and there is none.
     """
     if backend is None:
-        return "cpu"
+        backend = "cuda" if any(map(is_on_device, arrays)) else "cpu"
     if backend not in NAMES:
         raise ValueError(f"backend: expected None, {' or '.join(map(repr, NAMES))}; got {backend!r}")
+    if backend == "cuda":
+        require()
     return backend
+
+
+def home(backend: str) -> Any:
+    """The module that knows the arrays of this backend."""
+    return import_module(f"{__name__}.{'cuda.home' if backend == 'cuda' else 'host'}")
 
 
 def kernel(rule: Update, dtype: np.dtype[Any], backend: str, parallel: bool = False) -> Callable[..., bool]:
@@ -39,9 +55,9 @@ def kernel(rule: Update, dtype: np.dtype[Any], backend: str, parallel: bool = Fa
     if backend == "numpy":
         from fastmomentum.backends.numpy import make_kernel as make_reference
 
-        return _keep(("numpy", rule.structure), lambda: make_reference(rule))
-    dtypes = _all_of(dtype, rule)
-    return _keep(("one", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_kernel(rule, dtypes))
+        return keep(("numpy", rule.structure), lambda: make_reference(rule))
+    dtypes = all_of(dtype, rule)
+    return keep(("one", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_kernel(rule, dtypes))
 
 
 def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
@@ -49,8 +65,8 @@ def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> C
 
     Where `parallel`, it takes `ends` and the number of threads in front of `grads`.
     """
-    dtypes = _all_of(dtype, rule)
-    return _keep(("many", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_many_kernel(rule, dtypes))
+    dtypes = all_of(dtype, rule)
+    return keep(("many", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_many_kernel(rule, dtypes))
 
 
 def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) -> Callable[..., bool]:
@@ -61,18 +77,20 @@ def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) ->
     from fastmomentum.backends import norms
 
     make = norms.make_parallel_squares_kernel if parallel else norms.make_squares_kernel
-    return _keep(("squares", parallel, dtype, arrays), lambda: make(dtype, arrays))
+    return keep(("squares", parallel, dtype, arrays), lambda: make(dtype, arrays))
 
 
 def _maker(parallel: bool) -> Any:
     return import_module(f"{__name__}.{'parallel' if parallel else 'cpu'}")
 
 
-def _all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:
+def all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:
+    """One dtype for the parameter, its state and its gradient."""
     return Dtypes(dtype, dtype, (dtype,) * len(rule.state))
 
 
-def _keep(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+def keep(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """What is kept under this key; made if nothing is."""
     # The key holds the rule's structure, not the rule: chains made anew from the same stages share their kernel.
     if key not in _kept:
         _kept[key] = make()

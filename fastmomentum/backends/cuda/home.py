@@ -1,0 +1,123 @@
+"""What an optimiser does with arrays in device memory beside updating them: the same names as in `backends.host`.
+
+All of it waits for the device: it is for construction, reset, saving and loading, not for a step.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from numba import config, cuda
+from numba.cuda.cudadrv import driver
+
+from fastmomentum.backends.cuda.arrays import DeviceArray, find_reader
+from fastmomentum.backends.cuda.scalars import DeviceScalar
+from fastmomentum.backends.cuda.single import run
+from fastmomentum.checks import shown
+from fastmomentum.lookahead import LookAhead, pointing
+
+
+def view(name: str, value: Any) -> DeviceArray:
+    """`value` as an array in device memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, or says of itself what cannot be served.
+    """
+    read = find_reader(value)
+    if read is None:
+        raise TypeError(f"{name}: expected an array in device memory, as others are; got {shown(value)}")
+    if getattr(value, "is_neg", bool)():
+        raise ValueError(f"{name}: expected a plain tensor; got one that is to be negated: resolve_neg() makes a copy")
+    try:
+        return DeviceArray(value, *read(value))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def device_of(array: DeviceArray) -> int | None:
+    """The number of the device whose memory it is; None for an empty array."""
+    if config.ENABLE_CUDASIM or not array.size:
+        return 0 if array.size else None
+    attribute = driver.binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(driver.driver.cuPointerGetAttribute(attribute, driver.binding.CUdeviceptr(array.address)))
+
+
+def one_device(names: Sequence[str], arrays: Sequence[DeviceArray]) -> int:
+    """The device that all of them are on.
+
+    Raises
+    ------
+    ValueError
+        If they are on several.
+    """
+    found = {device: name for name, array in zip(names, arrays) if (device := device_of(array)) is not None}
+    if len(found) > 1:
+        (first, ours), (second, theirs) = list(found.items())[:2]
+        raise ValueError(f"{theirs}: expected an array on device {first}, as {ours} is; got one on device {second}")
+    return next(iter(found), 0)
+
+
+def on(device: int) -> AbstractContextManager[Any]:
+    """In which kernels are compiled and launched for this device."""
+    return nullcontext() if config.ENABLE_CUDASIM else cuda.gpus[device]
+
+
+def empty(count: int, dtype: Any) -> Any:
+    """A new array of Numba's."""
+    return cuda.device_array(count, dtype)
+
+
+def empty_like(array: DeviceArray) -> Any:
+    """A new array of Numba's, like this one."""
+    return cuda.device_array(array.shape, array.dtype)
+
+
+def copy(target: Any, source: Any) -> None:
+    """Write to one of our own arrays what another holds, on the host or on the device."""
+    _wait()
+    target.copy_to_device(_as_numba(source) if isinstance(source, DeviceArray) else source)
+    _wait()
+
+
+def zero(target: Any) -> None:
+    """Write zeros to one of our own arrays."""
+    _wait()
+    if target.size:
+        driver.device_memset(target, 0, target.nbytes)
+    _wait()
+
+
+def is_moving(values: Any) -> bool:
+    """Whether any number is not zero."""
+    return bool(fetch(values).any())
+
+
+def fetch(values: Any) -> Any:
+    """A copy on the host."""
+    _wait()
+    return values.copy_to_host()
+
+
+def number(value: Any) -> float:
+    """The number that a setting is, on the host or on the device."""
+    return float(fetch(_as_numba(value.array)).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
+
+
+def point(target: DeviceArray, rule: LookAhead, param: DeviceArray, velocity: DeviceArray, lr: Any, mu: Any) -> None:
+    """Write where momentum will carry the parameter."""
+    _wait()
+    run(pointing(rule), (param, velocity, target, param), (lr, mu), cuda.get_current_device().id, None)
+    _wait()
+
+
+def _wait() -> None:
+    cuda.synchronize()
+
+
+def _as_numba(array: DeviceArray) -> Any:
+    if config.ENABLE_CUDASIM:
+        return array.owner
+    told = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.address, False), "version": 3}
+    return cuda.from_cuda_array_interface(told, owner=array.owner, sync=False)

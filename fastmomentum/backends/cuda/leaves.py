@@ -1,0 +1,10 @@
+"""The device functions that kernels are made of: LLVM code on a device, Python in Numba's simulator."""
+
+from numba import config
+
+if config.ENABLE_CUDASIM:
+    from fastmomentum.backends.cuda.simulated import make_loads, make_settle, make_store, make_sums, make_update
+else:
+    from fastmomentum.backends.cuda.emit import make_loads, make_settle, make_store, make_sums, make_update
+
+__all__ = ["make_loads", "make_settle", "make_store", "make_sums", "make_update"]

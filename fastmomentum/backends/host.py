@@ -1,0 +1,60 @@
+"""What an optimiser does with arrays in the host's memory beside updating them."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from fastmomentum.lookahead import LookAhead
+
+
+def view(name: str, value: Any) -> Any:
+    """`value` itself; whether it is an array, checks will tell."""
+    return value
+
+
+def one_device(names: Sequence[str], arrays: Sequence[Any]) -> int:
+    """The only one that there is here."""
+    return 0
+
+
+def on(device: int) -> AbstractContextManager[None]:
+    """Nothing needs to be set up."""
+    return nullcontext()
+
+
+def number(value: Any) -> float:
+    """The number that a setting is."""
+    return float(value)
+
+
+def point(target: Any, rule: LookAhead, param: Any, velocity: Any, lr: Any, momentum: Any) -> None:
+    """Write where momentum will carry the parameter."""
+    with np.errstate(all="ignore"):
+        target[...] = rule.ahead(param, velocity, lr, momentum)
+
+
+def empty_like(array: Any) -> Any:
+    """A new array like this one."""
+    return np.empty_like(array)
+
+
+def copy(target: Any, source: Any) -> None:
+    """Write to one of our own arrays what another holds."""
+    target[...] = source
+
+
+def zero(target: Any) -> None:
+    """Write zeros to one of our own arrays."""
+    target[...] = 0.0
+
+
+def is_moving(values: Any) -> bool:
+    """Whether any number is not zero."""
+    return bool(values.any())
+
+
+def fetch(values: Any) -> Any:
+    """A copy."""
+    return values.copy()

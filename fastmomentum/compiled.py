@@ -1,0 +1,138 @@
+"""From an optimiser's arrays to the fewest calls of compiled kernels."""
+
+from collections.abc import Callable, Container, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmomentum import backends
+from fastmomentum.backends import threads
+from fastmomentum.backends.layout import SIZE, dtype_code
+from fastmomentum.backends.numpy import CHUNK, LANES
+from fastmomentum.calls import Call, Calls
+from fastmomentum.checks import Array
+from fastmomentum.groups import Rows
+from fastmomentum.launch import HostLaunch, Job, arrange, in_order
+from fastmomentum.overlaps import address
+from fastmomentum.progress import Progress
+
+NOWHERE = NO_GRADIENT = -1
+
+
+class CompiledLaunch(HostLaunch):
+    """The CPU backend: a table of all arrays, and one call of a compiled kernel for those that share code and dtype.
+
+    The table's rows stand in the order of the calls and, within a call, in that of the groups, so that a group's
+    hyper-parameters are written as one block. What a row holds is told in :mod:`fastmomentum.backends.layout`.
+    """
+
+    checks = True
+    run: Callable[[list[Any]], bool]  # type: ignore[assignment]  # bound by :meth:`select`: one call less in every step
+
+    def __init__(
+        self, jobs: Sequence[Job], written: npt.NDArray[np.int64], progress: Progress, threads: int | None
+    ) -> None:
+        self.progress = progress
+        self._jobs, self._written, self._asked = jobs, progress.behind(written), threads
+        self._all = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
+        self._key, self._order = arrange(jobs)
+        self._updates = Calls(progress)
+        self._sums, self._lanes = np.zeros(len(jobs)), np.empty((1, LANES))
+
+    def select(self, active: Sequence[bool]) -> None:
+        """See :class:`Launch`."""
+        self.finish()
+        rows = [i for i in self._order if active[i]]
+        table = self._all[[*rows, *(i for i in self._order if not active[i])]]
+        table[len(rows) :, SIZE] = NO_GRADIENT
+        self._blocks: list[tuple[Array, list[int]]] = []
+        self._updates = self._norms = Calls(self.progress)
+        self._parts: list[tuple[Array, Array, Job]] = []
+        checked, start = table, 0
+        for _, members in groupby(rows, self._key):
+            mine = list(members)
+            job = self._jobs[mine[0]]
+            hyper = np.empty((len(mine), len(job.update.hyper)), job.dtype)
+            kernel = backends.many_kernel(job.update, job.dtype)
+            part = table[start : start + len(mine)]
+            serial = partial(kernel, checked, self._written, part, hyper)
+            self._updates.add(serial, self._in_threads(job, checked, part, hyper))
+            self._parts.append((checked, part, job))
+            self._blocks.extend(self._by_group(hyper, mine))
+            checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
+        self.progress.expect(len(self._parts))
+        self.run = self._updates.runner() if rows else self._count_alone
+
+    def _in_threads(self, job: Job, checked: Array, part: Array, hyper: Array) -> Call | None:
+        """The same update over several threads, where these are asked for and worth while."""
+        ends = np.cumsum(part[:, SIZE])
+        count = threads.worthwhile(int(ends[-1]), self._asked)
+        if count == 1:
+            return None
+        kernel = backends.many_kernel(job.update, job.dtype, parallel=True)
+        return partial(kernel, checked, self._written, part, hyper, ends, count)
+
+    def _norm_of(self, checked: Array, part: Array, job: Job) -> tuple[Call, Call | None]:
+        """The sums of squares of these gradients, by one thread and by several."""
+        arrays, sizes = len(job.arrays), part[:, SIZE]
+        serial = backends.squares_kernel(job.dtype, arrays)
+        one = partial(serial, checked, self._written, part, self._lanes[0], self._sums)
+        count = threads.worthwhile(int(sizes.sum()), self._asked)
+        if count == 1:
+            return one, None
+        ends = np.cumsum(-(-sizes // CHUNK))
+        kernel = backends.squares_kernel(job.dtype, arrays, parallel=True)
+        sums, lanes = np.empty(ends[-1]), np.empty((count, LANES))
+        return one, partial(kernel, checked, self._written, part, ends, _shares(sizes, count), lanes, sums, self._sums)
+
+    def _by_group(self, hyper: Array, members: list[int]) -> list[tuple[Array, list[int]]]:
+        parts = [list(part) for _, part in groupby(members, lambda i: self._jobs[i].group)]
+        starts = np.cumsum([0, *map(len, parts)])
+        return [(hyper[start : start + len(part)], part) for start, part in zip(starts, parts)]
+
+    def take_hyper(self, rows: Rows, first: Container[int]) -> None:
+        """See :class:`Launch`."""
+        for block, members in self._blocks:
+            job = self._jobs[members[0]]
+            block[:] = rows(job.group, job.dtype, False)
+            for place, i in enumerate(members):
+                if i in first:
+                    block[place] = rows(job.group, job.dtype, True)
+
+    def measure(self, grads: list[Any]) -> float:
+        """See :class:`Launch`."""
+        if self._norms is self._updates:
+            norms = Calls(self.progress)
+            for part in self._parts:
+                norms.add(*self._norm_of(*part))
+            self._norms = norms  # whole: a signal while kernels are compiled must not leave a part
+        self._sums[:] = 0.0
+        return in_order(self._sums.tolist()) if self._norms.attempt(grads) else -1.0
+
+    def take_factor(self, factor: float) -> None:
+        """See :class:`Launch`."""
+        for block, _ in self._blocks:
+            block[:, 0] = factor
+
+    def finish(self) -> None:
+        """See :class:`Launch`."""
+        self._updates.finish()
+
+    def _count_alone(self, grads: list[Any]) -> bool:
+        self.progress.steps += 1
+        return True
+
+
+def _table_row(index: int, job: Job) -> list[int]:
+    param, memory = job.arrays[0], map(address, job.arrays)
+    return [index, param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), *memory, NOWHERE]
+
+
+def _shares(sizes: Array, threads: int) -> Any:
+    """Between which chunks of arrays of these sizes each thread begins, and the last ends: with like many elements."""
+    first = np.repeat(np.cumsum(sizes) - sizes, -(-sizes // CHUNK))
+    starts = np.concatenate([np.arange(0, size, CHUNK) for size in sizes]) + first
+    return np.searchsorted(starts, sizes.sum() * np.arange(threads + 1) // threads)

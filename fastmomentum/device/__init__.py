@@ -1,0 +1,1 @@
+"""An optimiser's updates in device memory; :mod:`fastmomentum.backends.cuda` has the kernels."""

@@ -1,0 +1,110 @@
+"""The arrays of an optimiser: parameters, as the user passed them, and the state that it keeps for each."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastmomentum import backends, checks, overlaps
+from fastmomentum.groups import SCHEDULED, Group, Layout
+from fastmomentum.lookahead import LookAhead
+from fastmomentum.records import Update
+
+
+class Holdings:
+    """Parameters and their state, on the host or on a device.
+
+    Attributes
+    ----------
+    given : list of arrays
+        The parameters, as the user passed them.
+    params : list of arrays
+        The same as plain arrays, as of the last :meth:`look`.
+    states : list of tuple of arrays
+        For each parameter its state slots; arrays of our own.
+    """
+
+    def __init__(self, layout: Layout, backend: str, update: Update) -> None:
+        self.given, self._names, self._backend = layout.params, layout.names, backend
+        self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
+        self._slots = update.slots
+        params = [self._array(name, p) for name, p in zip(self._names, self.given)]
+        self.device = self._home.one_device(self._names, params)
+        with self._home.on(self.device):
+            self.states = [tuple(self._home.empty_like(p) for _ in self._slots) for p in params]
+        self.params: list[Any] = params
+
+    @property
+    def _home(self) -> Any:
+        return backends.home(self._backend)
+
+    def _array(self, name: str, value: Any, **how: Any) -> Any:
+        return checks.array(name, self._home.view(name, value), **how)
+
+    def look(self, grads: Sequence[Any]) -> tuple[list[Any], Any]:
+        """Check all arrays, these gradients among them.
+
+        Returns
+        -------
+        list
+            The gradients as plain arrays.
+        ndarray
+            Where the memory of all that is written begins and ends.
+        """
+        self.params = [self._array(name, param) for name, param in zip(self._names, self.given)]
+        writes = dict(zip(self._names, self.params))
+        for name, param, state in zip(self._names, self.params, self.states):
+            for slot, values in zip(self._slots, state):
+                writes[f"the {slot} of {name}"] = self._array(f"the {slot} of {name}", values, like=param)
+        plain = [
+            grad if grad is None else self._array(name, grad, like=param, write=False)
+            for name, grad, param in zip(self._grad_names, grads, self.params)
+        ]
+        reads = {name: grad for name, grad in zip(self._grad_names, plain) if grad is not None}
+        arrays = [*writes.values(), *reads.values()]
+        self._home.one_device([*writes, *reads], arrays)
+        return plain, overlaps.apart([*writes, *reads], arrays, read=len(reads))
+
+    def arrays(self, i: int) -> tuple[Any, ...]:
+        """One parameter and its state as plain arrays."""
+        return (self.params[i], *(self._home.view("state", values) for values in self.states[i]))
+
+    def rest(self, update: Update) -> None:
+        """Put the state to rest."""
+        with self._home.on(self.device):
+            for param, state in zip(self.params, self.states):
+                for values, (_, rest) in zip(state, update.state):
+                    if rest == "param":
+                        self._home.copy(values, param)
+                    else:
+                        self._home.zero(values)
+
+    def is_moving(self, i: int, update: Update) -> bool:
+        """Whether the state of this parameter is anywhere but at rest at zero."""
+        with self._home.on(self.device):
+            return any(
+                self._home.is_moving(values)
+                for values, (_, rest) in zip(self.states[i], update.state)
+                if rest == "zero"
+            )
+
+    def look_ahead(self, which: Iterable[int], rule: LookAhead, groups: Sequence[Group], step: int) -> None:
+        """Put the points of these parameters where the momentum of the update to come will carry them.
+
+        `groups` has the group of each parameter.
+        """
+        with self._home.on(self.device):
+            values = {i: [self._home.number(groups[i].value(name, step)) for name in SCHEDULED] for i in which}
+            for i, (lr, momentum) in values.items():
+                param, velocity, point = self.arrays(i)
+                self._home.point(point, rule, param, velocity, *map(param.dtype.type, (lr, momentum)))
+
+    def fetch(self) -> list[list[Any]]:
+        """Copies of the state on the host."""
+        with self._home.on(self.device):
+            return [[self._home.fetch(values) for values in state] for state in self.states]
+
+    def write(self, states: Sequence[Sequence[Any]]) -> None:
+        """Write these to the state."""
+        with self._home.on(self.device):
+            for state, slots in zip(self.states, states):
+                for values, loaded in zip(state, slots):
+                    self._home.copy(values, loaded)

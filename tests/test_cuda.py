@@ -1,0 +1,556 @@
+"""Updates in device memory: on Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1), or on a GPU where there is one.
+
+The same table of rules and options for both; what the simulator has no notion of is in test_gpu.py.
+"""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from oracles import RULES, assert_same_bits
+
+import fastmomentum as fm
+
+cuda = pytest.importorskip("numba.cuda")
+pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
+if not cuda.is_available():
+    pytest.skip("no GPU; NUMBA_ENABLE_CUDASIM=1 simulates one", allow_module_level=True)
+
+from fastmomentum.backends.cuda import arrays as device_arrays
+from fastmomentum.backends.cuda import kernels, mirror, streams
+
+SIMULATED = "NUMBA_ENABLE_CUDASIM" in os.environ
+TILE, WIDTH = kernels.TILE, 4
+SIZES = (0, 1, WIDTH - 1, WIDTH, WIDTH + 1, TILE - 1, TILE, TILE + 1, 3 * TILE + 5)
+DTYPES = [np.float32, np.float64]
+
+
+def numbers(size, dtype, count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(size), dtype) for _ in range(count)]
+
+
+def on_device(arrays):
+    return [cuda.to_device(array) for array in arrays]
+
+
+def assert_equal(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same_bits(ours.copy_to_host(), theirs)
+
+
+def adaptive(p, v, s, g, lr, mu, beta, eps):
+    v = mu * v + g
+    s = np.maximum(beta * s, np.absolute(g))
+    return p - lr * v / (np.sqrt(s) + np.minimum(s, eps)), v, s
+
+
+ADAPTIVE = fm.Rule(
+    adaptive, state=(("velocity", "zero"), ("scale", "zero")), hyper=("lr", "momentum", "beta", "eps"), name="adaptive"
+)
+PROXIMAL = fm.chain(fm.stages.scale(0.5), "nesterov_positions", fm.stages.soft_threshold(0.05), fm.stages.box(-3, 3))
+SETTINGS = [
+    *(pytest.param({"rule": name}, id=name) for name in RULES),
+    pytest.param({"rule": ADAPTIVE, "beta": 0.9, "eps": 0.25}, id="two slots"),
+    pytest.param({"rule": PROXIMAL}, id="proximal"),
+    pytest.param({"nesterov": True}, id="nesterov"),
+    pytest.param({"dampening": 0.25}, id="dampening"),
+    pytest.param({"weight_decay": 0.1}, id="weight_decay"),
+    pytest.param({"decoupled_weight_decay": 0.1}, id="decoupled_weight_decay"),
+    pytest.param({"maximize": True}, id="maximize"),
+    pytest.param({"clip_value": 0.5}, id="clip_value"),
+    pytest.param({"clip_value": 0.5, "maximize": True, "weight_decay": 0.1, "rule": "ema"}, id="several"),
+]
+
+
+def slots_of(settings):
+    rule = settings.get("rule", "pytorch")
+    return len((fm.rules.find(rule) if isinstance(rule, str) else rule).state)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_step_has_the_bits_of_numpy(settings, dtype):
+    slots = slots_of(settings)
+    for size in SIZES:
+        host = numbers(size, dtype, 2 + slots, size)
+        there = on_device(host)
+        for values, how in ((host, {"backend": "numpy"}), (there, {})):
+            p, *state, g = values
+            state = tuple(state) if slots != 1 else state[0]
+            fm.step(p, state or None if slots != 1 else state, g, lr=0.1, **settings, **how)
+        assert_equal(there, host)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("places", [(0, 0, 0), (1, 1, 1), (3, 3, 3), (0, 1, 0), (2, 2, 1)])
+def test_step_at_any_address(places, dtype):
+    size = TILE + 11
+    host = numbers(size + 8, dtype, 3)
+    there = on_device(host)
+    fm.step(*(a[i : i + size] for a, i in zip(there, places)), lr=0.1)
+    fm.step(*(a[i : i + size] for a, i in zip(host, places)), lr=0.1, backend="numpy")
+    assert_equal(there, host)
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, pytest.param({"lookahead": True}, id="lookahead")])
+def test_momentum_has_the_bits_of_numpy(settings):
+    shapes = [(7,), (2, 3, TILE // 4), (), (0,), (TILE + 3,), (5,)]
+    dtypes = [np.float32, np.float32, np.float64, np.float64, np.float64, np.float32]
+    host = [numbers(shape, dtype, 1, i)[0] for i, (shape, dtype) in enumerate(zip(shapes, dtypes))]
+    there = on_device(host)
+    runs = []
+    for params, how in ((host, {"backend": "numpy"}), (there, {})):
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.05, "momentum": 0.5}]
+        runs.append(fm.Momentum(groups, lr=0.1, **settings, **how))
+    for step in range(4):
+        grads = [numbers(shape, dtype, 1, 100 * step + i)[0] for i, (shape, dtype) in enumerate(zip(shapes, dtypes))]
+        grads[1 + step] = None
+        runs[0].step(grads)
+        runs[1].step([None if grad is None else cuda.to_device(grad) for grad in grads])
+        assert_equal(there, host)
+    for ours, theirs in zip(runs[1].state, runs[0].state):
+        if theirs is not None:
+            assert_equal(ours if isinstance(ours, tuple) else [ours], theirs if isinstance(theirs, tuple) else [theirs])
+    assert_equal(runs[1].point, runs[0].point)
+    assert runs[1].steps == runs[0].steps == 4
+
+
+def test_momentum_follows_functions_of_the_step_and_assignments():
+    host = numbers(TILE + 5, np.float32, 1)
+    there = on_device(host)
+    runs = [
+        fm.Momentum(p, lr=lambda t: 0.1 / (t + 1), momentum=lambda t: 1 - 0.5 / (t + 1), lookahead=True, **how)
+        for p, how in ((host[0], {"backend": "numpy"}), (there[0], {}))
+    ]
+    for step in range(6):
+        (grad,) = numbers(TILE + 5, np.float32, 1, step)
+        runs[0].step(grad)
+        runs[1].step(cuda.to_device(grad))
+        if step == 3:
+            for run in runs:
+                run.lr = 0.025
+    assert_equal(there, host)
+    assert_equal([runs[1].point], [runs[0].point])
+
+
+def test_the_same_memory_again_and_again():
+    host = numbers(100, np.float32, 2)
+    there = on_device(host)
+    ours, theirs = fm.Momentum(there[0], lr=0.1), fm.Momentum(host[0], lr=0.1, backend="numpy")
+    tables = None
+    for step in range(5):
+        ours.step(there[1])
+        theirs.step(host[1])
+        words = ours._engine._launch._tables.words
+        assert tables is None or words.address == tables
+        tables = words.address if step else None
+    assert_equal(there, host)
+
+
+@pytest.mark.parametrize("sizes", [(1, 7, 0, 130), (70_000, 5), (65_536, 65_537, 31)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_max_norm_has_the_bits_of_numpy(sizes, dtype):
+    if SIMULATED and dtype == np.float64 and max(sizes) > 1000:
+        sizes = tuple(min(size, 1000) for size in sizes)
+    host = [numbers(size, dtype, 1, i)[0] for i, size in enumerate(sizes)]
+    there = on_device(host)
+    ours = fm.Momentum(there, lr=0.1, max_norm=1.5)
+    theirs = fm.Momentum(host, lr=0.1, max_norm=1.5, backend="numpy")
+    for step in range(2):
+        grads = [numbers(size, dtype, 1, 9 + i + step)[0] for i, size in enumerate(sizes)]
+        theirs.step(grads)
+        ours.step(on_device(grads))
+        assert_equal(there, host)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_what_is_not_finite_is_left_out(wrong, max_norm):
+    sizes = (5, 70, 0)
+    host = [numbers(size, dtype, 1, size)[0] for size, dtype in zip(sizes, (np.float32, np.float64, np.float32))]
+    there = on_device(host)
+    how = {"lr": 0.1, "dampening": 0.5, "skip_nonfinite": True, "max_norm": max_norm}
+    ours, theirs = fm.Momentum(there, **how), fm.Momentum(host, backend="numpy", **how)
+    for step in range(5):
+        grads = [numbers(p.shape, p.dtype, 1, step)[0] for p in host]
+        if step in (0, 3):
+            grads[step % 2][2] = wrong
+        theirs.step(grads)
+        ours.step(on_device(grads))
+    assert_equal(there, host)
+    assert_equal(ours.velocity, theirs.velocity)
+    assert (ours.steps, ours.skipped) == (theirs.steps, theirs.skipped) == (3, 2)
+
+
+def test_squares_that_overflow_are_finite():
+    p = cuda.to_device(np.zeros(3))
+    opt = fm.Momentum(p, lr=1.0, momentum=0.0, skip_nonfinite=True)
+    opt.step(cuda.to_device(np.array([1e200, -1e200, 1.0])))
+    assert (opt.steps, opt.skipped) == (1, 0)
+    np.testing.assert_array_equal(p.copy_to_host(), [-1e200, 1e200, -1.0])
+
+
+def test_a_norm_that_is_not_finite_propagates_as_on_the_host():
+    host = numbers(9, np.float32, 1)
+    there = on_device(host)
+    grad = np.array([np.nan, *range(8)], np.float32)
+    fm.Momentum(host[0], lr=0.1, max_norm=1.0, backend="numpy").step(grad)
+    fm.Momentum(there[0], lr=0.1, max_norm=1.0).step(cuda.to_device(grad))
+    assert np.isnan(there[0].copy_to_host()).all()
+    assert np.isnan(host[0]).all()
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rule": "ema", "nesterov": True},
+        {"decoupled_weight_decay": 0.3, "weight_decay": 0.1},
+        {"rule": "heavy_ball"},
+        {"lookahead": True},
+        {"max_norm": 0.5},
+    ],
+    ids=str,
+)
+def test_lr_and_momentum_may_lie_on_the_device(settings, dtype, stored):
+    lr, momentum = cuda.to_device(np.array([0.1], stored)), cuda.to_device(np.array(0.9, stored))
+    host = numbers(TILE + 3, dtype, 2)
+    there = on_device(host)
+    ours = fm.Momentum(there, lr=lr, momentum=momentum, **settings)
+    theirs = fm.Momentum(host, lr=float(stored(0.1)), momentum=float(stored(0.9)), backend="numpy", **settings)
+    for step, (now, mu) in enumerate([(0.1, 0.9), (0.05, 0.5), (0.2, 0.99)]):
+        lr.copy_to_device(np.array([now], stored))
+        momentum.copy_to_device(np.array(mu, stored))
+        if "lookahead" not in settings or step == 0:
+            theirs.lr, theirs.momentum = float(stored(now)), float(stored(mu))
+        else:
+            break
+        grads = numbers(TILE + 3, dtype, 2, step)
+        theirs.step(grads)
+        ours.step(on_device(grads))
+        assert_equal(there, host)
+    assert ours.lr is lr
+
+
+def test_scalars_on_the_device_are_checked():
+    there = cuda.to_device(np.zeros(3))
+    for wrong in (np.zeros(2), np.zeros(1, np.int64)):
+        with pytest.raises(TypeError, match="lr: expected one number of float32 or float64 in device memory"):
+            fm.Momentum(there, lr=cuda.to_device(wrong))
+    scalar = cuda.to_device(np.array([0.1]))
+    with pytest.raises(TypeError, match="lr: expected a number, as the arrays are on the host"):
+        fm.Momentum(np.zeros(3), lr=scalar)
+    with pytest.raises(TypeError, match="lr: expected"):
+        fm.step(there, cuda.to_device(np.zeros(3)), cuda.to_device(np.zeros(3)), lr=scalar)
+
+
+def test_saved_on_one_backend_continues_on_the_other(tmp_path):
+    host, grads = numbers(TILE + 1, np.float32, 1)[0], numbers(TILE + 1, np.float32, 6, 1)
+    whole = host.copy()
+    theirs = fm.Momentum(whole, lr=0.1, dampening=0.5)
+    for grad in grads:
+        theirs.step(grad)
+    there = cuda.to_device(host)
+    ours = fm.Momentum(there, lr=0.1, dampening=0.5)
+    for grad in grads[:2]:
+        ours.step(cuda.to_device(grad))
+    ours.save(tmp_path / "run.npz")
+    back = there.copy_to_host()
+    again = fm.Momentum.load(tmp_path / "run.npz", back)
+    for grad in grads[2:4]:
+        again.step(grad)
+    again.save(tmp_path / "run.npz")
+    there = cuda.to_device(back)
+    last = fm.Momentum.load(tmp_path / "run.npz", there)
+    for grad in grads[4:]:
+        last.step(cuda.to_device(grad))
+    assert_equal([there], [whole])
+    assert_equal([last.velocity], [theirs.velocity])
+    assert last.steps == 6
+
+
+def test_reset_puts_the_state_to_rest():
+    there = on_device(numbers(9, np.float32, 1))
+    for rule, rest in (("pytorch", np.zeros(9, np.float32)), ("heavy_ball", None)):
+        opt = fm.Momentum(there, lr=0.1, rule=rule)
+        opt.step(on_device(numbers(9, np.float32, 1, 1)))
+        opt.reset("a test")
+        expected = there[0].copy_to_host() if rest is None else rest
+        assert_equal(opt.state, [expected])
+
+
+class Exported:
+    """What another library's array tells of itself."""
+
+    def __init__(self, array, version=3, **told):
+        self.owner = array
+        address = device_arrays.DeviceArray(array, device_arrays.find_reader(array)(array)[0]).address
+        self.__cuda_array_interface__ = {
+            "shape": tuple(array.shape),
+            "typestr": array.dtype.str,
+            "data": (address, False),
+            "strides": None,
+            "version": version,
+            **told,
+        }
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_whatever_has_the_interface_is_taken(version):
+    host = numbers(50, np.float32, 3)
+    there = on_device(host)
+    fm.step(*(Exported(a, version) for a in there), lr=0.1)
+    fm.step(*host, lr=0.1)
+    assert_equal(there, host)
+    opt = fm.Momentum([Exported(there[0], version)], lr=0.1)
+    theirs = fm.Momentum([host[0]], lr=0.1)
+    for _ in range(2):
+        opt.step([Exported(there[2], version)])
+        theirs.step([host[2]])
+    assert_equal(there, host)
+
+
+ADDRESS = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"version": 1}, "expected version 2 or 3 of __cuda_array_interface__; got 1"),
+        ({"mask": object()}, "expected a plain array; got a masked one"),
+        ({"data": (ADDRESS, True)}, "expected a writeable array; got a read-only one"),
+        ({"strides": (8,)}, "expected a C-contiguous array"),
+        ({"typestr": "<f2"}, "expected an array of float32 or float64; got float16"),
+        ({"typestr": ">f4"}, "in another byte order"),
+        ({"data": (ADDRESS + 2, False)}, "expected an aligned array"),
+    ],
+)
+def test_what_the_interface_tells_is_checked(told, message):
+    there = cuda.to_device(np.zeros(4, np.float32))
+    for call in (
+        lambda: fm.step(Exported(there, **told), there, there, lr=0.1),
+        lambda: fm.Momentum(Exported(there, **told), lr=0.1),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"params?: {message}"):
+            call()
+
+
+def test_gradients_may_be_read_only():
+    there = on_device(numbers(4, np.float32, 3))
+    grad = Exported(there[2])
+    grad.__cuda_array_interface__["data"] = (grad.__cuda_array_interface__["data"][0], True)
+    fm.step(there[0], there[1], grad, lr=0.1)
+    fm.Momentum(there[0], lr=0.1).step(grad)
+
+
+def test_unusual_strides_of_contiguous_arrays_are_taken():
+    there = on_device(numbers((1, 4), np.float32, 3))
+    fm.step(Exported(there[0], strides=(999, 4)), there[1], there[2], lr=0.1)
+
+
+class Packed:
+    """An array that speaks DLPack alone."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None, **named):
+        assert stream == 1
+        return self.array.__dlpack__(**named)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="device memory is the host's in the simulator alone")
+def test_dlpack_is_taken():
+    host = numbers((5, 7), np.float32, 3)
+    there = [array.copy() for array in host]
+    fm.step(*map(Packed, there), lr=0.1)
+    opt = fm.Momentum(Packed(there[0]), lr=0.1)
+    opt.step(Packed(there[2]))
+    fm.step(*host, lr=0.1)
+    fm.Momentum(host[0], lr=0.1).step(host[2])
+    for ours, theirs in zip(there, host):
+        assert_same_bits(ours, theirs)
+    there[0].flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        fm.step(*map(Packed, there), lr=0.1)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="device memory is the host's in the simulator alone")
+def test_torch_is_told_that_its_tensors_were_written_to():
+    torch = pytest.importorskip("torch")
+
+    class OnDevice(torch.Tensor):
+        is_cuda = True
+
+    host = numbers(30, np.float32, 2)
+    p = torch.from_numpy(host[0].copy()).as_subclass(OnDevice).requires_grad_()
+    g = torch.from_numpy(host[1].copy()).as_subclass(OnDevice)
+    opt, before = fm.Momentum([p], lr=0.1), p._version
+    opt.step([g])
+    fm.Momentum(host[0], lr=0.1).step(host[1])
+    np.testing.assert_array_equal(p.detach().numpy(), host[0])
+    assert p._version == before + 1
+    assert g._version == 0
+    with pytest.raises(ValueError, match="expected a C-contiguous array"):
+        fm.Momentum([torch.zeros(4, 6).T.as_subclass(OnDevice)], lr=0.1)
+    with pytest.raises(TypeError, match="expected an array of float32 or float64; got void16"):
+        fm.Momentum([torch.zeros(4, dtype=torch.bfloat16).as_subclass(OnDevice)], lr=0.1)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_step_refuses_arrays_of_both_places(which):
+    values = on_device(numbers(4, np.float32, 3))
+    kept = [value.copy_to_host() for value in values]
+    given = [np.zeros(4, np.float32) if i == which else value for i, value in enumerate(values)]
+    with pytest.raises(TypeError, match="expected an array in device memory" if which else "expected a NumPy array"):
+        fm.step(*given, lr=0.1)
+    assert_equal(values, kept)
+    with pytest.raises(TypeError, match="expected an array in device memory"):
+        fm.step(*given, lr=0.1, backend="cuda")
+
+
+def test_momentum_refuses_arrays_of_both_places():
+    there = cuda.to_device(np.zeros(4))
+    with pytest.raises(TypeError, match=r"params\[1\]: expected an array in device memory, as others are"):
+        fm.Momentum([there, np.zeros(4)], lr=0.1)
+    opt = fm.Momentum([there], lr=0.1)
+    for wrong in (np.zeros(4), 3.0, "grads"):
+        with pytest.raises(TypeError, match=r"grads\[0\]: expected an array in device memory"):
+            opt.step([wrong])
+    with pytest.raises(TypeError, match="expected a NumPy array"):
+        fm.Momentum([there], lr=0.1, backend="cpu")
+    assert opt.steps == 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_refused_step_changes_nothing(again):
+    there = on_device(numbers(20, np.float32, 3))
+    opt = fm.Momentum(there[:2], lr=0.1)
+    grads = on_device(numbers(20, np.float32, 2, 5))
+    if again:
+        opt.step(grads)
+    kept = [a.copy_to_host() for a in (*there, *opt.velocity)]
+    wrong = [
+        cuda.to_device(np.zeros(19, np.float32)),
+        cuda.to_device(np.zeros(20)),
+        there[0],
+        opt.velocity[0],
+        cuda.to_device(np.zeros(40, np.float32))[::2],
+    ]
+    for grad in wrong:
+        with pytest.raises((TypeError, ValueError), match=r"grads\[1\]"):
+            opt.step([grads[0], grad])
+    assert_equal((*there, *opt.velocity), kept)
+    assert opt.steps == again
+    opt.step(grads)
+    assert opt.steps == again + 1
+
+
+def test_shared_memory_is_refused():
+    (there,) = on_device(numbers(40, np.float32, 1))
+    with pytest.raises(ValueError, match="grad: expected memory of its own; got memory that it shares with param"):
+        fm.step(there[:20], cuda.to_device(np.zeros(20, np.float32)), there[19:39], lr=0.1)
+    with pytest.raises(ValueError, match=r"params\[1\]: expected memory of its own"):
+        fm.Momentum([there[:20], there[19:39]], lr=0.1)
+    grads = on_device(numbers(20, np.float32, 1))
+    fm.Momentum([there[:20], there[20:]], lr=0.1).step(grads * 2)  # gradients are only read
+
+
+def test_streams_are_told_by_their_handles():
+    class OfTorch:
+        cuda_stream = 7
+
+    class OfCupy:
+        ptr = 8
+
+    class OfProtocol:
+        def __cuda_stream__(self):
+            return 0, 9
+
+    assert [streams.handle_of(s) for s in (None, 5, OfTorch(), OfCupy(), OfProtocol())] == [None, 5, 7, 8, 9]
+    for wrong in (True, -1, "0", 1.5, object()):
+        with pytest.raises(TypeError, match="stream: expected None, a handle or a stream of CUDA"):
+            streams.handle_of(wrong)
+    there = on_device(numbers(5, np.float32, 3))
+    with pytest.raises(TypeError, match="stream: expected"):
+        fm.step(*there, lr=0.1, stream="0")
+    opt = fm.Momentum(there[0], lr=0.1)
+    with pytest.raises(TypeError, match="stream: expected"):
+        opt.step(there[2], stream="0")
+    opt.step(there[2])
+    assert opt.steps == 1
+
+
+def test_numbers_in_a_graph_are_never_written_to_again():
+    numbers = mirror.Mirror()
+    numbers.take(np.arange(4))
+    with pytest.raises(RuntimeError, match="run one such step before the capture"):
+        numbers.send(0, True)
+    numbers.send(0, False)
+    first = numbers.address
+    numbers.take(np.arange(4) + 1)
+    numbers.send(0, False)
+    assert numbers.address == first
+    numbers.send(0, True)
+    numbers.take(np.arange(4) + 2)
+    numbers.send(0, False)
+    assert numbers.address != first
+    numbers.send(0, False)
+    assert numbers.address != first
+
+
+def test_a_step_that_is_captured_must_be_like_the_one_before(monkeypatch):
+    there = on_device(numbers(5, np.float32, 3))
+    opt = fm.Momentum(there[0], lr=0.1)
+    opt.step(there[2])
+    kept = there[0].copy_to_host()
+    monkeypatch.setattr(streams, "is_capturing", lambda stream: True)
+    with pytest.raises(RuntimeError, match="run one such step before the capture"):
+        opt.step(there[1])
+    assert_equal(there[:1], [kept])
+    monkeypatch.undo()
+    opt.step(there[2])
+    monkeypatch.setattr(streams, "is_capturing", lambda stream: True)
+    opt.step(there[2])
+    assert opt.steps == 3
+
+
+def test_a_second_step_compiles_nothing_and_allocates_nothing(monkeypatch):
+    there = on_device(numbers(TILE, np.float32, 3))
+    opt = fm.Momentum(there[0], lr=0.1, max_norm=1.0, skip_nonfinite=True)
+    opt.step(there[2])
+    monkeypatch.setattr(kernels, "compiled", lambda made: pytest.fail("compiled again"))
+    monkeypatch.setattr(cuda, "device_array", lambda *given: pytest.fail("allocated"))
+    monkeypatch.setattr(cuda, "synchronize", lambda: pytest.fail("waited"))
+    opt.step(there[2])
+    opt.step(there[1])
+
+
+def test_two_optimisers_share_their_kernel(monkeypatch):
+    there = on_device(numbers(5, np.float32, 3))
+    fm.Momentum(there[0], lr=0.1).step(there[2])
+    monkeypatch.setattr(kernels, "compiled", lambda made: pytest.fail("compiled again"))
+    fm.Momentum(there[1], lr=0.2).step(there[2])
+
+
+def test_lists_of_groups_of_one_array():
+    (there,) = on_device(numbers(6, np.float32, 1))
+    (host,) = numbers(6, np.float32, 1)
+    (grad,) = numbers(6, np.float32, 1, 3)
+    fm.Momentum([{"params": there, "lr": 0.5}], lr=0.1).step([cuda.to_device(grad)])
+    fm.Momentum([{"params": host, "lr": 0.5}], lr=0.1).step([grad])
+    assert_equal([there], [host])
+
+
+def test_what_cannot_be_pickled_says_so():
+    opt = fm.Momentum(on_device(numbers(6, np.float32, 1)), lr=0.1)
+    if not SIMULATED:
+        with pytest.raises((TypeError, pickle.PicklingError, NotImplementedError)):
+            pickle.dumps(opt)

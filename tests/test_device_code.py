@@ -1,0 +1,167 @@
+"""The CUDA kernels' code, where no device is needed: what it computes, and which instructions it is made of."""
+
+import re
+
+import numpy as np
+import pytest
+from oracles import RULES, assert_same_bits
+
+import fastmomentum as fm
+from fastmomentum.backends import all_of
+from fastmomentum.backends import numpy as reference
+
+pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
+pytest.importorskip("cuda.bindings.nvvm", reason="the extra cuda has no compiler here")
+
+from device_code import CAPABILITIES, OnProcessor, linked, ptx
+
+from fastmomentum.backends.cuda import kernels, norms
+from fastmomentum.backends.cuda.columns import columns_of
+from fastmomentum.backends.cuda.operations import CONTRACTED
+
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def adaptive(p, v, s, g, lr, mu, beta, eps):
+    v = mu * v + g
+    s = np.maximum(beta * s, np.absolute(g))
+    return p - lr * v / (np.sqrt(s * s) + np.minimum(s, eps)), v, s
+
+
+ADAPTIVE = fm.Rule(
+    adaptive, state=(("velocity", "zero"), ("scale", "zero")), hyper=("lr", "momentum", "beta", "eps"), name="adaptive"
+)
+EVERY = fm.chain(
+    *(fm.stages.scale(0.5), fm.stages.clip_value(0.7), fm.stages.maximize, fm.stages.weight_decay(0.1)),
+    *(
+        fm.stages.decoupled_weight_decay(0.1),
+        "nesterov_positions",
+        fm.stages.soft_threshold(0.05),
+        fm.stages.box(-3, 3),
+    ),
+)
+PYTORCH = fm.rules.pytorch
+CASES = [*(pytest.param(fm.rules.find(name), id=name) for name in RULES), ADAPTIVE, EVERY]
+
+
+def row(rule, dtype, seed=0):
+    """Hyper-parameters, any numbers between 0 and 1."""
+    return tuple(dtype.type(x) for x in np.random.default_rng(seed).uniform(0.1, 0.9, len(rule.hyper)))
+
+
+def arrays_of(rule, size, dtype, offsets, seed=0):
+    """p, *state and g, each so many elements behind a multiple of 64 bytes, with some awkward numbers."""
+    rng, made = np.random.default_rng(seed), []
+    for offset in offsets[: 2 + len(rule.state)]:
+        room = np.empty(size + 64, dtype)
+        first = -room.ctypes.data % 64 // dtype.itemsize + offset
+        made.append(room[first : first + size])
+        made[-1][:] = rng.standard_normal(size)
+        made[-1][rng.integers(0, max(size, 1), min(size, 3))] = [0.0, -0.0, np.inf][: min(size, 3)]
+    return made
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("rule", CASES, ids=str)
+def test_the_code_for_a_device_has_the_bits_of_numpy(rule, dtype):
+    run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, all_of(dtype, rule))), reference.make_kernel(rule), None
+    for size in (0, 1, 3, 4, 5, 17, kernels.TILE - 1, kernels.TILE, kernels.TILE + 1, 2 * kernels.TILE + 7):
+        for offsets in ((0, 0, 0, 0), (1, 1, 1, 1), (3, 3, 3, 3), (0, 0, 1, 0), (1, 2, 3, 0)):
+            hyper = row(rule, dtype, size)
+            arrays = arrays_of(rule, size, dtype, offsets, size)
+            expected = [array.copy() for array in arrays]
+            addresses = tuple(array.ctypes.data for array in arrays)
+            head = kernels.head_of(addresses, dtype.itemsize)
+            run(2, 64, addresses, size, head, hyper)
+            oracle(tuple(expected[:-1]), expected[-1], hyper)
+            for found, wanted in zip(arrays, expected):
+                both = np.isnan(found) & np.isnan(wanted)
+                assert_same_bits(np.where(both, 0, found), np.where(both, 0, wanted))
+
+
+@pytest.mark.parametrize(
+    ("places", "itemsize", "head"),
+    [((0, 64, 16), 4, 0), ((4, 20, 52), 4, 3), ((12, 12), 4, 1), ((8, 24), 8, 1), ((0, 4), 4, kernels.TILE)],
+)
+def test_vectors_begin_where_all_addresses_allow_them(places, itemsize, head):
+    assert kernels.head_of(places, itemsize) == head
+
+
+def test_nothing_is_written_beside_an_array():
+    rule = fm.rules.pytorch
+    run = OnProcessor(kernels.make_kernel(rule, all_of(SINGLE, rule)))
+    for size, offset in ((1, 1), (18, 3), (64, 0), (67, 2)):
+        rooms = [np.full(256, 7.0, np.float32) for _ in range(3)]
+        first = -rooms[0].ctypes.data % 64 // 4 + offset
+        addresses = tuple(room.ctypes.data + 4 * first for room in rooms)
+        run(1, 8, addresses, size, kernels.head_of(addresses, 4), row(rule, SINGLE))
+        for room in rooms[:2]:
+            assert (room[:first] == 7).all()
+            assert (room[first + size :] == 7).all()
+            assert (room[first : first + size] != 7).all()
+
+
+@pytest.mark.parametrize("rule", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_strict_kernels_load_vectors_and_contract_nothing(rule, dtype, capability):
+    for make in (kernels.make_kernel, kernels.make_many_kernel):
+        code = ptx(make(rule, all_of(dtype, rule)), capability)
+        kind = r"(v4\.[fb]32|v2\.[fb]64)\b"  # 16 bytes
+        arrays = 1 + len(rule.state)
+        assert len(re.findall(rf"\bld\.global\.{kind}", code)) >= arrays + 1
+        assert len(re.findall(rf"\bst\.global\.{kind}", code)) >= arrays
+        assert not re.search(r"\bfma\.", code)
+        assert not re.search(r"\b(ld|st)\.local|\.local \.", code)
+        assert not re.search(r"\b(add|mul|sub)\.f(32|64)", code)  # without a rounding, ptxas may contract
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_contraction_would_be_seen(capability):
+    rule = fm.rules.pytorch
+    code = ptx(kernels.make_many_kernel(rule, all_of(SINGLE, rule), CONTRACTED), capability)
+    assert re.search(r"\bfma\.rn\.f32", code)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+@pytest.mark.parametrize(
+    ("made", "most"),
+    [
+        pytest.param(lambda: kernels.make_kernel(fm.rules.pytorch, all_of(SINGLE, fm.rules.pytorch)), 64, id="one"),
+        pytest.param(
+            lambda: kernels.make_many_kernel(fm.rules.pytorch, all_of(SINGLE, fm.rules.pytorch)), 64, id="many"
+        ),
+        pytest.param(lambda: kernels.make_many_kernel(EVERY, all_of(DOUBLE, EVERY)), 96, id="every stage"),
+        pytest.param(lambda: norms.make_squares_kernel(SINGLE, 3), 96, id="squares"),
+        pytest.param(norms.make_finish_kernel, 128, id="finish"),
+    ],
+)
+def test_what_is_linked_for_a_launch(made, most, capability):
+    code, told = linked(made(), capability)
+    assert "// Generated by NVIDIA NVVM Compiler" in code
+    assert not re.search(r"\bfma\.", code)
+    assert not re.search(r"\b(ld|st)\.local|\.local \.", code)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
+    assert registers, told
+    assert max(registers) <= most  # 64 let four blocks of 256 threads stand on a multiprocessor
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in re.sub(r"\s+", " ", told)
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("stored", [SINGLE, DOUBLE], ids=str)
+def test_hyper_parameters_from_scalars_on_a_device(dtype, stored):
+    rule = fm.chain(fm.stages.decoupled_weight_decay, "ema_nesterov")
+    names, device = rule.parameters, {"lr": stored, "momentum": stored}
+    columns = columns_of(rule, device)
+    assert [rule.hyper[column.place] for column in columns] == ["shrink", "lr", "momentum", "keep"]
+    made = kernels.make_settle_kernel(columns, names, device, dtype, len(rule.hyper))
+    lr, mu = np.array([0.1], stored), np.array([0.9], stored)
+    given = {"lr": 0.5, "momentum": 0.5, "decoupled_weight_decay": 0.3, "momentum_next": 0.7}
+    table = np.full((3, len(rule.hyper)), 7, dtype)
+    values = tuple(given[name] for name in names)
+    OnProcessor(made)(1, 2, (lr.ctypes.data, mu.ctypes.data), values, table.ctypes.data, 3)
+    told = given | {"lr": float(lr[0]), "momentum": float(mu[0])}
+    expected = [dtype.type(x) for x in rule.arguments(told)]
+    expected[rule.hyper.index("momentum_next")] = dtype.type(7)  # comes from the host
+    for found in table:
+        assert_same_bits(found, np.array(expected, dtype))
