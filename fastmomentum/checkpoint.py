@@ -25,6 +25,7 @@ from fastmomentum import checks
 from fastmomentum.backends import is_array
 from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
+from fastmomentum.holdings import Holdings
 from fastmomentum.rules import find, names
 from fastmomentum.turns import free
 
@@ -48,7 +49,8 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
         "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in resets],
         "groups": [
-            _settings(group) | {ARRAYS: engine.group_of.count(number)} for number, group in enumerate(engine.groups)
+            _settings(group, engine.held) | {ARRAYS: engine.group_of.count(number)}
+            for number, group in enumerate(engine.groups)
         ],
         "functions": {name: _numbered([group.settings[name] for group in engine.groups]) for name in SCHEDULED},
         "started": list(engine.started),
@@ -90,8 +92,9 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
 
 
 def _continued(group: Group, saved: Mapping[str, Any]) -> Group:
-    """A group with the saved settings and no others, but for the rule and the functions of the step."""
-    mine = {name: group.settings[name] for name in ("rule", *SCHEDULED) if name == "rule" or saved[name] is None}
+    """A group with the saved settings and no others, but for the rule, functions of the step and device scalars."""
+    kept = [name for name in SCHEDULED if saved[name] is None or hasattr(group.settings[name], "owner")]
+    mine = {name: group.settings[name] for name in ("rule", *kept)}
     return Group({name: value for name, value in saved.items() if name != ARRAYS} | mine)
 
 
@@ -151,8 +154,9 @@ def _numbered(values: Sequence[Any]) -> list[int | None]:
     return [seen.index(value) if callable(value) else None for value in values]
 
 
-def _settings(group: Group) -> dict[str, Any]:
-    return {name: None if callable(value) else value for name, value in group.settings.items() if name != "rule"}
+def _settings(group: Group, held: Holdings) -> dict[str, Any]:
+    saved = {name: value for name, value in group.settings.items() if name != "rule"}
+    return {name: None if callable(value) else held.number(value) for name, value in saved.items()}
 
 
 def check_fits(saved: Mapping[str, Any], like: Mapping[str, Any]) -> None:

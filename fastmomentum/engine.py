@@ -116,6 +116,8 @@ class Engine:
         """Refuse settings that the kernel of some array could not take at this step."""
         used = {(number, param.dtype) for number, param in zip(self.group_of, self.held.params)}
         for number, group in enumerate(groups):
+            if self._backend != "cuda":
+                group.refuse_scalars()
             given = group.values(step)
             for dtype in {dtype for used_by, dtype in used if used_by == number} or checks.DTYPES:
                 group.row(dtype, given)

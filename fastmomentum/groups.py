@@ -38,6 +38,12 @@ class Group:
     def __reduce__(self) -> Any:
         return type(self), (self.settings,)
 
+    def refuse_scalars(self) -> None:
+        """Refuse lr and momentum in device memory, for arrays that are not."""
+        for name in SCHEDULED:
+            if isinstance(value := self.settings.get(name), scalars.DeviceScalar):
+                raise TypeError(f"{name}: expected a number, as the arrays are on the host; got {value.array}")
+
     @property
     def name(self) -> str:
         """What the rule is called."""

@@ -97,6 +97,11 @@ class Holdings:
                 param, velocity, point = self.arrays(i)
                 self._home.point(point, rule, param, velocity, *map(param.dtype.type, (lr, momentum)))
 
+    def number(self, value: Any) -> Any:
+        """A setting as it can be saved: of a scalar in device memory, the number that it holds."""
+        with self._home.on(self.device):
+            return self._home.number(value) if hasattr(value, "owner") else value
+
     def fetch(self) -> list[list[Any]]:
         """Copies of the state on the host."""
         with self._home.on(self.device):

@@ -192,7 +192,9 @@ class Momentum(Resumable):
 
     def _setting(self, name: str) -> Any:
         values = [group.value(name, self.steps) for group in self._engine.groups]
-        return values[0] if all(value == values[0] for value in values) else values
+        same = all(value == values[0] for value in values)
+        values = [getattr(value, "owner", value) for value in values]  # of a scalar in device memory
+        return values[0] if same else values
 
     def _set(self, name: str, value: Any) -> None:
         groups = self._engine.groups

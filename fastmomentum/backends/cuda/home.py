@@ -85,7 +85,7 @@ def zero(target: Any) -> None:
     """Write zeros to one of our own arrays."""
     _wait()
     if target.size:
-        driver.device_memset(target, 0, target.nbytes)
+        driver.device_memset(target.reshape(-1), 0, target.nbytes)
     _wait()
 
 
@@ -108,7 +108,7 @@ def number(value: Any) -> float:
 def point(target: DeviceArray, rule: LookAhead, param: DeviceArray, velocity: DeviceArray, lr: Any, mu: Any) -> None:
     """Write where momentum will carry the parameter."""
     _wait()
-    run(pointing(rule), (param, velocity, target, param), (lr, mu), cuda.get_current_device().id, None)
+    run(pointing(rule), (param, velocity, target, param), (lr, mu), device_of(param) or 0, None)
     _wait()
 
 

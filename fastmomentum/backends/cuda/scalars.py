@@ -18,6 +18,11 @@ class DeviceScalar(float):
 
     array: DeviceArray
 
+    @property
+    def owner(self) -> Any:
+        """What the user passed."""
+        return self.array.owner
+
     def __new__(cls, array: DeviceArray) -> Self:
         """The number in an array of one."""
         scalar = super().__new__(cls, 0.5)
