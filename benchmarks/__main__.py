@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,33 +17,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.cases import cases
+from benchmarks.machine import caches, processor, versions
 from benchmarks.pictures import draw
 from benchmarks.summary import Result, Summary, headlines, summaries
 from fastmomentum.backends.threads import available
 
 PROCESSES = 3
 """A single process strays by 10 % here: where its pages lie decides; the medians over three do not."""
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0]}, {len(named)} cores" if named else platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """What was installed."""
-    found = {"python": platform.python_version()}
-    for package in ("fastmomentum", "numpy", "numba", "scipy", "torch", "numexpr", "jax", "optax"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def measured(threads: int, smoke: bool) -> Iterator[dict[str, Any]]:
@@ -57,16 +36,6 @@ def measured(threads: int, smoke: bool) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, run.stdout)
     if run.returncode:
         raise SystemExit(f"the measurement with {threads} threads failed")
-
-
-def caches() -> dict[str, int]:
-    """The bytes of each level of the processor's caches, where Linux tells."""
-    found = {}
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        kind, level, size = ((cache / name).read_text().strip() for name in ("type", "level", "size"))
-        if kind != "Instruction":
-            found[f"L{level}"] = int(size.removesuffix("K")) * 1024
-    return found
 
 
 def tables(found: list[Summary], results: list[Result]) -> Iterator[Table]:

@@ -205,6 +205,8 @@ class Engine:
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
+        if self._backend == "cuda":
+            raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
         made = ("_launch", "_active", "_ready", "_watched", "_stream", "lock")
         with free(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in made}

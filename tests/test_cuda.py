@@ -3,8 +3,10 @@
 The same table of rules and options for both; what the simulator has no notion of is in test_gpu.py.
 """
 
+import json
 import os
 import pickle
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -564,6 +566,32 @@ def test_lists_of_groups_of_one_array():
 
 def test_what_cannot_be_pickled_says_so():
     opt = fm.Momentum(on_device(numbers(6, np.float32, 1)), lr=0.1)
-    if not SIMULATED:
-        with pytest.raises((TypeError, pickle.PicklingError, NotImplementedError)):
-            pickle.dumps(opt)
+    for copy in (pickle.dumps, deepcopy):
+        with pytest.raises(TypeError, match="cannot be copied or pickled; save\\(\\) writes its state"):
+            copy(opt)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="on a GPU it is run for its figures")
+def test_the_benchmark_runs(tmp_path, monkeypatch):
+    from benchmarks import gpu
+
+    monkeypatch.setattr("sys.argv", ["gpu", "--smoke", "--out", str(tmp_path)])
+    gpu.main()
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["smoke"]
+    assert [case["case"] for case in record["cases"]] == ["n = 10,000", "launch overhead"]
+    assert (tmp_path / "gpu.png").exists()
+
+
+@pytest.mark.skipif(not SIMULATED, reason="the copies on the host are those that can be looked at")
+def test_every_side_of_the_benchmark_does_the_same_update(monkeypatch):
+    from benchmarks import gpu_sides
+
+    case = gpu_sides.Case("small", [(TILE + 3,)])
+    made = gpu_sides.copies(case)
+    monkeypatch.setattr(gpu_sides, "copies", lambda case: made)
+    gpu_sides.makers(case)[gpu_sides.OURS]()()
+    ((p, _, _),) = made[0]
+    np.testing.assert_allclose(p.copy_to_host(), 1.5 - gpu_sides.LR * 1e-3, rtol=1e-6)
+    gpu_sides.makers(case)[gpu_sides.COPY]()()
+    np.testing.assert_array_equal(p.copy_to_host()[: TILE // 2], np.float32(1e-3))

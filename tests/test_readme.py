@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from benchmarks.report import write
+from benchmarks.report import RESULTS, TABLES, main, write
 from fastmomentum.validation.problems import least_squares
 
 ROOT = Path(__file__).parents[1]
@@ -26,12 +26,35 @@ def test_examples_run_in_order(capsys, tmp_path, monkeypatch):
     np.testing.assert_allclose(names["target"], np.arange(5))
 
 
-@pytest.mark.parametrize("mark", ["measured", "validated"])
+@pytest.mark.parametrize("mark", TABLES)
 def test_the_tables_are_those_of_the_records(mark):
-    assert write(README) == README
+    page, record, table = TABLES[mark]
+    text = (ROOT / page).read_text()
+    assert write(page, text) == text
     begin = f"<!-- {mark}: begin -->\n"
-    assert README.split(begin)[1].startswith(("AMD", "Intel", "| predicted"))
-    assert write(README.replace(begin, begin + "stale\n")) == README
+    assert text.split(begin)[1].startswith(table(json.loads((RESULTS / record).read_text()))[0] + "\n")
+    assert write(page, text.replace(begin, begin + "stale\n")) == text
+
+
+def test_a_table_that_is_not_its_records_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    for page in ("README.md", "benchmarks/README.md"):
+        (tmp_path / page).write_text((ROOT / page).read_text())
+    monkeypatch.setattr("benchmarks.report.ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", "--check"])
+    main()
+    changed = README.replace("| 1 |", "| 9 |", 1)
+    assert changed != README
+    (tmp_path / "README.md").write_text(changed)
+    with pytest.raises(SystemExit, match="README.md: its tables are not those of the records"):
+        main()
+
+
+def test_the_record_is_a_whole_one():
+    record = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+    assert not record["smoke"]
+    assert record["processes"] == 3
+    assert all(len(times) == 3 for case in record["cases"] for times in case["runs"].values())
 
 
 def test_what_readme_says_of_the_validation_is_in_its_record():

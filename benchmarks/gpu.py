@@ -1,0 +1,136 @@
+"""Compare updates on a CUDA device: ``python -m benchmarks.gpu [--smoke] [--out FOLDER]``.
+
+Times are those of the device: events around many calls in one stream, after a warm-up, the sides in turn. What an
+update reads was written longer ago than the device's cache remembers: every side goes round copies of its arrays that
+take three times as much room as that. Launch overhead is the host's time for a call that nobody waits for.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from numba import config, cuda
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contenders import OURS
+from benchmarks.gpu_sides import COPY, SIZES, Run, cases, makers
+from benchmarks.machine import versions
+from fastmomentum.backends import cuda as backend
+
+
+def on_device(run: Run, calls: int) -> float:
+    """Seconds of the device a call."""
+    stream, begin, end = cuda.default_stream(), cuda.event(), cuda.event()
+    begin.record(stream)
+    for _ in range(calls):
+        run()
+    end.record(stream)
+    end.synchronize()
+    return max(float(begin.elapsed_time(end)), 1e-6) / 1e3 / calls
+
+
+def on_host(run: Run, calls: int) -> float:
+    """Seconds of the host a call, which nobody waits for."""
+    cuda.synchronize()
+    begin = perf_counter()
+    for _ in range(calls):
+        run()
+    spent = perf_counter() - begin
+    cuda.synchronize()
+    return spent / calls
+
+
+def alternate(sides: dict[str, Run], time: Callable[[Run, int], float], rounds: int, target: float) -> dict[str, float]:
+    """The median over rounds in which all sides take turns, every other one backwards."""
+    calls = {}
+    for name, run in sides.items():
+        for _ in range(3):
+            run()
+        calls[name] = max(1, min(1000, round(target / max(time(run, 3), 1e-9))))
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides.items())
+    for turn in range(rounds):
+        for name, run in reversed(order) if turn % 2 else order:
+            times[name].append(time(run, calls[name]))
+    return {name: median(values) for name, values in times.items()}
+
+
+def measure(smoke: bool) -> Iterator[dict[str, Any]]:
+    """All cases, one by one."""
+    rounds, target = (1, 1e-9) if smoke else (15, 5e-3)
+    for case in cases(smoke):
+        sides = {name: run for name, make in makers(case).items() if (run := make()) is not None}
+        yield {"case": case.name, "moved": case.moved, "seconds": alternate(sides, on_device, rounds, target)}
+        if case.elements <= SIZES[0]:
+            yield {"case": "launch overhead", "moved": 0, "seconds": alternate(sides, on_host, rounds, target)}
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """GB/s of ours, and the others' seconds over ours."""
+    peers = list(dict.fromkeys(name for each in found for name in each["seconds"] if name != OURS))
+    shown = Table("case", "GB/s", *peers, title="Seconds of others over ours")
+    for each in found:
+        seconds = each["seconds"]
+        rate = f"{each['moved'] / seconds[OURS] / 1e9:.0f}" if each["moved"] else ""
+        shown.add_row(each["case"], rate, *(f"{seconds[n] / seconds[OURS]:.2f}" if n in seconds else "" for n in peers))
+    return shown
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """GB/s over size, one line a contender."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sized = [(int(each["case"][4:].replace(",", "")), each) for each in found if each["case"].startswith("n = ")]
+    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for name in dict.fromkeys(name for _, each in sized for name in each["seconds"]):
+        points = [(n, each["moved"] / each["seconds"][name] / 1e9) for n, each in sized if name in each["seconds"]]
+        axis.loglog(*zip(*points), "k--" if name == COPY else "o-", label=name, linewidth=3 if name == OURS else 1)
+    axis.set(xlabel="elements", ylabel="GB/s, at 20 bytes an element")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure, print, record, draw."""
+    parser = argparse.ArgumentParser(prog="gpu", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="one small case: that it runs, not how fast")
+    parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for record and picture")
+    chosen = parser.parse_args()
+    try:
+        backend.require()
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from error
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    console, found = Console(width=None if sys.stdout.isatty() else 200), []
+    for each in measure(chosen.smoke):
+        found.append(each)
+        console.print(each["case"])
+    console.print(table(found))
+    device = "simulated" if config.ENABLE_CUDASIM else cuda.get_current_device().name
+    record = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": device.decode() if isinstance(device, bytes) else str(device),
+        "system": platform.platform(),
+        "versions": versions(),
+        "smoke": chosen.smoke,
+        "cases": found,
+    }
+    (chosen.out / "gpu.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    draw(found, chosen.out / "gpu.png")
+
+
+if __name__ == "__main__":
+    main()
