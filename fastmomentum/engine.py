@@ -140,18 +140,20 @@ class Engine:
     def _step_anew(self, grads: list[Any]) -> None:
         """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
         self._ready = False
-        before = self.steps
         active = [grad is not None for grad in grads]
-        rows = Rows(self.groups, before)
+        scheduled = any(group.scheduled for group in self.groups)
+        rows = Rows(self.groups, self.steps if scheduled else 0)  # a device may have to be waited for to know it
         first = self._at_first_step(active, rows)
+        # Whether a device left the update out is asked only where what follows depends on it.
+        tells = self.skip_nonfinite and (self._backend != "cuda" or bool(first) or scheduled)
+        before = self.skipped if tells else 0
         usual = self._watched and self._launched(grads, active, first, rows)
         # Else something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
         if not usual and not self._launched(self._build(grads), active, first, rows):
             raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
-        if self.steps == before:
+        if tells and self.skipped != before:
             return
         self.started = [started or a for started, a in zip(self.started, active)]
-        scheduled = any(group.scheduled for group in self.groups)
         if scheduled:
             self.look_ahead([i for i, a in enumerate(active) if not a])
         self._ready = usual and any(active) and not first and not scheduled
@@ -177,7 +179,8 @@ class Engine:
         """Put the points of these arrays where the momentum of the next update will carry them."""
         rule = self.update.rule if isinstance(self.update, Chain) else self.update
         if isinstance(rule, LookAhead):
-            self.held.look_ahead(which, rule, [self.groups[number] for number in self.group_of], self.steps)
+            groups = [self.groups[number] for number in self.group_of]
+            self.held.look_ahead(which, rule, groups, self.steps, self._stream)
 
     def finish(self) -> None:
         """Do what two signals, one behind the other, may have left of a step."""

@@ -117,7 +117,7 @@ def _held(name: str, value: Any) -> Any:
     A scalar in device memory stays there: it is lr or momentum, to be read at every step.
     """
     if name in SCHEDULED and not isinstance(value, float | int) and is_on_device(value):
-        return scalars.held(name, value)
+        return scalars.DeviceScalar(scalars.view(name, value))
     return checks.held(value)
 
 

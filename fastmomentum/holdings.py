@@ -86,7 +86,9 @@ class Holdings:
                 if rest == "zero"
             )
 
-    def look_ahead(self, which: Iterable[int], rule: LookAhead, groups: Sequence[Group], step: int) -> None:
+    def look_ahead(
+        self, which: Iterable[int], rule: LookAhead, groups: Sequence[Group], step: int, stream: Any = None
+    ) -> None:
         """Put the points of these parameters where the momentum of the update to come will carry them.
 
         `groups` has the group of each parameter.
@@ -94,8 +96,8 @@ class Holdings:
         with self._home.on(self.device):
             values = {i: [self._home.number(groups[i].value(name, step)) for name in SCHEDULED] for i in which}
             for i, (lr, momentum) in values.items():
-                param, velocity, point = self.arrays(i)
-                self._home.point(point, rule, param, velocity, *map(param.dtype.type, (lr, momentum)))
+                cast = self.params[i].dtype.type
+                self._home.point(rule, self.arrays(i), (cast(lr), cast(momentum)), stream)
 
     def number(self, value: Any) -> Any:
         """A setting as it can be saved: of a scalar in device memory, the number that it holds."""

@@ -1,6 +1,7 @@
 """Velocity rules with an explicit look-ahead: the update that also writes where to take the next gradient."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from fastmomentum.parts import Function, Wrap, as_it_is
@@ -52,6 +53,7 @@ class LookAhead(Update):
         return wrap(_looking_ahead(self.rule.build(wrap), wrap(self.ahead), len(self.rule.hyper)))
 
 
+@cache
 def pointing(rule: LookAhead) -> Rule:
     """The rule that moves nothing but the point."""
     ahead = rule.ahead

@@ -23,7 +23,7 @@ class Momentum(Resumable):
     params : array, sequence of arrays, or sequence of dict
         As for step(), all on the host or all on one device; updated in place. A dict {"params": ..., "lr": ..., ...} is
         a group, whose settings override those given beside `params`; all but rule, backend and threads may differ.
-    lr, momentum : float, or callable
+    lr, momentum : float, callable, or a scalar in device memory
         As for step(); a callable gets the number of the update to come, from 0, and returns the value for it.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
         As for step(). Where momentum is a function of the step, a folded Nesterov rule gets its next value too

@@ -18,7 +18,7 @@ class Progress:
 
     def __init__(self, steps: int = 0, skipped: int = 0) -> None:
         self._cells = np.zeros((COUNTERS, 2), np.int64)
-        self._elsewhere: Callable[[], int] = int
+        self._elsewhere: Callable[[], tuple[int, int]] = _nothing
         self._kept: list[object] = []
         self._skipped = 0
         self.steps, self.skipped = steps, skipped
@@ -44,33 +44,39 @@ class Progress:
             self._kept.append(reader)
 
     def add_step(self) -> None:
-        """Count an update, which may turn out to be left out."""
+        """Count an update."""
         self._cells[1, 0] += 1
 
-    def count_skipped(self, elsewhere: Callable[[], int] = int) -> None:
-        """From now on updates that turn out to be left out are counted elsewhere, where a device knows of them alone.
+    def count_elsewhere(self, elsewhere: Callable[[], tuple[int, int]]) -> None:
+        """From now on updates are counted elsewhere, where alone it is known which of them are done and left out.
 
-        They have been counted as steps here; `elsewhere` tells how many there were.
+        `elsewhere` tells both numbers, from then on.
         """
-        self.steps, self.skipped, self._elsewhere = self.steps, self.skipped, elsewhere
+        before = self.steps, self.skipped
+        self._elsewhere = elsewhere
+        self.steps, self.skipped = before
 
     @property
     def steps(self) -> int:
         """Steps done."""
-        return int(self._cells[1, 0]) - self._elsewhere()
+        return int(self._cells[1, 0]) + self._elsewhere()[0]
 
     @steps.setter
     def steps(self, value: int) -> None:
-        self._cells[1, 0] = value + self._elsewhere()
+        self._cells[1, 0] = value - self._elsewhere()[0]
 
     @property
     def skipped(self) -> int:
         """Steps left out."""
-        return self._skipped + self._elsewhere()
+        return self._skipped + self._elsewhere()[1]
 
     @skipped.setter
     def skipped(self, value: int) -> None:
-        self._skipped = value - self._elsewhere()
+        self._skipped = value - self._elsewhere()[1]
 
     def __reduce__(self) -> Any:
         return type(self), (self.steps, self.skipped)
+
+
+def _nothing() -> tuple[int, int]:
+    return 0, 0

@@ -7,7 +7,7 @@ import numpy as np
 
 from fastmomentum import backends, checks, overlaps
 from fastmomentum.backends import threads as guards
-from fastmomentum.backends.cuda.arrays import is_on_device
+from fastmomentum.backends.cuda.arrays import increment_versions, is_on_device, is_tensor
 from fastmomentum.records import Update
 from fastmomentum.settings import settle
 
@@ -134,6 +134,7 @@ def _launch(update: Update, arrays: tuple[Any, ...], row: tuple[Any, ...], strea
     overlaps.apart(names, arrays, read=1)
     with home.on(device):
         single.run(update, arrays, row, device, streams.handle_of(stream))
+    increment_versions([array.owner for array in arrays[:-1] if is_tensor(array.owner)])
 
 
 def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:

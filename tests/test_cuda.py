@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 if not cuda.is_available():
     pytest.skip("no GPU; NUMBA_ENABLE_CUDASIM=1 simulates one", allow_module_level=True)
 
+from benchmarks import gpu_sides  # noqa: E402
 from fastmomentum.backends.cuda import arrays as device_arrays  # noqa: E402
-from fastmomentum.backends.cuda import kernels, mirror, streams  # noqa: E402
+from fastmomentum.backends.cuda import kernels, launches, mirror, streams  # noqa: E402
 
 SIMULATED = "NUMBA_ENABLE_CUDASIM" in os.environ
 TILE, WIDTH = kernels.TILE, 4
@@ -468,6 +470,154 @@ def test_a_refused_step_changes_nothing(again):
     assert opt.steps == again + 1
 
 
+def test_a_step_after_a_refused_one_takes_its_own_gradients():
+    there = on_device([np.zeros(4, np.float32), np.zeros(4, np.float32)])
+    opt = fm.Momentum(there, lr=1.0, momentum=0.0)
+    old = on_device([np.ones(4, np.float32), np.ones(4, np.float32)])
+    opt.step(old)
+    (new,) = on_device([np.full(4, 100, np.float32)])
+    with pytest.raises(ValueError, match=r"grads\[1\]"):
+        opt.step([new, cuda.to_device(np.zeros(5, np.float32))])
+    opt.step([new, old[1]])
+    assert_equal(there, [np.full(4, -101, np.float32), np.full(4, -2, np.float32)])
+
+
+def test_counts_outlive_what_is_made_anew(tmp_path):
+    bad, good = np.array([np.nan, 1, 2], np.float32), np.ones(3, np.float32)
+    counts = []
+    for backend, put in (("numpy", np.array), (None, cuda.to_device)):
+        p = put(np.zeros(3, np.float32))
+        opt = fm.Momentum(p, lr=lambda t: 0.1 * (t + 1), skip_nonfinite=True, backend=backend)
+        seen = []
+        for kind in (good, bad, good, bad, None, good, bad, "again", good, good, bad):
+            if kind is None:
+                opt.reset("a test")
+            elif isinstance(kind, str):
+                opt.load_state_dict(opt.state_dict())
+            else:
+                opt.step(put(kind))
+            seen.append((opt.steps, opt.skipped))
+        counts.append((seen, p if backend else p.copy_to_host()))
+    assert counts[0][0] == counts[1][0]
+    assert counts[0][0][-1] == (5, 4)
+    assert_same_bits(counts[1][1], counts[0][1])
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_state_stands_where_vectors_do(place):
+    room, grads = on_device(numbers(3 * TILE + 4, np.float32, 2))
+    host, g = (a.copy_to_host() for a in (room, grads))
+    part = slice(place, place + 2 * TILE + 1)
+    opt = fm.Momentum([room[part]], lr=0.1)
+    for _ in range(2):
+        opt.step([grads[part]])
+    theirs = fm.Momentum([host[part]], lr=0.1)
+    for _ in range(2):
+        theirs.step([g[part]])
+    assert_equal([room], [host])
+    head = opt._engine._launch._tables._table[0, 1]
+    begin = device_arrays.DeviceArray(room, device_arrays.find_reader(room)(room)[0]).address
+    assert head == -(begin // 4 + place) % 4
+    opt.step([grads[place + 1 : place + 2 * TILE + 2]])  # none that all of them have
+    theirs.step([g[place + 1 : place + 2 * TILE + 2]])
+    assert opt._engine._launch._tables._table[0, 1] == TILE
+    assert_equal([room], [host])
+
+
+def test_patterns_of_gradients_have_their_tables_kept(monkeypatch):
+    there, grads = on_device(numbers(9, np.float32, 2)), on_device(numbers(9, np.float32, 2, 5))
+    host, g = [a.copy_to_host() for a in there], [a.copy_to_host() for a in grads]
+    opt, theirs = fm.Momentum(there, lr=0.1), fm.Momentum(host, lr=0.1)
+    patterns = [(1, 1), (1, 0), (0, 1)]
+    for turn in range(3):
+        if turn == 1:
+            monkeypatch.setattr(cuda, "device_array", lambda *given: pytest.fail("allocated"))
+        for pattern in patterns:
+            opt.step([grad if on else None for grad, on in zip(grads, pattern)])
+            theirs.step([grad if on else None for grad, on in zip(g, pattern)])
+    assert_equal(there, host)
+
+
+def test_a_point_is_compiled_once():
+    from fastmomentum import backends
+
+    opt = fm.Momentum(on_device(numbers(9, np.float32, 1)), lr=0.1, lookahead=True)
+    before = len(backends._kept)
+    for _ in range(3):
+        opt.lr = 0.2
+    assert len(backends._kept) == before
+
+
+def test_a_scalar_on_the_device_is_looked_at_in_every_step():
+    class Moving:
+        def __init__(self, array):
+            self.array = array
+
+        @property
+        def __cuda_array_interface__(self):
+            return Exported(self.array).__cuda_array_interface__
+
+    lr = Moving(cuda.to_device(np.array([1.0])))
+    there, grad = cuda.to_device(np.zeros(3)), cuda.to_device(np.ones(3))
+    opt = fm.Momentum([{"params": [there]}, {"params": [cuda.to_device(np.zeros(2))]}], lr=lr, momentum=0.0)
+    assert opt.lr is lr
+    opt.step([grad, None])
+    lr.array = cuda.to_device(np.array([10.0]))
+    opt.step([grad, None])
+    np.testing.assert_array_equal(there.copy_to_host(), -11.0)
+    lr.array = cuda.to_device(np.array([10.0, 1.0]))
+    with pytest.raises(TypeError, match="lr: expected one number"):
+        opt.step([grad, None])
+    lr.array = there[:1]
+    with pytest.raises(ValueError, match="lr: expected memory of its own"):
+        opt.step([grad, None])
+    np.testing.assert_array_equal(there.copy_to_host(), -11.0)
+
+
+class Recorded:
+    """Streams and events that write down what they are told."""
+
+    def __init__(self):
+        self.done = []
+
+    def event(self, timing):
+        made = self
+
+        class Event:
+            def record(self, stream):
+                made.done.append(("record", stream))
+
+            def wait(self, stream):
+                made.done.append(("wait", stream))
+
+        return Event()
+
+
+def test_streams_wait_for_each_other(monkeypatch):
+    told = Recorded()
+    monkeypatch.setattr(streams.config, "ENABLE_CUDASIM", 0)
+    monkeypatch.setattr(streams, "_wrapped", lambda handle: f"stream {handle}")
+    monkeypatch.setattr(streams.cuda, "event", told.event, raising=False)
+    monkeypatch.setattr(streams, "_torchs", lambda device: 77)
+    streams._event.cache_clear()
+    assert streams.streams_for(None, [None, None], 0) == ("stream 1", [])
+    assert streams.streams_for(None, [None, 5, 5], 0) == ("stream 5", [])
+    assert streams.streams_for(9, [5, 6], 0) == ("stream 9", [])
+    assert streams.streams_for(None, [device_arrays.TORCH, 6, 77, 2], 0) == ("stream 77", ["stream 6", "stream 2"])
+    streams.let_wait("stream 77", "stream 6")
+    assert told.done == [("record", "stream 6"), ("wait", "stream 77")]
+    streams._event.cache_clear()
+
+
+def test_attributes_of_a_device_have_the_names_that_cuda_gives_them():
+    bindings = pytest.importorskip("cuda.bindings.driver")
+    for name in ("MULTIPROCESSOR_COUNT", "MAX_THREADS_PER_MULTIPROCESSOR", "L2_CACHE_SIZE"):
+        assert hasattr(bindings.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+        users = "".join(Path(m.__file__).read_text() for m in (launches, gpu_sides))
+        assert f".{name}" in users
+    assert hasattr(bindings.CUpointer_attribute, "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL")
+
+
 def test_shared_memory_is_refused():
     (there,) = on_device(numbers(40, np.float32, 1))
     with pytest.raises(ValueError, match="grad: expected memory of its own; got memory that it shares with param"):
@@ -534,7 +684,7 @@ def test_a_step_that_is_captured_must_be_like_the_one_before(monkeypatch):
     opt.step(there[2])
     monkeypatch.setattr(streams, "is_capturing", lambda stream: True)
     opt.step(there[2])
-    assert opt.steps == 3
+    assert opt.steps == 2  # nothing has been done
 
 
 def test_a_second_step_compiles_nothing_and_allocates_nothing(monkeypatch):

@@ -14,8 +14,9 @@ pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="the extra cuda has no compiler here")
 
 from device_code import CAPABILITIES, OnProcessor, linked, ptx
+from numba.cuda import types
 
-from fastmomentum.backends.cuda import kernels, norms
+from fastmomentum.backends.cuda import emit, kernels, norms
 from fastmomentum.backends.cuda.columns import columns_of
 from fastmomentum.backends.cuda.operations import CONTRACTED
 
@@ -77,6 +78,61 @@ def test_the_code_for_a_device_has_the_bits_of_numpy(rule, dtype):
             for found, wanted in zip(arrays, expected):
                 both = np.isnan(found) & np.isnan(wanted)
                 assert_same_bits(np.where(both, 0, found), np.where(both, 0, wanted))
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("rule", [PYTORCH, ADAPTIVE, EVERY], ids=str)
+def test_many_arrays_on_the_processor_have_the_bits_of_numpy(rule, dtype):
+    sizes, slots = (5, 0, kernels.TILE + 3, 1, 3 * kernels.TILE, 17), len(rule.state)
+    offsets = ((0,) * 4, (1,) * 4, (3,) * 4, (0, 1, 0, 0), (1,) * 4, (2, 2, 2, 0))
+    arrays = [arrays_of(rule, n, dtype, offset, n) for n, offset in zip(sizes, offsets)]
+    table = np.zeros((len(sizes), kernels.ADDRESSES + slots + 2), np.int64)
+    hyper = np.array([row(rule, dtype, seed) for seed in range(len(sizes))], dtype)
+    for told, group in zip(table, arrays):
+        addresses = [array.ctypes.data for array in group]
+        told[:] = group[0].size, kernels.head_of(addresses, dtype.itemsize), *addresses
+    ends = np.cumsum([0, *(-(-n // kernels.TILE) for n in sizes)]).astype(np.int64)
+    expected = [[array.copy() for array in group] for group in arrays]
+    given = table.ctypes.data, ends.ctypes.data, len(sizes), ends[-1:].ctypes.data, hyper.ctypes.data
+    run = OnProcessor(kernels.make_many_kernel(rule, all_of(dtype, rule)))
+    nothing = np.zeros(1, np.int64)
+    run(3, 32, *given[:3], nothing.ctypes.data, given[4])  # no tiles: nothing is done
+    for group, wanted in zip(arrays, expected):
+        for found, before in zip(group, wanted):
+            assert_same_bits(found, before)
+    run(3, 32, *given)
+    oracle = reference.make_kernel(rule)
+    for group, wanted, values in zip(arrays, expected, hyper):
+        oracle(tuple(wanted[:-1]), wanted[-1], tuple(values))
+        for found, theirs in zip(group, wanted):
+            both = np.isnan(found) & np.isnan(theirs)
+            assert_same_bits(np.where(both, 0, found), np.where(both, 0, theirs))
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 32])
+def test_sums_on_the_processor_are_formed_in_order(dtype, stride):
+    sums, store = emit.make_sums(dtype, stride, norms.SUMS), emit.make_store(DOUBLE)
+
+    def kernel(address, count, out):
+        squares, zeros = sums(address, count)
+        store(out, squares)
+        store(out + 8, zeros)
+
+    run = OnProcessor((kernel, types.void(*[types.int64] * 3)))
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 15, 16, 17, 33, 200):
+        values = rng.standard_normal(count * stride + 1).astype(dtype) * 10.0 ** rng.integers(-8, 8, count * stride + 1)
+        values = values.astype(dtype)
+        for wrong in (None, np.inf) if count else (None,):
+            if wrong is not None:
+                values[(count - 1) * stride] = wrong
+            out, total = np.empty(2), 0.0
+            run(1, 1, values.ctypes.data, count, out.ctypes.data)
+            for x in values[: count * stride : stride].astype(np.float64):
+                total += float(x) * float(x)
+            assert out[0] == total
+            assert np.isnan(out[1]) if wrong else out[1] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,11 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def point(target: Any, rule: LookAhead, param: Any, velocity: Any, lr: Any, momentum: Any) -> None:
-    """Write where momentum will carry the parameter."""
+def point(rule: LookAhead, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: None) -> None:
+    """Write where momentum will carry the parameter, the first of the arrays."""
+    param, velocity, target = arrays
     with np.errstate(all="ignore"):
-        target[...] = rule.ahead(param, velocity, lr, momentum)
+        target[...] = rule.ahead(param, velocity, *row)
 
 
 def empty_like(array: Any) -> Any:

@@ -39,14 +39,14 @@ class Looks:
         Gradients that lie elsewhere than in the last step are taken down in the tables.
         """
         streams: dict[int | None, None] = {}
-        moved = False
+        new: dict[int, Look] = {}
         for i, (job, grad, is_active) in enumerate(zip(self._jobs, grads, active)):
             if not is_active or grad is None:
                 if is_active or grad is not None:
                     return None
                 continue
             try:
-                (param, of_param), (look, of_grad) = _read(job.arrays[0].owner), _read(grad)
+                (param, of_param), (look, of_grad) = read(job.arrays[0].owner), read(grad)
             except (TypeError, ValueError, RuntimeError):
                 return None  # the checks will say what it is
             streams[of_param] = streams[of_grad] = None
@@ -55,11 +55,19 @@ class Looks:
             if look != self._seen[i]:
                 if not self._fits(i, DeviceArray(grad, look)):
                     return None
-                tables.put(i, look.address)
-                self._seen[i], moved = look, True
-        if moved:
+                new[i] = look
+        for i, look in new.items():
+            tables.put(i, look.address)
+        if new:
             tables.write()
+        for i, look in new.items():
+            self._seen[i] = look
         return list(streams)
+
+    def is_apart(self, array: DeviceArray) -> bool:
+        """Whether the array has no byte in common with what is written."""
+        before = int(np.searchsorted(self._written[:, 0], array.address + array.nbytes)) - 1
+        return not array.size or before < 0 or bool(self._written[before, 1] <= array.address)
 
     def _fits(self, i: int, grad: DeviceArray) -> bool:
         param = self._jobs[i].arrays[0]
@@ -71,14 +79,14 @@ class Looks:
             return False
         if home.device_of(grad) not in (None, self._device):
             return False
-        before = int(np.searchsorted(self._written[:, 0], grad.address + grad.nbytes)) - 1
-        return not grad.size or before < 0 or bool(self._written[before, 1] <= grad.address)
+        return self.is_apart(grad)
 
 
-def _read(array: Any) -> tuple[Look, int | None]:
+def read(array: Any) -> tuple[Look, int | None]:
+    """The look of an array, and its stream."""
     if type(array) is DeviceArray:
         return array.look, array.stream
-    read = find_reader(array)
-    if read is None:
+    reader = find_reader(array)
+    if reader is None:
         raise TypeError("not in device memory")
-    return read(array)
+    return reader(array)

@@ -138,6 +138,10 @@ class Tables:
                 at += count * len(job.update.hyper) * job.dtype.itemsize
         self.hyper.take(numbers)
 
+    def scalars(self) -> list[tuple[str, DeviceScalar]]:
+        """The scalars in device memory, with the names that they are given for."""
+        return [item for settled in self.settled for item in settled.scalars.items()]
+
     def address(self, word: int) -> int:
         """Where this word lies in device memory."""
         return self.words.address + word * WORD

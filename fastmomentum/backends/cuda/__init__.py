@@ -1,8 +1,10 @@
 """The CUDA backend: the only place that touches numba.cuda, and nothing here does so before it is asked to."""
 
+from functools import cache
 from importlib.util import find_spec
 
 
+@cache
 def require() -> None:
     """Refuse to go on where there is no CUDA.
 

@@ -107,6 +107,8 @@ def increment_versions(tensors: Sequence[Any]) -> None:
 
 
 def _read_torch(tensor: Any) -> tuple[Look, int | None]:
+    if tensor.is_neg():
+        raise ValueError("expected a plain tensor; got one that is to be negated: resolve_neg() makes a copy")
     strides = None
     if not tensor.is_contiguous():
         strides = tuple(step * tensor.element_size() for step in tensor.stride())
@@ -121,11 +123,11 @@ def _name_of(dtype: Any) -> str:
 
 def _read_interface(value: Any) -> tuple[Look, int | None]:
     told = value.__cuda_array_interface__
-    if told["version"] < 2:
-        raise ValueError(f"expected version 2 or 3 of __cuda_array_interface__; got {told['version']}")
+    if told.get("version", 0) < 2:
+        raise ValueError(f"expected version 2 or 3 of __cuda_array_interface__; got {told.get('version')}")
     if told.get("mask") is not None:
         raise TypeError("expected a plain array; got a masked one, whose mask would be ignored")
-    address, readonly = told["data"]
+    address, readonly = told["data"] or (0, False)
     look = Look(int(address or 0), told["shape"], told["typestr"], told.get("strides"), bool(readonly))
     return look, told.get("stream")
 

@@ -11,8 +11,10 @@ from numba import config, cuda
 from numba.cuda.cudadrv import driver
 
 from fastmomentum.backends.cuda.arrays import DeviceArray, find_reader
+from fastmomentum.backends.cuda.kernels import BYTES
 from fastmomentum.backends.cuda.scalars import DeviceScalar
 from fastmomentum.backends.cuda.single import run
+from fastmomentum.backends.cuda.streams import handle_of
 from fastmomentum.checks import shown
 from fastmomentum.lookahead import LookAhead, pointing
 
@@ -28,8 +30,6 @@ def view(name: str, value: Any) -> DeviceArray:
     read = find_reader(value)
     if read is None:
         raise TypeError(f"{name}: expected an array in device memory, as others are; got {shown(value)}")
-    if getattr(value, "is_neg", bool)():
-        raise ValueError(f"{name}: expected a plain tensor; got one that is to be negated: resolve_neg() makes a copy")
     try:
         return DeviceArray(value, *read(value))
     except (TypeError, ValueError) as error:
@@ -70,8 +70,9 @@ def empty(count: int, dtype: Any) -> Any:
 
 
 def empty_like(array: DeviceArray) -> Any:
-    """A new array of Numba's, like this one."""
-    return cuda.device_array(array.shape, array.dtype)
+    """A new array of Numba's, like this one, so many bytes behind a vector's place as this one is."""
+    behind = array.address % BYTES // array.dtype.itemsize
+    return cuda.device_array(behind + array.size, array.dtype)[behind:].reshape(array.shape)
 
 
 def copy(target: Any, source: Any) -> None:
@@ -105,11 +106,9 @@ def number(value: Any) -> float:
     return float(fetch(_as_numba(value.array)).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
 
 
-def point(target: DeviceArray, rule: LookAhead, param: DeviceArray, velocity: DeviceArray, lr: Any, mu: Any) -> None:
-    """Write where momentum will carry the parameter."""
-    _wait()
-    run(pointing(rule), (param, velocity, target, param), (lr, mu), device_of(param) or 0, None)
-    _wait()
+def point(rule: LookAhead, arrays: tuple[DeviceArray, ...], row: tuple[Any, ...], stream: Any) -> None:
+    """Write where momentum will carry the parameter, the first of the arrays; nothing waits for it."""
+    run(pointing(rule), (*arrays, arrays[0]), row, device_of(arrays[0]) or 0, handle_of(stream))
 
 
 def _wait() -> None:

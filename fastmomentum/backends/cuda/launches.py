@@ -48,21 +48,25 @@ def _kept(device: int, make: Callable[[], kernels.Kernel], *key: Hashable) -> An
     return keep(("cuda", device, *key), lambda: kernels.compiled(make()))
 
 
+FEWEST = 3 if config.ENABLE_CUDASIM else 128
+"""Blocks of a launch: of fewer Numba warns, once a launch. Those that find nothing to do cost next to nothing."""
+
+
 def launch(kernel: Any, blocks: int, stream: Any, *arguments: Any, threads: int = kernels.THREADS) -> None:
-    """Run the kernel by as many blocks, or as many as the device has room for; by none where there is nothing to do."""
+    """Run the kernel by as many blocks, or as many as the device has room for; not at all for none."""
     if blocks:
-        kernel[min(blocks, _room(threads)), threads, stream](*arguments)
+        kernel[max(FEWEST, min(blocks, _room(threads))), threads, stream](*arguments)
 
 
 @lru_cache(maxsize=64)
 def _most(threads: int, device: int) -> int:
     here = cuda.get_current_device()
-    return int(here.MULTIPROCESSOR_COUNT * (here.MAX_THREADS_PER_MULTI_PROCESSOR // threads))
+    return int(here.MULTIPROCESSOR_COUNT * (here.MAX_THREADS_PER_MULTIPROCESSOR // threads))
 
 
 def _room(threads: int) -> int:
     # The simulator's device tells nothing; three blocks make every kernel go round.
-    return 3 if config.ENABLE_CUDASIM else _most(threads, cuda.get_current_device().id)
+    return FEWEST if config.ENABLE_CUDASIM else _most(threads, cuda.get_current_device().id)
 
 
 WARP = LANES

@@ -65,15 +65,17 @@ add_chunks = leaves.make_sums(DOUBLE, KINDS, ("x",))
 
 def finish(
     sums: Any, ends: Any, rows: Any, index: Any, totals: Any, arrays: Any, limit: Any,
-    factor: Any, counts: Any, tiles: Any, parts: Any, skipped: Any,
+    factor: Any, counts: Any, tiles: Any, parts: Any, done: Any,
 ) -> None:  # fmt: skip
-    """What the update reads, from the sums of all chunks; to be run by one block.
+    """What the update reads, from the sums of all chunks; one block does it.
 
     `ends` counts the chunks of all rows, of which the arrays' numbers stand at `index`; `totals` has room for the sums
     of every array. Written are the `factor` min(1, limit / (norm + 1e-6)), and `tiles`: for each part the number in
-    `counts`, or 0 if any gradient is not finite, which `skipped` then counts. All but the numbers `rows`, `arrays`,
-    `parts` and `limit` are addresses.
+    `counts`, or 0 if any gradient is not finite. `done` counts updates, the word behind it those left out. All but the
+    numbers `rows`, `arrays`, `parts` and `limit` are addresses.
     """
+    if cuda.blockIdx.x > 0:
+        return
     for i in range(cuda.threadIdx.x, arrays * KINDS, cuda.blockDim.x):
         store_double(totals + i * WORD, 0.0)
     cuda.syncthreads()
@@ -88,7 +90,8 @@ def finish(
         found = limit / (math.sqrt(add_chunks(totals, arrays)[0]) + 1e-6)
         store_double(factor, 1.0 if found > 1.0 else found)
         finite = add_chunks(totals + WORD, arrays)[0] == 0.0
-        store_word(skipped, load_word(skipped)[0] + (0 if finite else 1))
+        counter = done + (0 if finite else WORD)
+        store_word(counter, load_word(counter)[0] + 1)
         for part in range(parts):
             store_word(tiles + WORD * part, load_word(counts + WORD * part)[0] if finite else 0)
 

@@ -5,6 +5,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastmomentum.backends.cuda.arrays import DeviceArray, find_reader
+from fastmomentum.checks import shown
 
 
 class DeviceScalar(float):
@@ -30,13 +31,14 @@ class DeviceScalar(float):
         return scalar
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        return isinstance(other, DeviceScalar) and self.owner is other.owner
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return id(self.owner)
 
 
-def held(name: str, value: Any) -> DeviceScalar:
-    """The scalar in device memory that a user passed.
+def view(name: str, value: Any) -> DeviceArray:
+    """The number in device memory that a user passed.
 
     Raises
     ------
@@ -44,8 +46,9 @@ def held(name: str, value: Any) -> DeviceScalar:
         If it is no one number of float32 or float64.
     """
     read = find_reader(value)
-    assert read is not None
-    array = DeviceArray(value, read(value)[0])
+    if read is None:
+        raise TypeError(f"{name}: expected one number in device memory, as it was; got {shown(value)}")
+    array = DeviceArray(value, *read(value))
     if array.size != 1 or array.dtype not in (np.float32, np.float64) or not array.flags.aligned:
         raise TypeError(f"{name}: expected one number of float32 or float64 in device memory; got {array}")
-    return DeviceScalar(array)
+    return array

@@ -35,19 +35,28 @@ def handle_of(stream: Any) -> int | None:
     raise TypeError(f"stream: expected None, a handle or a stream of CUDA; got {shown(stream)}")
 
 
-def stream_for(asked: int | None, told: Iterable[int | None], device: int) -> Any:
-    """The stream to run in, as Numba takes it, made to wait for the others that were told of."""
+def streams_for(asked: int | None, told: Iterable[int | None], device: int) -> tuple[Any, list[Any]]:
+    """The stream to run in, as Numba takes it, and the others that arrays belong to."""
     if config.ENABLE_CUDASIM:
-        return 0
+        return 0, []
     if asked is not None:
-        return _wrapped(asked)
+        return _wrapped(asked), []
     handles = [_torchs(device) if each == TORCH else each for each in dict.fromkeys(told) if each is not None]
-    chosen, *others = dict.fromkeys(handles or [LEGACY])
-    for other in others:
-        event = cuda.event(timing=False)
-        event.record(_wrapped(other))
-        event.wait(_wrapped(chosen))
-    return _wrapped(chosen)
+    chosen, *others = map(_wrapped, dict.fromkeys(handles or [LEGACY]))
+    return chosen, others
+
+
+def let_wait(stream: Any, behind: Any) -> None:
+    """Let the stream wait for what the other has been given up to now."""
+    event = _event(behind)
+    event.record(behind)
+    event.wait(stream)
+
+
+@lru_cache(maxsize=256)
+def _event(stream: Any) -> Any:
+    # One for each stream that is waited for: whoever records it again records what comes later, which serves as well.
+    return cuda.event(timing=False)
 
 
 def _torchs(device: int) -> int:
