@@ -12,7 +12,7 @@ import pytest
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum import backends, launch
+from fastmomentum import backends, compiled
 from fastmomentum.backends import threads
 from fastmomentum.calls import Calls
 
@@ -273,7 +273,7 @@ def test_a_step_torn_by_two_signals_is_finished_by_the_next(monkeypatch):
 
 def test_the_norm_is_shared_by_elements():
     sizes = np.array([10] * 2000 + [20_000_000])
-    shares = launch._shares(sizes, 4)
+    shares = compiled._shares(sizes, 4)
     done = [
         sum(min(65_536, 20_000_000 - 65_536 * i) for i in range(max(a, 2000) - 2000, b - 2000))
         for a, b in itertools.pairwise(shares)
