@@ -1,6 +1,6 @@
 """How an optimiser's steps are carried out: what is kept between them, and what is looked at again."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -46,17 +46,19 @@ class Engine:
     """
 
     _stream: Any = None
+    _quick: Callable[[list[Any]], bool] | None
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
         self._launch: Launch
         self._active: list[bool]
         self.groups, self.group_of = layout.groups, layout.group_of
+        self._count = len(layout.group_of)
         self._backend = backends.choose(backend, layout.params)
         self._threads = default() if threads is None else threads
         self.skip_nonfinite = skip_nonfinite
         self.lock, self._progress = Lock(), Progress()
         self.held = Holdings(layout, self._backend, self.update)
-        self._build([None] * len(self.group_of))
+        self._build([None] * self._count)
         self.check_groups(self.groups, 0)
         self.rest()
         self.take_groups(self.groups)
@@ -93,8 +95,9 @@ class Engine:
             if stream is not self._stream:
                 self._launch.use(stream)
                 self._stream = stream
-            if not (self._ready and len(grads) == len(self.group_of) and self._run(grads)):
-                self._step_anew(checks.sequence("grads", grads, len(self.group_of)))
+            quick = self._quick
+            if quick is None or len(grads) != self._count or not quick(grads):
+                self._step_anew(checks.sequence("grads", grads, self._count))
 
     def _run(self, grads: list[Any]) -> bool:
         """Count an update, done or skipped; or answer False, with nothing written, if it cannot be."""
@@ -106,11 +109,11 @@ class Engine:
         """Put the state to rest; the next step of every array is its first again."""
         self.check_arrays()
         self.held.rest(self.update)
-        self.started = [False] * len(self.group_of)
+        self.started = [False] * self._count
 
     def check_arrays(self) -> None:
         """Refuse, before several are written, if one cannot be."""
-        self._build([None] * len(self.group_of))
+        self._build([None] * self._count)
 
     def check_groups(self, groups: Sequence[Group], step: int) -> None:
         """Refuse settings that the kernel of some array could not take at this step."""
@@ -127,19 +130,19 @@ class Engine:
         before, self.groups = self.groups, groups
         if [group.update.structure for group in groups] != [group.update.structure for group in before]:
             try:
-                self._build([None] * len(self.group_of))
+                self._build([None] * self._count)
             except BaseException:
                 self.groups = before
                 raise
-        self._ready = False
+        self._quick = None
         limit = groups[0].settings.get("max_norm")
         self._max_norm = None if limit is None else float(limit)  # NumPy's float32 would make the factor one
         self._measures = self.skip_nonfinite or self._max_norm is not None
-        self.look_ahead(range(len(self.group_of)))
+        self.look_ahead(range(self._count))
 
     def _step_anew(self, grads: list[Any]) -> None:
         """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
-        self._ready = False
+        self._quick = None
         active = [grad is not None for grad in grads]
         scheduled = any(group.scheduled for group in self.groups)
         rows = Rows(self.groups, self.steps if scheduled else 0)  # a device may have to be waited for to know it
@@ -156,7 +159,8 @@ class Engine:
         self.started = [started or a for started, a in zip(self.started, active)]
         if scheduled:
             self.look_ahead([i for i, a in enumerate(active) if not a])
-        self._ready = usual and any(active) and not first and not scheduled
+        if usual and any(active) and not first and not scheduled:
+            self._quick = self._run if self._measures else self._launch.run
 
     def _launched(self, grads: list[Any], active: list[bool], first: set[int], rows: Rows) -> bool:
         if active != self._active:
@@ -192,7 +196,7 @@ class Engine:
         self.finish()
         plain, written = self.held.look(grads)
         jobs = [Job(self.held.arrays(i), self.groups[group].update, group) for i, group in enumerate(self.group_of)]
-        self._active, self._ready = [], False
+        self._active, self._quick = [], None
         if self._backend == "numpy":
             self._launch = ReferenceLaunch(jobs, self._progress)
         elif self._backend == "cpu":
@@ -210,11 +214,11 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         if self._backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
-        made = ("_launch", "_active", "_ready", "_watched", "_stream", "lock")
+        made = ("_launch", "_active", "_quick", "_watched", "_stream", "lock")
         with free(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self.lock = Lock()
-        self._build([None] * len(self.group_of))
+        self._build([None] * self._count)
