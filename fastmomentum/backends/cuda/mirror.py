@@ -35,7 +35,7 @@ class Mirror:
         self.address = 0
 
     def take(self, numbers: npt.NDArray[Any]) -> None:
-        """What is to be read from now on."""
+        """What is to be read from now on: always as many bytes."""
         new = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
         if new.size != self._host.size or (new != self._host).any():
             self._host, self._sent = new.copy(), False
@@ -54,11 +54,10 @@ class Mirror:
                     "a step that is captured in a graph must be like the one before it: the same gradients' memory, "
                     "the same settings, and no array's first step; run one such step before the capture"
                 )
-            if self._in_graph or not self._copies or self._copies[-1].size < self._host.size:
-                self._copies = [*self._copies] if self._in_graph else []
-                self._copies.append(cuda.device_array(max(self._host.size, 16), np.uint8))
+            if self._in_graph or not self._copies:
+                self._copies.append(cuda.device_array(max(self._host.size, 1), np.uint8))
                 self.address, self._in_graph = address_of(self._copies[-1]), False
             if self._host.size:
-                self._copies[-1][: self._host.size].copy_to_device(self._host, stream=stream)
+                self._copies[-1].copy_to_device(self._host, stream=stream)
             self._sent = True
         self._in_graph |= capturing
