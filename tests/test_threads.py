@@ -193,13 +193,13 @@ def test_numbers_of_threads_are_checked(wrong):
 
 
 def test_a_second_caller_gets_the_serial_kernel(any_number, monkeypatch):
-    asked, real = [], backends.kernel
-    monkeypatch.setattr(backends, "kernel", lambda *args, **kw: asked.append(kw) or counting(real(*args, **kw), kw))
+    calls, make = [], backends.kernel
 
-    def counting(kernel, how):
-        return lambda *given: calls.append(how.get("parallel", False)) or kernel(*given)
+    def counting(*args, parallel=False):
+        kernel = make(*args, parallel=parallel)
+        return lambda *given: calls.append(parallel) or kernel(*given)
 
-    calls = []
+    monkeypatch.setattr(backends, "kernel", counting)
     p, g = np.zeros(1000), np.ones(1000)
     fm.step(p, np.zeros_like(p), g, lr=0.75, threads=2)
     with threads.region():

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastmomentum.backends.cuda import dlpack
 
-LEGACY, PER_THREAD, TORCH = 1, 2, -1
-"""Streams that are no handles: CUDA's two default streams by the interface's numbers, and the one that torch is on."""
+LEGACY, TORCH = 1, -1
+"""Streams that are no handles: CUDA's default stream by the interface's number, and the one that torch is on."""
 
 
 class Look(NamedTuple):
