@@ -16,6 +16,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from fastmomentum.backends.dtypes import Dtypes
 from fastmomentum.backends.headers import make_views, spans, unchanged
 from fastmomentum.backends.layout import COUNTERS, OBJECTS, SIZE, verify
+from fastmomentum.backends.loops import make_advance, make_loop
 from fastmomentum.records import Update
 
 
@@ -44,12 +45,13 @@ def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
 
     It looks for shared memory first; where it finds any, nothing is written and False comes back.
     """
-    loop = make_loop(rule)
+    written = 1 + len(rule.state)
+    loop = make_loop(make_advance(rule), written)
 
     def kernel(arrays: Any, grad: Any, hyper: Any) -> Any:
-        if not apart(spans((*arrays, grad))):
+        if not apart(spans((*arrays, grad)), written):
             return False
-        loop(arrays, grad, hyper)
+        loop(arrays, (grad,), hyper)
         return True
 
     arrays = types.BaseTuple.from_types([vector(dtype) for dtype in (dtypes.param, *dtypes.state)])
@@ -68,14 +70,14 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
     arrays, taken = 1 + len(rule.state), len(rule.hyper)
     views = make_views([vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
     memory = OBJECTS + arrays
-    loop = make_loop(rule)
+    loop = make_loop(make_advance(rule), arrays)
 
     def kernel(table: Any, written: Any, rows: Any, hyper: Any, grads: Any) -> Any:
         if not unchanged(table, written, arrays, grads):
             return False
         for row in range(rows.shape[0]):
             each = views(rows, row, memory, rows[row, SIZE])
-            loop(each[:arrays], each[arrays], to_fixed_tuple(hyper[row], taken))
+            loop(each[:arrays], each[arrays:], to_fixed_tuple(hyper[row], taken))
         count(written)
         return True
 
@@ -107,50 +109,11 @@ def vector(dtype: Any, readonly: bool = False) -> Any:
     return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
 
 
-def make_loop(rule: Update) -> Any:
-    """The loop over all elements; `range(grad.size)` without bounds, or it is not vectorised (measured: 5.7 times)."""
-    update = rule.build(register_jitable)
-    load, store = _make_load(1 + len(rule.state)), _make_store(1 + len(rule.state))
-
-    def loop(arrays: Any, grad: Any, hyper: Any) -> None:
-        for i in range(grad.size):
-            store(arrays, i, update(*load(arrays, i), grad[i], *hyper))
-
-    return register_jitable(loop)
-
-
-# Tuples of arrays are taken apart by recursion over their length, which ends at compile time: a loop over a tuple
-# would stay in the code of every element.
-
-
-def _make_load(arrays: int) -> Any:
-    if arrays == 1:
-        return register_jitable(lambda arrays, i: (arrays[0][i],))
-    rest = _make_load(arrays - 1)
-    return register_jitable(lambda arrays, i: (arrays[0][i], *rest(arrays[1:], i)))
-
-
-def _make_store(arrays: int) -> Any:
-    if arrays == 1:
-
-        def store_last(arrays: Any, i: Any, values: Any) -> None:
-            arrays[0][i] = values[0]
-
-        return register_jitable(store_last)
-    rest = _make_store(arrays - 1)
-
-    def store(arrays: Any, i: Any, values: Any) -> None:
-        arrays[0][i] = values[0]
-        rest(arrays[1:], i, values[1:])
-
-    return register_jitable(store)
-
-
 @register_jitable
-def apart(spans: Any) -> Any:
-    """Whether no two of the intervals [spans[0], spans[1]), [spans[2], spans[3]), ... have a byte in common."""
-    for i in range(0, len(spans), 2):
-        for j in range(0, i, 2):
+def apart(spans: Any, written: Any) -> Any:
+    """Whether none of the first `written` intervals [spans[0], spans[1]), ... has a byte in common with another."""
+    for i in range(0, 2 * written, 2):
+        for j in range(i + 2, len(spans), 2):
             if spans[i] < spans[j + 1] and spans[j] < spans[i + 1]:
                 return False
     return True

@@ -12,10 +12,11 @@ from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from fastmomentum.backends.cpu import TABLES, apart, compiled, count, make_loop, numbers, vector
+from fastmomentum.backends.cpu import TABLES, apart, compiled, count, numbers, vector
 from fastmomentum.backends.dtypes import Dtypes
 from fastmomentum.backends.headers import make_views, spans, unchanged
 from fastmomentum.backends.layout import OBJECTS, SIZE, verify
+from fastmomentum.backends.loops import make_advance, make_cut, make_loop
 from fastmomentum.records import Update
 
 ENDS = types.Array(types.int64, 1, "C")
@@ -26,14 +27,15 @@ LINE = 16
 
 def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
     """The function ``kernel((param, *state), grad, hyper, threads)``, else like that of the serial kernel."""
-    loop, cut = make_loop(rule), _make_cut(1 + len(rule.state))
+    written = 1 + len(rule.state)
+    loop, cut = make_loop(make_advance(rule), written), make_cut(written)
 
     def kernel(arrays: Any, grad: Any, hyper: Any, threads: Any) -> Any:
-        if not apart(spans((*arrays, grad))):
+        if not apart(spans((*arrays, grad)), written):
             return False
         for thread in prange(threads):
             first, last = share(grad.size, thread, threads), share(grad.size, thread + 1, threads)
-            loop(cut(arrays, first, last), grad[first:last], hyper)
+            loop(cut(arrays, first, last), (grad[first:last],), hyper)
         return True
 
     arrays = types.BaseTuple.from_types([vector(dtype) for dtype in (dtypes.param, *dtypes.state)])
@@ -50,7 +52,7 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
     arrays, taken = 1 + len(rule.state), len(rule.hyper)
     views = make_views([vector(dtype) for dtype in (dtypes.param, *dtypes.state, dtypes.grad)])
     memory = OBJECTS + arrays
-    loop, cut = make_loop(rule), _make_cut(arrays)
+    loop, cut = make_loop(make_advance(rule), arrays), make_cut(arrays)
 
     def kernel(table: Any, written: Any, rows: Any, hyper: Any, ends: Any, threads: Any, grads: Any) -> Any:
         if not unchanged(table, written, arrays, grads):
@@ -63,7 +65,7 @@ def make_many_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:
                 start = first - (ends[row] - size)
                 stop = min(size, start + last - first)
                 each = views(rows, row, memory, size)
-                loop(cut(each[:arrays], start, stop), each[arrays][start:stop], to_fixed_tuple(hyper[row], taken))
+                loop(cut(each[:arrays], start, stop), (each[arrays][start:stop],), to_fixed_tuple(hyper[row], taken))
                 first += stop - start
                 row += 1
         count(written)
@@ -91,11 +93,3 @@ def holding(ends: Any, element: Any) -> Any:
         else:
             low = middle + 1
     return low
-
-
-def _make_cut(arrays: int) -> Any:
-    """A function ``cut(arrays, first, last)``: the same part of each of so many arrays."""
-    if arrays == 1:
-        return register_jitable(lambda arrays, first, last: (arrays[0][first:last],))
-    rest = _make_cut(arrays - 1)
-    return register_jitable(lambda arrays, first, last: (arrays[0][first:last], *rest(arrays[1:], first, last)))

@@ -37,6 +37,29 @@ def make_update(rule: Update, dtypes: Dtypes, width: int) -> Callable[..., None]
     return update
 
 
+def make_scalar(rule: Update) -> Callable[..., Any]:
+    """See :func:`fastmomentum.backends.cuda.inside.make_scalar`."""
+    compute = rule.build()
+
+    def scalar(p: Any, *others: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return compute(p, *map(p.dtype.type, others))
+
+    return scalar
+
+
+def make_element(rule: Update) -> Callable[..., None]:
+    """See :func:`fastmomentum.backends.cuda.inside.make_element`."""
+    scalar, behind = make_scalar(rule), 2 + len(rule.state)
+
+    def element(i: int, *given: Any) -> None:
+        arrays = given[:behind]
+        for array, number in zip(arrays, scalar(*(each[i] for each in arrays), *given[behind:])):
+            array[i] = number
+
+    return element
+
+
 def make_loads(dtype: np.dtype[Any], count: int) -> Callable[..., Any]:
     """See :func:`fastmomentum.backends.cuda.emit.make_loads`."""
     return lambda address: tuple(_numbers(address + i * dtype.itemsize, dtype, 1)[0] for i in range(count))

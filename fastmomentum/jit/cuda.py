@@ -1,0 +1,78 @@
+"""The rules inside other people's CUDA kernels, compiled by numba-cuda; needs the extra `cuda`.
+
+``fm.jit.cuda.pytorch`` and every other rule's name is that rule as a device function of scalars. Its arithmetic is
+strict: nothing is contracted to FMA, and the bits are the host's::
+
+    i = cuda.grid(1)
+    if i < p.size:
+        p[i], v[i] = pytorch(p[i], v[i], g[i], lr, momentum, keep)
+"""
+
+from typing import Any
+
+from fastmomentum.backends import keep
+from fastmomentum.backends.cuda import kernels, leaves
+from fastmomentum.records import Update
+from fastmomentum.rules import find, names
+
+__all__ = ["kernel", "update"]
+
+
+def update(rule: str | Update) -> Any:
+    """``(p, *state, g, *hyper) -> (p, *state)``: one element's update, for device code.
+
+    As :func:`fastmomentum.jit.update`: everything is cast to the dtype of p, float32 or float64.
+
+    Parameters
+    ----------
+    rule : str, Rule or chain
+        The update rule.
+
+    Returns
+    -------
+    function
+        For functions decorated with ``numba.cuda.jit``; in Numba's simulator a Python function.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such rule.
+    """
+    chosen = find(rule)
+    return keep(("device scalar", chosen.structure), lambda: leaves.make_scalar(chosen))
+
+
+def kernel(rule: str | Update) -> Any:
+    """``(p, *state, g, *hyper) -> None``: one fused update of arrays in place, shared out over all threads of the grid.
+
+    All threads call it; any grid does any size. It checks nothing: arrays are of one length and dtype, and those
+    written share no memory with another. After it, a thread may read what it has written itself, others only behind a
+    barrier of the whole grid or in the next launch.
+
+    Parameters
+    ----------
+    rule : str, Rule or chain
+        The update rule.
+
+    Returns
+    -------
+    function
+        For functions decorated with ``numba.cuda.jit``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such rule.
+    """
+    chosen = find(rule)
+    return keep(("device grid", chosen.structure), lambda: kernels.make_grid_kernel(chosen))
+
+
+def __getattr__(name: str) -> Any:
+    if name in names():
+        return update(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}, and there is no rule of that name")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *names()]

@@ -1,0 +1,194 @@
+"""Rules as functions of scalars, of arrays, and of C pointers."""
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.backends import fused, keep, loops, pointers
+from fastmomentum.records import Update
+from fastmomentum.rules import find
+
+
+def update(rule: str | Update) -> Any:
+    """``(p, *state, g, *hyper) -> (p, *state)``: one element's update, for code compiled by Numba.
+
+    It is inlined: the loop around it holds no call, and is vectorised as one written by hand. ``fm.jit.<name>`` is
+    ``fm.jit.update("<name>")``.
+
+    Parameters
+    ----------
+    rule : str, Rule or chain
+        The update rule.
+
+    Returns
+    -------
+    function
+        Takes scalars of float32 or float64; all are cast to the dtype of p first, so that hyper-parameters may be
+        Python's floats. Without state it returns a tuple of one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such rule.
+
+    Notes
+    -----
+    How it rounds is up to the function that calls it: under ``fastmath=True`` the bits are others, and with Numba's own
+    ``error_model`` a rule that divides raises ZeroDivisionError in the middle of an array; give
+    ``error_model="numpy"``. :func:`kernel` is strict whoever calls it.
+
+    Examples
+    --------
+    >>> import numba, numpy as np, fastmomentum as fm
+    >>> pytorch = fm.jit.pytorch
+    >>> @numba.njit
+    ... def descend(p, v, h, steps, lr, momentum, keep):
+    ...     for _ in range(steps):
+    ...         for i in range(p.size):
+    ...             p[i], v[i] = pytorch(p[i], v[i], h[i] * p[i], lr, momentum, keep)
+    >>> p, v, h = np.ones(3), np.zeros(3), np.array([1.0, 2.0, 4.0])
+    >>> descend(p, v, h, 100, *fm.jit.hyper("pytorch", lr=0.1, momentum=0.5))
+    >>> bool(np.abs(p).max() < 1e-4)
+    True
+    """
+    chosen = find(rule)
+    return keep(("scalar", chosen.structure), lambda: loops.make_scalar(chosen))
+
+
+def hyper(rule: str | Update, dtype: Any = np.float64, **values: float) -> tuple[Any, ...]:
+    """The hyper-parameters that the rule's functions take, in their order, derived and checked.
+
+    What is derived (1 − τ, 1 − β, 1 − lr·λ) is computed in double precision and then cast to `dtype`, as everywhere in
+    the package.
+
+    Parameters
+    ----------
+    rule : str, Rule or chain
+        The update rule.
+    dtype : dtype
+        float32 or float64, that of the arrays.
+    **values
+        lr, momentum and whatever else the rule declares.
+
+    Returns
+    -------
+    tuple of numpy scalars
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is missing, is none of the rule's, or is out of its range.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> print(*fm.jit.hyper("ema", lr=0.1, momentum=0.75))
+    0.1 0.75 0.25
+    """
+    return checks.hyper(find(rule), values, checks.dtype(dtype))
+
+
+def kernel(rule: str | Update) -> Any:
+    """``(p, *state, g, *hyper) -> None``: one fused update of arrays in place, for code compiled by Numba.
+
+    Parameters
+    ----------
+    rule : str, Rule or chain
+        The update rule.
+
+    Returns
+    -------
+    function
+        Compiled for the dtypes that it is called with. Takes C-contiguous arrays of one dimension, one shape and one
+        dtype, float32 or float64, and numbers, which are cast to that dtype; gradients may be read-only. It allocates
+        nothing, holds no lock, and has the bits of :func:`fastmomentum.step`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such rule. Where it is called: ``numba.TypingError`` while the caller compiles, if a type is not
+        as above; ValueError, with nothing written, if shapes differ or what is written shares memory with another.
+
+    Examples
+    --------
+    >>> import numba, numpy as np, fastmomentum as fm
+    >>> classical = fm.jit.kernel("classical")
+    >>> @numba.njit
+    ... def descend(p, v, g, h, steps):
+    ...     for _ in range(steps):
+    ...         g[:] = h * p
+    ...         classical(p, v, g, 0.1, 0.5)
+    >>> p = np.ones(3)
+    >>> descend(p, np.zeros(3), np.empty(3), np.array([1.0, 2.0, 4.0]), 100)
+    >>> bool(np.abs(p).max() < 1e-4)
+    True
+    """
+    chosen = find(rule)
+    return keep(("embedded", chosen.structure), lambda: fused.make_kernel(chosen))
+
+
+@dataclass(frozen=True)
+class CFunction:
+    """A C function; it is freed with this object.
+
+    Attributes
+    ----------
+    prototype : str
+        Its declaration, with what `arrays` and `hyper` hold.
+    address : int
+        Where it is: the value of the function pointer.
+    ctypes : object
+        The same for Python's ctypes.
+    """
+
+    prototype: str
+    address: int
+    ctypes: Any = field(repr=False)
+    _owner: Any = field(repr=False)
+
+
+PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_double))
+
+
+def cfunc(rule: str | Update, dtype: Any) -> CFunction:
+    """One fused update as a C function: ``void update(int64_t n, T **arrays, const double *hyper)``.
+
+    `arrays` points to the addresses of p, the state and g, in this order, of n elements each; `hyper` to the rule's
+    hyper-parameters, which are cast to T (:func:`hyper`; derived ones are given, too). One prototype serves all rules.
+    The function may be called from any thread, allocates nothing, and checks nothing: what is written shares no memory
+    with another array.
+
+    Parameters
+    ----------
+    rule : str, Rule or chain
+        The update rule.
+    dtype : dtype
+        T: float32 (float) or float64 (double).
+
+    Returns
+    -------
+    CFunction
+        Its prototype, its address, and itself for ctypes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such rule, or dtype is another.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> update = fm.jit.cfunc("pytorch", np.float32)
+    >>> print(update.prototype)
+    void update(int64_t n, float *arrays[3] /* p, velocity, g */, const double hyper[3] /* lr, momentum, keep */)
+    """
+    chosen, kind = find(rule), checks.dtype(dtype)
+    made: Any = keep(("pointer", chosen.structure, kind), lambda: pointers.make_pointer(chosen, kind))
+    names, name = ("p", *chosen.slots, "g"), "float" if kind == np.float32 else "double"
+    arrays = f"{name} *arrays[{len(names)}] /* {', '.join(names)} */"
+    numbers = f"const double hyper[{len(chosen.hyper)}] /* {', '.join(chosen.hyper)} */"
+    prototype = f"void update(int64_t n, {arrays}, {numbers})"
+    return CFunction(prototype, made.address, PROTOTYPE(made.address), made)
