@@ -6,12 +6,12 @@ writes to an array, so a step refused here has changed nothing. NaN and infinite
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.ranges import Range
+from fastmomentum.ranges import ABOVE_ZERO, Range
 from fastmomentum.records import Update
 
 Array = npt.NDArray[Any]
@@ -63,11 +63,39 @@ def threads(value: object) -> int | None:
     """`value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
     if value is None:
         return None
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
-    if not whole or (value < 1 and value != -1):  # type: ignore[operator]
-        kind = ValueError if whole else TypeError
+    if not _is_whole(value) or (value < 1 and value != -1):
+        kind = ValueError if _is_whole(value) else TypeError
         raise kind(f"threads: expected a whole number >= 1, or -1 for all; got {shown(value)}")
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)
+
+
+def whole(name: str, value: object, least: int = 0) -> int:
+    """`value` as an int, if it is a whole number from `least` to 2⁶²."""
+    value = held(value)
+    if not _is_whole(value) or not least <= value <= 2**62:
+        kind = ValueError if _is_whole(value) else TypeError
+        raise kind(f"{name}: expected a whole number from {least} to 2**62; got {shown(value)}")
+    return int(value)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
+def ends(m: object, L: object) -> tuple[float, float]:
+    """The ends of a spectrum, 0 < m ≤ L, as floats."""
+    low, high = number("m", m, ABOVE_ZERO), number("L", L, ABOVE_ZERO)
+    if low > high:
+        raise ValueError(f"m, L: expected m <= L, the least and the greatest curvature; got m = {low}, L = {high}")
+    return low, high
+
+
+def dtype(value: Any) -> np.dtype[Any]:
+    """`value` as a dtype, if arrays may have it."""
+    for known in DTYPES:
+        if value is not None and known == value:
+            return known
+    raise TypeError(f"dtype: expected float32 or float64; got {value!r}")
 
 
 def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ def test_importing_loads_neither_numba_nor_scipy():
         import sys, fastmomentum as fm
         heavy = {"numba", "llvmlite", "scipy", "torch", "matplotlib", "sklearn", "rich"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
-        fm.rules.pytorch, fm.stages.box, fm.chain, fm.Rule, fm.step, fm.Momentum
+        fm.rules.pytorch, fm.stages.box, fm.chain, fm.Rule, fm.step, fm.Momentum, fm.schedules.one_cycle
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
         """
     fresh_python(code)

@@ -8,9 +8,9 @@ at critical damping, where the optimal tunings lie, the error grows like t·ρ^t
 :func:`certificate` take that in.
 """
 
+from fastmomentum.schedules.chebyshev import Chebyshev
 from fastmomentum.theory.averages import bias_corrected, effective_window, ema_weights, terminal_velocity
 from fastmomentum.theory.certificates import certificate
-from fastmomentum.theory.chebyshev import Chebyshev
 from fastmomentum.theory.counts import iterations
 from fastmomentum.theory.methods import Tuning
 from fastmomentum.theory.noise import stationary_variance

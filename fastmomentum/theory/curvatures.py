@@ -38,12 +38,9 @@ def check_spectrum(value: Any) -> Floats:
 
 def check_ends(m: Any, L: Any) -> tuple[float, float]:
     """The ends of a spectrum, 0 < m ≤ L, as floats."""
-    low, high = check_curvature(m, "m"), check_curvature(L, "L")
-    if low.ndim or high.ndim:
-        raise ValueError(f"m, L: expected numbers; got shapes {low.shape} and {high.shape}")
-    if low > high:
-        raise ValueError(f"m, L: expected m <= L, the least and the greatest curvature; got m = {low}, L = {high}")
-    return float(low), float(high)
+    check_curvature(m, "m")
+    check_curvature(L, "L")
+    return checks.ends(m, L)
 
 
 def curvatures(spectrum: Any) -> Floats:

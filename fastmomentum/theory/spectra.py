@@ -134,6 +134,18 @@ def _ends(product: Product, size: int, tol: float) -> Spectrum:
     return Spectrum(float(values[0]), float(values[1]), *errors)
 
 
+def check_spectrum(value: Any) -> Spectrum:
+    """`value` as a Spectrum: m ≤ L, with errors of at least 0."""
+    if not isinstance(value, tuple | list) or not 2 <= len(value) <= 4:
+        raise TypeError(f"spectrum: expected a Spectrum, or (m, L); got {checks.shown(value)}")
+    found = Spectrum(*(checks.number(name, each, FINITE) for name, each in zip(Spectrum._fields, value)))
+    if found.m > found.L:
+        raise ValueError(f"spectrum: expected m <= L; got m = {found.m:.6g}, L = {found.L:.6g}")
+    for name in ("m_error", "L_error"):
+        checks.number(name, getattr(found, name), AT_LEAST_ZERO)
+    return found
+
+
 class Tuned(NamedTuple):
     """Settings for a problem, and what they will do there.
 
@@ -208,18 +220,13 @@ def tune(
     >>> round(tuned.rate, 4), tuned.iterations, round(tuned.headroom, 3)
     (0.8215, 97, 0.03)
     """
-    if not isinstance(spectrum, tuple | list) or not 2 <= len(spectrum) <= 4:
-        raise TypeError(f"spectrum: expected a Spectrum, or (m, L); got {checks.shown(spectrum)}")
-    found = Spectrum(*(checks.number(name, value, FINITE) for name, value in zip(Spectrum._fields, spectrum)))
-    if found.m > found.L:
-        raise ValueError(f"spectrum: expected m <= L; got m = {found.m:.6g}, L = {found.L:.6g}")
+    found = check_spectrum(spectrum)
     margin = checks.number("margin", margin, BELOW_ONE)
-    errors = [checks.number(name, getattr(found, name), AT_LEAST_ZERO) for name in ("m_error", "L_error")]
-    m, L = (found.m - errors[0]) * (1.0 - margin), (found.L + errors[1]) * (1.0 + margin)
+    m, L = (found.m - found.m_error) * (1.0 - margin), (found.L + found.L_error) * (1.0 + margin)
     if m <= 0.0:
         raise ValueError(
             f"spectrum: expected m above its error, as without curvature there is no rate; got m = {found.m:.6g} ± "
-            f"{errors[0]:.2g}. Weight decay λ makes it m + λ"
+            f"{found.m_error:.2g}. Weight decay λ makes it m + λ"
         )
     lr, momentum, rate = optimal(m, L, rule=rule, **hyper)
     steps = iterations(lr, momentum, (m, L), tol, rule=rule, **hyper)
