@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmomentum import rules, stages, theory
+    from fastmomentum import jit, rules, schedules, stages, theory
     from fastmomentum.backends.threads import set_threads
     from fastmomentum.chains import chain
     from fastmomentum.conventions import convert
     from fastmomentum.flat import flatten
     from fastmomentum.optimizer import Momentum
     from fastmomentum.records import Rule, Stage
+    from fastmomentum.solvers import minimize
     from fastmomentum.update import step
 
 __version__ = "0.1.0.dev0"
@@ -25,6 +26,7 @@ _home = {
     "chain": "chains",
     "convert": "conventions",
     "flatten": "flat",
+    "minimize": "solvers",
     "set_threads": "backends.threads",
     "step": "update",
 }
@@ -37,7 +39,10 @@ __all__ = [
     "chain",
     "convert",
     "flatten",
+    "jit",
+    "minimize",
     "rules",
+    "schedules",
     "set_threads",
     "stages",
     "step",

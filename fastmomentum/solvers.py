@@ -1,0 +1,157 @@
+"""`minimize`: momentum methods as compiled solvers, with SciPy's manners."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from scipy.optimize import OptimizeResult, OptimizeWarning
+
+from fastmomentum import checks, theory
+from fastmomentum.descents import Descent, told_of
+from fastmomentum.domains import brought_within, limits_of, start_of
+from fastmomentum.objectives import objective_of
+from fastmomentum.paces import pace_of
+from fastmomentum.ranges import AT_LEAST_ZERO
+
+
+def minimize(
+    fun: Callable[..., Any],
+    x0: Any,
+    args: Any = (),
+    *,
+    jac: Any = None,
+    hess: Callable[..., Any] | None = None,
+    hessp: Callable[..., Any] | None = None,
+    bounds: Any = None,
+    constraints: Any = (),
+    callback: Callable[..., Any] | None = None,
+    tol: float | None = None,
+    rule: Any = "nesterov_positions",
+    lr: Any = None,
+    momentum: Any = None,
+    spectrum: Any = None,
+    l1: float = 0.0,
+    restart: Any = None,
+    gtol: float | None = None,
+    ftol: float = 0.0,
+    maxiter: int = 100_000,
+    disp: bool = False,
+    **unknown: Any,
+) -> OptimizeResult:
+    """min f(x) + l1·‖x‖₁ within bounds, by gradients and momentum: x⁺ = prox(p − lr·g), then the rule's extrapolation.
+
+    With `fun` and `jac` compiled by Numba the whole loop is compiled. Also SciPy's custom method:
+    ``scipy.optimize.minimize(fun, x0, jac=..., method=fm.minimize, options={"rule": ...})``.
+
+    Parameters
+    ----------
+    fun : callable
+        ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) where `jac` is True. x must be left as it is.
+    x0 : array_like
+        Where to start, of one dimension. float32 stays float32, all else is float64. Brought within the bounds, with an
+        OptimizeWarning, if it lies outside.
+    args : tuple
+        What `fun`, `jac`, `hess` and `hessp` take beside x.
+    jac : callable, True, None, "2-point" or "3-point"
+        ``jac(x, *args)`` → gradient, like x; None and "2-point" take differences of `fun`, "3-point" central ones.
+    hess, hessp : callable, optional
+        ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector; used where a spectrum is to be estimated.
+    bounds : scipy.optimize.Bounds or sequence of (low, high), optional
+        None and infinities are no bound. `fun` and `jac` are asked within them alone.
+    constraints : None
+        Others are refused.
+    callback : callable, optional
+        ``callback(x)`` or ``callback(intermediate_result)`` behind each step, as SciPy has it; StopIteration ends it.
+    tol : float, optional
+        `gtol`, where that is not given.
+    rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev"}
+        Nesterov's method, gradient descent, Polyak's heavy ball, Chebyshev's semi-iteration.
+    lr, momentum : float or callable, optional
+        Numbers, or functions of the step since the last restart. Where they are not given, by `rule`:
+        heavy_ball and chebyshev take both from the spectrum (:func:`fastmomentum.theory.tune`, with its margin of 2 %),
+        heavy_ball momentum 0.9 where lr is given. sgd takes lr from a spectrum that is given, else by backtracking.
+        nesterov_positions takes both from a spectrum that is given (1/L and (√κ − 1)/(√κ + 1), proven for all convex
+        functions with these curvatures); else lr by backtracking and momentum from Nesterov's own sequence
+        (:class:`fastmomentum.schedules.Nesterov`).
+    spectrum : (m, L), Spectrum or True, optional
+        Curvatures of f; True estimates them at x0 (:func:`fastmomentum.theory.spectrum`).
+    l1 : float
+        λ₁ ≥ 0 of the term λ₁‖x‖₁, which is not in `fun`.
+    restart : {"gradient", "function", False}, optional
+        When a step is taken again from rest: where it would go up the gradient, or where the objective rises; unless
+        given, by gradient with Nesterov's own sequence, else never.
+    gtol : float
+        Ends where max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is within it; 1e-5 unless given.
+    ftol : float
+        Ends where 10 steps in a row change the objective f by no more than ftol·max(|f|, 1); 0 for never.
+    maxiter : int
+        Steps at most.
+    disp : bool
+        Whether to print how it goes, about each second, and how it ended.
+    **unknown
+        Other options get an OptimizeWarning.
+
+    Returns
+    -------
+    scipy.optimize.OptimizeResult
+        x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
+        diverged, 3 no step found, 99 stopped by the callback), message, optimality (what gtol is compared with),
+        restarts, lr and momentum of the last step. Without success x is the best point met.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument cannot be served; `fun` or its gradient is not finite at x0 or not of the right shape; or a
+        spectrum is asked of a function that has no positive curvature there.
+
+    Notes
+    -----
+    A step costs a gradient and two passes over memory. `fun` itself is evaluated where that is asked for: by
+    backtracking, restart="function", ftol, callback, disp. Backtracking: Beck and Teboulle 2009, with steps that may
+    grow again by a twentieth. Restarts: O'Donoghue and Candès 2015. The extrapolated point is projected on the bounds,
+    too: a projection brings it nearer to all points within, so Beck and Teboulle's proof holds as it is. With l1 or
+    bounds x is what the proximal map gave, so that its zeros are zeros and its bounds are met.
+
+    Examples
+    --------
+    >>> import numba, numpy as np, fastmomentum as fm
+    >>> @numba.njit
+    ... def fun(x, A, b):
+    ...     return 0.5 * x @ (A @ x) - b @ x
+    >>> @numba.njit
+    ... def jac(x, A, b):
+    ...     return A @ x - b
+    >>> A, b = np.array([[3.0, 1.0], [1.0, 2.0]]), np.array([1.0, -4.0])
+    >>> found = fm.minimize(fun, np.zeros(2), (A, b), jac=jac, rule="heavy_ball", gtol=1e-9)
+    >>> print(found.x.round(6), found.success)
+    [ 1.2 -2.6] True
+    >>> print(fm.minimize(fun, np.zeros(2), (A, b), jac=jac, bounds=[(0, None), (0, None)]).x.round(4))
+    [0.3333 0.    ]
+    """
+    if unknown:
+        warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=2)
+    if constraints is not None and (not isinstance(constraints, tuple | list) or len(constraints)):
+        raise ValueError("constraints: expected none but bounds; a proximal map serves no others")
+    start = start_of(x0)
+    limits = limits_of(bounds, start)
+    start = brought_within(start, limits)
+    args = args if isinstance(args, tuple) else (args,)
+    l1, ftol = checks.number("l1", l1, AT_LEAST_ZERO), checks.number("ftol", ftol, AT_LEAST_ZERO)
+    gtol = checks.number("gtol", next(each for each in (gtol, tol, 1e-5) if each is not None), AT_LEAST_ZERO)
+    maxiter, disp = checks.whole("maxiter", maxiter), checks.switch("disp", disp)
+
+    def estimate() -> theory.Spectrum:
+        return theory.spectrum(descent.gradient, start, hessp=_products(hess, hessp, args))
+
+    descent = Descent(objective_of(fun, jac, limits), start, args, limits, l1, gtol, ftol)
+    pace = pace_of(rule, lr, momentum, spectrum, restart, estimate)
+    found = descent.result(descent.run(pace, maxiter, told_of(callback, disp), often=callback is not None))
+    if disp:
+        print(f"{found.message}: {found.nit:,} steps, objective {found.fun:.10g}, optimality {found.optimality:.2g}")
+    return found
+
+
+def _products(hess: Any, hessp: Any, args: tuple[Any, ...]) -> Callable[[Any, Any], Any] | None:
+    if hessp is not None:
+        return lambda x, v: hessp(x, v, *args)
+    return None if hess is None else lambda x, v: hess(x, *args) @ v
