@@ -1,4 +1,7 @@
-"""Compare ``fm.minimize`` with other solvers: ``python -m benchmarks.solvers [--smoke] [--out FOLDER]``."""
+"""``fm.minimize`` beside other solvers, and what updates cost in compiled code.
+
+``python -m benchmarks.solvers [--smoke] [--out FOLDER]``.
+"""
 
 import argparse
 import json
@@ -11,6 +14,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from benchmarks.contenders import OURS
+from benchmarks.embedding import goals, ratios
 from benchmarks.machine import processor, versions
 from benchmarks.solver_cases import CASES, Case
 from benchmarks.timing import alternate
@@ -45,7 +49,7 @@ def table(record: dict[str, Any]) -> list[str]:
         counts = " | ".join("" if taken is None else f"{taken:,}" for taken in each["iterations"])
         figures = f"{each['ratio']:.2g} | {each['difference']:+.0e} | {counts}"
         lines.append(f"| {each['case']} | {each['peer']} | {figures} |")
-    return lines
+    return [*lines, "", *goals(record["embedded"])]
 
 
 def main() -> None:
@@ -59,6 +63,7 @@ def main() -> None:
     # The sides would share out the cores of a machine by themselves, each library in its own way.
     with threadpool_limits(limits=1):
         found = [compared(name, make(), rounds) for name, make in CASES.items()]
+        embedded = ratios(rounds, chosen.smoke)
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": processor(),
@@ -67,6 +72,7 @@ def main() -> None:
         "rounds": rounds,
         "smoke": chosen.smoke,
         "cases": found,
+        "embedded": embedded,
     }
     (chosen.out / "solvers.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(*table(record), sep="\n")

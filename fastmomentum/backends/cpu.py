@@ -27,10 +27,7 @@ def compiled(function: Callable[..., Any], signature: Any, parallel: bool = Fals
     by zero as in NumPy (the default raises in mid-array), and no disk cache (numba#6264, #6845: closures miss it, and
     can be given each other's code).
     """
-    if config.DISABLE_JIT:
-        raise RuntimeError(
-            "backend 'cpu' needs Numba's compiler, which NUMBA_DISABLE_JIT has off; 'numpy' has the same bits"
-        )
+    need_compiler()
     try:
         dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)
     except NumbaError as error:
@@ -38,6 +35,14 @@ def compiled(function: Callable[..., Any], signature: Any, parallel: bool = Fals
     dispatcher.disable_compile()
     kernel: Callable[..., Any] = dispatcher
     return kernel
+
+
+def need_compiler() -> None:
+    """Refuse to go on without Numba's compiler."""
+    if config.DISABLE_JIT:
+        raise RuntimeError(
+            "backend 'cpu' needs Numba's compiler, which NUMBA_DISABLE_JIT has off; 'numpy' has the same bits"
+        )
 
 
 def make_kernel(rule: Update, dtypes: Dtypes) -> Callable[..., bool]:

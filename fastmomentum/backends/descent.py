@@ -12,7 +12,8 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
-from fastmomentum.backends.passes import KINDS, LANES, Terms, make_advance, make_measure
+from fastmomentum.backends.embedded import STRICT
+from fastmomentum.backends.passes import Terms, make_advance, make_measure
 
 RUNNING, CONVERGED, SETTLED, DIVERGED, STUCK = range(5)
 ENOUGH = 10
@@ -46,6 +47,13 @@ class Plan(NamedTuple):
     backtracking: bool
     restart: str
     valued: bool
+
+    @property
+    def sums(self) -> frozenset[str]:
+        """What is to be measured of each step."""
+        asked = {"squares": True, "slope": self.restart == "gradient", "descent": self.backtracking}
+        asked |= dict.fromkeys(("size", "size_next"), self.terms.l1)
+        return frozenset(name for name, wanted in asked.items() if wanted)
 
 
 class Numbers(NamedTuple):
@@ -98,7 +106,7 @@ def make_run(plan: Plan, evaluate: Callable[..., Any], value_at: Callable[..., A
     steps since a restart, the last of each for all that follow; `settings` are l1, gtol, ftol, and how exact values of
     `fun` are.
     """
-    advance, measure = make_advance(plan.rule, plan.terms), make_measure(plan.terms)
+    advance, measure = make_advance(plan.rule, plan.terms), make_measure(plan.terms, plan.sums)
     look = _make_look(value_at) if plan.backtracking or plan.restart == "function" else _no_look
     is_too_far, grown = (_exceeds, _grown) if plan.backtracking else (_never, _as_it_is)
     is_astray = {"gradient": _climbs, "function": _rises, "never": _never}[plan.restart]
@@ -111,13 +119,12 @@ def make_run(plan: Plan, evaluate: Callable[..., Any], value_at: Callable[..., A
         p, q, next_p, next_q, best, g = arrays
         value, objective, least, norm, scale, since, restarts, quiet = numbers
         l1, gtol, ftol, noise = settings
-        lanes = np.empty(KINDS * LANES)
         status, done = RUNNING, 0
         while status == RUNNING and done < steps:
             lr, mu = scale * float(lrs[min(since, lrs.size - 1)]), float(mus[min(since, mus.size - 1)])
             advance((next_p, next_q), (p, q), g, lr, mu, l1, limits)
             after, before = moved(next_p, next_q, p, q)
-            found = measure(lanes, p, g, after, before, lr, l1, limits)
+            found = measure(p, g, after, before, lr, l1, limits)
             if not np.isfinite(found.squares) or not np.isfinite(value):
                 status = DIVERGED
                 break
@@ -129,7 +136,7 @@ def make_run(plan: Plan, evaluate: Callable[..., Any], value_at: Callable[..., A
             there = smooth + l1 * size
             if is_too_far(value, smooth, found, lr, noise):
                 scale *= SHORTER
-                if scale < LEAST or found.largest * p.size <= noise * found.size:
+                if scale < LEAST or found.largest <= noise * np.abs(p).max():
                     status = STUCK
                 continue
             if since > 0 and is_astray(found, there, objective):
@@ -153,7 +160,7 @@ def make_run(plan: Plan, evaluate: Callable[..., Any], value_at: Callable[..., A
         numbers = Numbers(value, objective, least, norm, scale, since, restarts, quiet)
         return status, done, (p, q, next_p, next_q, best, g), numbers
 
-    return njit(error_model="numpy", nogil=True)(run) if compiled else run
+    return njit(**STRICT)(run) if compiled else run
 
 
 def _make_look(value_at: Callable[..., Any]) -> Any:

@@ -1,11 +1,10 @@
 """Kernels that form the gradient of a coordinate and use it at once; :mod:`fastmomentum.jit` says what they are for."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from numba.extending import register_jitable
 
-from fastmomentum.backends.embedded import embed, once
+from fastmomentum.backends.embedded import SHAPES, SHARED, Call, embed, once
 from fastmomentum.backends.loops import make_advance, make_cut, make_descent, make_loop
 from fastmomentum.parts import Function
 from fastmomentum.records import Update
@@ -17,19 +16,19 @@ BLOCK = 16_384
 
 def make_kernel(rule: Update) -> Any:
     """``kernel(p, *state, g, *hyper)``: one update, with a gradient that lies in an array."""
-    names = ("p", *rule.slots, "g", *rule.hyper)
-    loop = make_loop(make_advance(rule), 1 + len(rule.state))
-    return embed(once(loop), names, 1 + len(rule.state), 1)
+    arrays = 1 + len(rule.state)
+    loop = make_loop(make_advance(rule), arrays)
+    return embed(once(loop), Call(("p", *rule.slots, "g", *rule.hyper), arrays, 1))
 
 
-def make_fused(rule: Update, gradient: Function, data: Sequence[str]) -> Any:
+def make_fused(rule: Update, gradient: Function, data: tuple[str, ...]) -> Any:
     """``kernel(p, *state, *data, *hyper)``: one update, with a gradient that follows from p and the data."""
     arrays = 1 + len(rule.state)
     loop = make_loop(make_descent(rule, gradient), arrays, len(data))
-    return embed(once(loop), ("p", *rule.slots, *data, *rule.hyper), arrays, len(data))
+    return embed(once(loop), _call(rule, data))
 
 
-def make_many_fused(rule: Update, gradient: Function, data: Sequence[str]) -> Any:
+def make_many_fused(rule: Update, gradient: Function, data: tuple[str, ...]) -> Any:
     """``kernel(steps, p, *state, *data, *hyper)``: so many updates, block by block."""
     arrays, advance = 1 + len(rule.state), make_descent(rule, gradient)
     single = make_loop(advance, arrays, len(data))
@@ -39,8 +38,14 @@ def make_many_fused(rule: Update, gradient: Function, data: Sequence[str]) -> An
     cut, cut_data = make_cut(arrays), make_cut(len(data))
 
     def make_body(parted: Any) -> Any:
-        def kernel(steps: Any, *arguments: Any) -> None:
-            written, read, hyper = parted(arguments)
+        def body(steps: Any, *arguments: Any) -> None:
+            problem, written, read, hyper = parted(arguments)
+            if problem == 1:
+                raise ValueError(SHAPES)
+            if problem == 2:
+                raise ValueError(SHARED)
+            if steps < 0:
+                raise ValueError("steps: expected a whole number >= 0; got one below")
             size = written[0].size
             for first in range(0, size, BLOCK):
                 last = min(size, first + BLOCK)
@@ -50,9 +55,13 @@ def make_many_fused(rule: Update, gradient: Function, data: Sequence[str]) -> An
                 if steps % 2 == 1:
                     single(ours, given, hyper)
 
-        return kernel
+        return body
 
-    return embed(make_body, ("p", *rule.slots, *data, *rule.hyper), arrays, len(data))
+    return embed(make_body, _call(rule, data), steps=True)
+
+
+def _call(rule: Update, data: tuple[str, ...]) -> Call:
+    return Call(("p", *rule.slots, *data, *rule.hyper), 1 + len(rule.state), len(data))
 
 
 def _twice(advance: Any) -> Any:

@@ -1,14 +1,18 @@
 """Loops over arrays, with what loads and stores tuples of them: all compiled updates on the CPU are made of these."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba.core.dispatcher import Dispatcher
+from numba import types
+from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 
 from fastmomentum.parts import Function
 from fastmomentum.records import Update
+
+FLOATS = (types.float32, types.float64)
+NUMBERS = (types.Integer, types.Float, types.Boolean)
 
 
 def make_advance(rule: Update) -> Any:
@@ -37,9 +41,9 @@ def make_loop(advance: Any, arrays: int, data: int = 1) -> Any:
     return register_jitable(loop)
 
 
-def inlined(function: Function) -> Function:
-    """`function`, so that compiled code may call it; LLVM inlines what is small."""
-    return function if isinstance(function, Dispatcher) else register_jitable(function)
+def inlined(function: Function) -> Any:
+    """`function`, so that compiled code may call it, anew and as strict as its caller; LLVM inlines what is small."""
+    return register_jitable(getattr(function, "py_func", function))
 
 
 def as_like(value: Any, like: Any) -> Any:
@@ -50,6 +54,8 @@ def as_like(value: Any, like: Any) -> Any:
 @overload(as_like)
 def _as_like(value: Any, like: Any) -> Callable[..., Any]:
     kind = getattr(like, "dtype", like)
+    if not isinstance(value, NUMBERS):
+        raise TypingError(f"expected a number; got {value}")
 
     def cast(value: Any, like: Any) -> Any:  # Numba compares the annotations, too
         return kind(value)
@@ -61,13 +67,12 @@ def _as_like(value: Any, like: Any) -> Callable[..., Any]:
 # would stay in the code of every element.
 
 
-def make_load(arrays: int, shifts: Sequence[int] = ()) -> Any:
-    """``load(arrays, i)``: the element at i of each of so many arrays, or behind i by a shift for each."""
-    shift = shifts[0] if shifts else 0
+def make_load(arrays: int) -> Any:
+    """``load(arrays, i)``: the element at i of each of so many arrays."""
     if arrays < 2:  # each further function costs a twentieth of a second of compiling
-        return register_jitable((lambda arrays, i: (arrays[0][i + shift],)) if arrays else lambda arrays, i: ())
-    rest = make_load(arrays - 1, shifts[1:])
-    return register_jitable(lambda arrays, i: (arrays[0][i + shift], *rest(arrays[1:], i)))
+        return register_jitable((lambda arrays, i: (arrays[0][i],)) if arrays else lambda arrays, i: ())
+    rest = make_load(arrays - 1)
+    return register_jitable(lambda arrays, i: (arrays[0][i], *rest(arrays[1:], i)))
 
 
 def make_store(arrays: int) -> Any:
@@ -87,15 +92,12 @@ def make_store(arrays: int) -> Any:
     return register_jitable(store)
 
 
-def make_cut(arrays: int, shifts: Sequence[int] = ()) -> Any:
-    """``cut(arrays, first, last)``: the same part of each of so many arrays, or one behind it by a shift for each."""
+def make_cut(arrays: int) -> Any:
+    """``cut(arrays, first, last)``: the same part of each of so many arrays."""
     if arrays == 0:
         return register_jitable(lambda arrays, first, last: ())
-    shift = shifts[0] if shifts else 0
-    rest = make_cut(arrays - 1, shifts[1:])
-    return register_jitable(
-        lambda arrays, first, last: (arrays[0][first + shift : last + shift], *rest(arrays[1:], first, last))
-    )
+    rest = make_cut(arrays - 1)
+    return register_jitable(lambda arrays, first, last: (arrays[0][first:last], *rest(arrays[1:], first, last)))
 
 
 def make_cast(numbers: int) -> Any:
@@ -104,10 +106,3 @@ def make_cast(numbers: int) -> Any:
         return register_jitable(lambda numbers, like: ())
     rest = make_cast(numbers - 1)
     return register_jitable(lambda numbers, like: (as_like(numbers[0], like), *rest(numbers[1:], like)))
-
-
-def make_scalar(rule: Update) -> Any:
-    """``scalar(p, *state, g, *hyper) -> (p, *state)``, all in the dtype of p."""
-    update = rule.build(register_jitable)
-    cast = make_cast(len(rule.state) + 1 + len(rule.hyper))
-    return register_jitable(lambda p, *others: update(p, *cast(others, p)))

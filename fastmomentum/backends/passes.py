@@ -3,6 +3,7 @@
 Both are made of the rule's own scalar function, with its proximal maps between gradient step and extrapolation.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,40 +11,47 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 from numba.extending import register_jitable
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from fastmomentum.backends.embedded import STRICT
 from fastmomentum.backends.loops import make_cast, make_load, make_store
 from fastmomentum.chains import chain
 from fastmomentum.rules import nesterov_positions
 from fastmomentum.stages import box, negative_threshold, positive_zero, soft_threshold, threshold_of
 
-LANES = 128
-"""Sums that are formed at once, in a fixed order; with 32 the pass takes twice as long (measured)."""
+LANES, FEW = 128, 16
+"""Sums that are formed at once, in a fixed order (with 32 the pass takes twice as long, measured), and those that are
+left when vectors of them have been added."""
 
 
 class Measured(NamedTuple):
-    """What is measured of p, x⁺ = prox(p − lr·g) and a step a − b, in double precision.
+    """What is measured of p, x⁺ = prox(p − lr·g) and a step a − b, in double precision; 0 where it is not asked for.
 
     Attributes
     ----------
     squares, slope, descent : float
-        Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σg(p − x⁺).
-    largest : float
-        max|p − x⁺|.
+        Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g.
     size, size_next : float
         Σ|p|, Σ|x⁺|.
+    largest : float
+        max|p − x⁺|.
     """
 
     squares: float
     slope: float
     descent: float
-    largest: float
     size: float
     size_next: float
+    largest: float
 
 
-KINDS = len(Measured._fields)
-SQUARES, SLOPE, DESCENT, LARGEST, SIZE, SIZE_NEXT = range(0, KINDS * LANES, LANES)  # where the lanes of each begin
+SUMMED: dict[str, Any] = {
+    "squares": lambda d, step, g, p: d * d,
+    "slope": lambda d, step, g, p: d * step,
+    "descent": lambda d, step, g, p: d * g,
+    "size": lambda d, step, g, p: abs(p),
+    "size_next": lambda d, step, g, p: abs(p - d),
+}
+"""What each sum adds for one coordinate, where d = p − x⁺."""
 
 
 class Terms(NamedTuple):
@@ -78,44 +86,77 @@ def make_advance(rule: str, terms: Terms) -> Any:
             between = limit(limits, i)
             store(new, i, update(*load(old, i), g[i], *row, *between, *between))
 
-    return njit(error_model="numpy", nogil=True)(advance)
+    return njit(**STRICT)(advance)
 
 
 @lru_cache(maxsize=64)
-def make_measure(terms: Terms) -> Any:
-    """``measure(lanes, p, g, a, b, lr, l1, limits) -> Measured``; `lanes` is scratch, KINDS · LANES numbers."""
+def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
+    """``measure(p, g, a, b, lr, l1, limits) -> Measured``: the largest, and the sums that are `wanted`."""
     gap, limit, numbers = _gap(terms), _limit(terms), _numbers(terms)
-    cast = make_cast(2 + 3 * terms.l1)
+    cast, width = make_cast(2 + 3 * terms.l1), (1 + len(wanted)) * LANES
+    names = [name for name in Measured._fields if name in wanted]
+    add, folded = _make_add(names), _make_folded([names.index(name) if name in names else -1 for name in SUMMED])
 
     @register_jitable
     def collect(lanes: Any, p: Any, g: Any, a: Any, b: Any, row: Any, limits: Any, first: Any) -> None:
         for lane in range(p.size):
-            way = gap(p[lane], g[lane], row, limit(limits, first + lane))
-            d, old = np.float64(way), np.float64(p[lane])
-            largest, size = lanes[LARGEST + lane], abs(d)
-            lanes[SQUARES + lane] += d * d
-            lanes[SLOPE + lane] += d * (np.float64(a[lane]) - np.float64(b[lane]))
-            lanes[DESCENT + lane] += d * np.float64(g[lane])
-            lanes[LARGEST + lane] = size if size > largest else largest
-            lanes[SIZE + lane] += abs(old)
-            lanes[SIZE_NEXT + lane] += abs(old - d)
+            d = np.float64(gap(p[lane], g[lane], row, limit(limits, first + lane)))
+            largest, size = lanes[lane], abs(d)
+            lanes[lane] = size if size > largest else largest
+            step = np.float64(a[lane]) - np.float64(b[lane])
+            add(lanes, LANES + lane, d, step, np.float64(g[lane]), np.float64(p[lane]))
 
-    def measure(lanes: Any, p: Any, g: Any, a: Any, b: Any, lr: Any, l1: Any, limits: Any) -> Any:
-        row = cast(numbers(lr, 0.0, l1), g)
-        lanes[:] = 0.0
+    def measure(p: Any, g: Any, a: Any, b: Any, lr: Any, l1: Any, limits: Any) -> Any:
+        row, lanes = cast(numbers(lr, 0.0, l1), g), np.zeros(width)
         for first in range(0, p.size, LANES):
             last = min(first + LANES, p.size)
             collect(lanes, p[first:last], g[first:last], a[first:last], b[first:last], row, limits, first)
-        half = LANES // 2
-        while half > 0:
-            for kind in range(0, lanes.size, LANES):
-                for lane in range(kind, kind + half):
-                    one, other = lanes[lane], lanes[half + lane]
-                    lanes[lane] = max(one, other) if kind == LARGEST else one + other
-            half //= 2
-        return Measured(*to_fixed_tuple(lanes[::LANES], KINDS))
+        squares, slope, descent, size, size_next = folded(lanes)
+        return Measured(squares, slope, descent, size, size_next, greatest(lanes, 0))
 
-    return njit(error_model="numpy", nogil=True)(measure)
+    return njit(**STRICT)(measure)
+
+
+def _make_add(names: Sequence[str]) -> Any:
+    """``add(lanes, lane, d, step, g, p)``: to the sums of these names, which lie LANES apart."""
+    if not names:
+        return register_jitable(lambda lanes, lane, d, step, g, p: None)
+    term, rest = register_jitable(SUMMED[names[0]]), _make_add(names[1:])
+
+    def add(lanes: Any, lane: Any, d: Any, step: Any, g: Any, p: Any) -> None:
+        lanes[lane] += term(d, step, g, p)
+        rest(lanes, lane + LANES, d, step, g, p)
+
+    return register_jitable(add)
+
+
+def _make_folded(places: Sequence[int]) -> Any:
+    """``folded(lanes)``: what the sums at these places come to; 0 where there is none."""
+    if not places:
+        return register_jitable(lambda lanes: ())
+    first, rest = LANES * (1 + places[0]), _make_folded(places[1:])
+    if places[0] < 0:
+        return register_jitable(lambda lanes: (0.0, *rest(lanes)))
+    return register_jitable(lambda lanes: (total(lanes, first), *rest(lanes)))
+
+
+def _make_joined(joined: Any) -> Any:
+    """``all_of(lanes, first)``: what LANES numbers come to; the bounds are known while compiling, so it is unrolled."""
+
+    def all_of(lanes: Any, first: Any) -> Any:
+        for k in range(FEW, LANES, FEW):
+            for lane in range(FEW):
+                lanes[first + lane] = joined(lanes[first + lane], lanes[first + k + lane])
+        found = lanes[first]
+        for lane in range(1, FEW):
+            found = joined(found, lanes[first + lane])
+        return found
+
+    return register_jitable(all_of)
+
+
+total = _make_joined(register_jitable(lambda one, other: one + other))
+greatest = _make_joined(register_jitable(lambda one, other: other if other > one else one))
 
 
 def _proximal(terms: Terms) -> tuple[Any, ...]:

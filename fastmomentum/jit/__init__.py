@@ -11,6 +11,7 @@ of one's own, :func:`kernel` one for whole arrays, :func:`cfunc` a C function, :
 make kernels that form the gradient themselves; :mod:`fastmomentum.jit.cuda` has the same for device code.
 """
 
+from importlib import import_module
 from typing import Any
 
 from fastmomentum.jit.functions import CFunction, cfunc, hyper, kernel, update
@@ -21,6 +22,8 @@ __all__ = ["CFunction", "Fused", "cfunc", "cuda", "fuse", "fuse_stencil", "hyper
 
 
 def __getattr__(name: str) -> Any:
+    if name == "cuda":  # loads numba-cuda, which is an extra
+        return import_module("fastmomentum.jit.cuda")
     if name in names():
         return update(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}, and there is no rule of that name")

@@ -1,7 +1,8 @@
 """The rules inside other people's CUDA kernels, compiled by numba-cuda; needs the extra `cuda`.
 
 ``fm.jit.cuda.pytorch`` and every other rule's name is that rule as a device function of scalars. Its arithmetic is
-strict: nothing is contracted to FMA, and the bits are the host's::
+strict: nothing is contracted to FMA, and the bits are the host's (but under ``fastmath=True`` subnormal numbers, which
+that flushes to zero)::
 
     i = cuda.grid(1)
     if i < p.size:
@@ -11,7 +12,7 @@ strict: nothing is contracted to FMA, and the bits are the host's::
 from typing import Any
 
 from fastmomentum.backends import keep
-from fastmomentum.backends.cuda import kernels, leaves
+from fastmomentum.backends.cuda import leaves
 from fastmomentum.records import Update
 from fastmomentum.rules import find, names
 
@@ -43,11 +44,11 @@ def update(rule: str | Update) -> Any:
 
 
 def kernel(rule: str | Update) -> Any:
-    """``(p, *state, g, *hyper) -> None``: one fused update of arrays in place, shared out over all threads of the grid.
+    """``(start, stride, p, *state, g, *hyper) -> None``: one fused update of elements start, start + stride, ….
 
-    All threads call it; any grid does any size. It checks nothing: arrays are of one length and dtype, and those
-    written share no memory with another. After it, a thread may read what it has written itself, others only behind a
-    barrier of the whole grid or in the next launch.
+    With ``cuda.grid(1)`` and ``cuda.gridsize(1)``, called by all threads, it updates whole arrays, whatever the grid.
+    Shapes and overlaps are not checked: arrays are of one length, and those written share no memory with another.
+    Behind it a thread may read what it has written itself, and others only behind a barrier of the whole grid.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def kernel(rule: str | Update) -> Any:
     Returns
     -------
     function
-        For functions decorated with ``numba.cuda.jit``.
+        For functions decorated with ``numba.cuda.jit``: contiguous arrays of one dtype, float32 or float64, and
+        numbers, which are cast to it.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def kernel(rule: str | Update) -> Any:
         If there is no such rule.
     """
     chosen = find(rule)
-    return keep(("device grid", chosen.structure), lambda: kernels.make_grid_kernel(chosen))
+    return keep(("device sweep", chosen.structure), lambda: leaves.make_sweep(chosen))
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import checks
-from fastmomentum.backends import fused, keep, loops, pointers
+from fastmomentum.backends import fused, keep, pointers, scalars
 from fastmomentum.records import Update
 from fastmomentum.rules import find
 
@@ -55,10 +55,10 @@ def update(rule: str | Update) -> Any:
     True
     """
     chosen = find(rule)
-    return keep(("scalar", chosen.structure), lambda: loops.make_scalar(chosen))
+    return keep(("scalar", chosen.structure, chosen.slots, chosen.hyper), lambda: scalars.make_scalar(chosen))
 
 
-def hyper(rule: str | Update, dtype: Any = np.float64, **values: float) -> tuple[Any, ...]:
+def hyper(rule: str | Update, dtype: Any = np.float64, /, **values: float) -> tuple[Any, ...]:
     """The hyper-parameters that the rule's functions take, in their order, derived and checked.
 
     What is derived (1 − τ, 1 − β, 1 − lr·λ) is computed in double precision and then cast to `dtype`, as everywhere in
@@ -127,12 +127,12 @@ def kernel(rule: str | Update) -> Any:
     True
     """
     chosen = find(rule)
-    return keep(("embedded", chosen.structure), lambda: fused.make_kernel(chosen))
+    return keep(("embedded", chosen.structure, chosen.slots, chosen.hyper), lambda: fused.make_kernel(chosen))
 
 
 @dataclass(frozen=True)
 class CFunction:
-    """A C function; it is freed with this object.
+    """A C function; it stays where it is while this process lives.
 
     Attributes
     ----------
@@ -146,8 +146,7 @@ class CFunction:
 
     prototype: str
     address: int
-    ctypes: Any = field(repr=False)
-    _owner: Any = field(repr=False)
+    ctypes: Any = field(repr=False, compare=False)
 
 
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_double))
@@ -191,4 +190,4 @@ def cfunc(rule: str | Update, dtype: Any) -> CFunction:
     arrays = f"{name} *arrays[{len(names)}] /* {', '.join(names)} */"
     numbers = f"const double hyper[{len(chosen.hyper)}] /* {', '.join(chosen.hyper)} */"
     prototype = f"void update(int64_t n, {arrays}, {numbers})"
-    return CFunction(prototype, made.address, PROTOTYPE(made.address), made)
+    return CFunction(prototype, made.address, PROTOTYPE(made.address))

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from fastmomentum import checks
-from fastmomentum.backends import fused, stencils
+from fastmomentum.backends import fused, keep, stencils
 from fastmomentum.records import Update
 from fastmomentum.rules import find
 
@@ -34,8 +35,10 @@ def fuse(grad: Callable[..., Any], rule: str | Update) -> Fused:
     Parameters
     ----------
     grad : function
-        ``grad(p, *data) -> g``, of one coordinate: a Python function that Numba can compile, or one it has compiled.
-        Its value is cast to the dtype of p.
+        ``grad(p, *data) -> g``, of one coordinate: a Python function that Numba can compile, or one it has compiled
+        (it is compiled anew, strictly). Its value is cast to the dtype of p. It must not raise, which would leave an
+        update half done. A number written in it is a double, as in all code for Numba, so that in float32 the bits are
+        not NumPy's, and the loop is slower; ``numpy.float32`` constants from outside, or data, keep to float32.
     rule : str, Rule or chain
         The update rule.
 
@@ -61,7 +64,11 @@ def fuse(grad: Callable[..., Any], rule: str | Update) -> Fused:
     [1.   0.5  0.25]
     """
     chosen, data = find(rule), _arguments(grad)[1:]
-    return Fused(fused.make_fused(chosen, grad, data), fused.make_many_fused(chosen, grad, data))
+    key = (chosen.structure, chosen.slots, chosen.hyper, grad)
+    return Fused(
+        keep(("fused", *key), lambda: fused.make_fused(chosen, grad, data)),
+        keep(("many fused", *key), lambda: fused.make_many_fused(chosen, grad, data)),
+    )
 
 
 def fuse_stencil(grad: Callable[..., Any], rule: str | Update, offsets: Sequence[Sequence[int]]) -> Any:
@@ -71,7 +78,7 @@ def fuse_stencil(grad: Callable[..., Any], rule: str | Update, offsets: Sequence
     ----------
     grad : function
         ``grad(*neighbours, *data) -> g``: the parameters at the `offsets`, in their order, and what the data hold at
-        the point itself.
+        the point itself; as :func:`fuse` takes it.
     rule : str, Rule or chain
         The update rule.
     offsets : sequence of tuples of int
@@ -82,8 +89,9 @@ def fuse_stencil(grad: Callable[..., Any], rule: str | Update, offsets: Sequence
     -------
     function
         ``step(new, *state, old, *data, *hyper)``, for Python and for code compiled by Numba: what it writes comes
-        first. C-contiguous arrays of one shape, with as many axes as an offset. Points nearer to the edge than the
-        farthest offset are not written: give `new` and `old` the same boundary, and exchange them after each step.
+        first. C-contiguous arrays of one shape, with as many axes as an offset. Along each axis, points nearer to an
+        edge than the farthest offset are not written, in `new` as in the state: give `new` and `old` the same boundary,
+        and exchange them after each step.
 
     Raises
     ------
@@ -105,19 +113,23 @@ def fuse_stencil(grad: Callable[..., Any], rule: str | Update, offsets: Sequence
     [0.   0.25 0.5  0.75 1.  ]
     """
     chosen, names = find(rule), _arguments(grad)
-    places = [tuple(checks.whole("offsets", shift, least=-(2**31)) for shift in offset) for offset in offsets]
+    if any(not isinstance(offset, tuple | list) for offset in offsets):
+        raise TypeError(f"offsets: expected a tuple for each neighbour, (-1,) in one dimension; got {offsets!r}")
+    places = tuple(tuple(checks.whole("offsets", shift, least=-(2**31)) for shift in offset) for offset in offsets)
     if not places or not places[0] or any(len(place) != len(places[0]) for place in places):
-        raise ValueError(f"offsets: expected one shift for each axis, alike for all; got {list(offsets)!r}")
+        raise ValueError(f"offsets: expected one shift for each axis, alike for all; got {offsets!r}")
     if len(names) < len(places):
         raise TypeError(f"grad: expected an argument for each of {len(places)} offsets; got {', '.join(names)}")
-    return stencils.make_stencil(chosen, grad, places, names[len(places) :])
+    key = ("stencil", chosen.structure, chosen.slots, chosen.hyper, grad, places)
+    return keep(key, lambda: stencils.make_stencil(chosen, grad, places, names[len(places) :]))
 
 
 def _arguments(grad: Any) -> tuple[str, ...]:
     function = getattr(grad, "py_func", grad)
-    if not callable(function):
-        raise TypeError(f"grad: expected a function; got {checks.shown(grad)}")
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"grad: expected a plain function, or one compiled by Numba; got {checks.shown(grad)}")
     found = tuple(signature(function).parameters.values())
-    if not found or any(each.kind is not Parameter.POSITIONAL_OR_KEYWORD for each in found):
-        raise TypeError(f"grad: expected a function of a fixed number of arguments, one at least; got {function!r}")
+    fixed = all(each.kind is Parameter.POSITIONAL_OR_KEYWORD and each.default is Parameter.empty for each in found)
+    if not found or not fixed:
+        raise TypeError(f"grad: expected arguments of a fixed number, one at least, without defaults; got {function!r}")
     return tuple(each.name for each in found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
 from typing import Any
 
-from numba.cuda import types
+from numba.cuda import cgutils, types
 from numba.cuda.core.errors import TypingError
 from numba.cuda.extending import intrinsic
 
@@ -36,31 +36,41 @@ def make_scalar(rule: Update) -> Any:
     return _of_names(scalar, names)
 
 
-def make_element(rule: Update) -> Any:
-    """``element(i, p, *state, g, *hyper)``: the update of element i of arrays, all in the dtype of p."""
+def make_sweep(rule: Update) -> Any:
+    """``sweep(start, stride, p, *state, g, *hyper)``: elements start, start + stride, … of arrays, updated."""
     names, results = _names(rule), _results(rule)
     arrays = len(results) + 1
 
-    def element(typing_context: Any, i: Any, *given: Any) -> Any:
-        for name, each in zip(names[:arrays], given):
-            if not isinstance(each, types.Array) or (each.ndim, each.layout) != (1, "C") or each.dtype not in FLOATS:
-                raise TypingError(f"{name}: expected a C-contiguous array of float32 or float64; got {each}")
+    def sweep(typing_context: Any, start: Any, stride: Any, *given: Any) -> Any:
+        check_arrays(names, given[:arrays])
         kind = given[0].dtype
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            place = context.cast(builder, arguments[0], i, types.int64)
-            data = [context.make_array(t)(context, builder, a).data for t, a in zip(given, arguments[1 : 1 + arrays])]
-            places = [builder.gep(start, [place]) for start in data]
-            elements = [builder.load(each) for each in places]
-            of = [array.dtype for array in given[:arrays]]
-            numbers = _cast(context, builder, [*elements, *arguments[1 + arrays :]], [*of, *given[arrays:]], kind)
-            for value, each in zip(emit(builder, results, dict(zip(names, numbers))), places):
-                builder.store(value, each)
+            places = _cast(context, builder, arguments[:2], (start, stride), types.int64)
+            held = [context.make_array(t)(context, builder, a) for t, a in zip(given[:arrays], arguments[2:])]
+            hyper = _cast(context, builder, arguments[2 + arrays :], given[arrays:], kind)
+            size = builder.extract_value(held[0].shape, 0)
+            with cgutils.for_range_slice(builder, places[0], size, places[1]) as (i, _):
+                here = [builder.gep(array.data, [i]) for array in held]
+                loaded = [builder.load(each) for each in here]
+                for value, each in zip(emit(builder, results, dict(zip(names, loaded + hyper))), here):
+                    builder.store(value, each)
             return context.get_dummy_value()
 
-        return types.void(i, *given), codegen
+        return types.void(start, stride, *given), codegen
 
-    return _of_names(element, ["i", *names])
+    return _of_names(sweep, ["start", "stride", *names])
+
+
+def check_arrays(names: Sequence[str], given: Sequence[Any]) -> None:
+    """Refuse to compile for types of arrays that no update can take."""
+    for name, each in zip(names, given):
+        if not isinstance(each, types.Array) or (each.ndim, each.layout) != (1, "C"):
+            raise TypingError(f"{name}: expected a C-contiguous array of one dimension; got {each}")
+        if each.dtype not in FLOATS or each.dtype != given[0].dtype:
+            raise TypingError(f"{name}: expected float32 or float64, and one dtype for all arrays; got {each}")
+        if not each.mutable and name != "g":
+            raise TypingError(f"{name}: expected a writeable array; got a read-only one")
 
 
 def _names(rule: Update) -> list[str]:

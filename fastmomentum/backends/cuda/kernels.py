@@ -116,18 +116,6 @@ def make_settle_kernel(
     return kernel, types.void(addresses, values, types.int64, types.int64)
 
 
-def make_grid_kernel(rule: Update) -> Any:
-    """A device function ``kernel(p, *state, g, *hyper)``: one update of arrays by all threads of the grid."""
-    element = leaves.make_element(rule)
-
-    @cuda.jit(device=True)
-    def kernel(*arguments: Any) -> None:
-        for i in range(cuda.grid(1), arguments[0].size, cuda.gridsize(1)):
-            element(i, *arguments)
-
-    return kernel
-
-
 def number(dtype: np.dtype[Any]) -> Any:
     """What signatures call this dtype."""
     return getattr(types, dtype.name)

@@ -4,16 +4,16 @@ from numba import config
 
 if config.ENABLE_CUDASIM:
     from fastmomentum.backends.cuda.simulated import (
-        make_element,
         make_loads,
         make_scalar,
         make_settle,
         make_store,
         make_sums,
+        make_sweep,
         make_update,
     )
 else:
     from fastmomentum.backends.cuda.emit import make_loads, make_settle, make_store, make_sums, make_update
-    from fastmomentum.backends.cuda.inside import make_element, make_scalar
+    from fastmomentum.backends.cuda.inside import make_scalar, make_sweep
 
-__all__ = ["make_element", "make_loads", "make_scalar", "make_settle", "make_store", "make_sums", "make_update"]
+__all__ = ["make_loads", "make_scalar", "make_settle", "make_store", "make_sums", "make_sweep", "make_update"]

@@ -43,21 +43,24 @@ def make_scalar(rule: Update) -> Callable[..., Any]:
 
     def scalar(p: Any, *others: Any) -> Any:
         with np.errstate(all="ignore"):
-            return compute(p, *map(p.dtype.type, others))
+            return compute(p, *map(np.result_type(p).type, others))
 
     return scalar
 
 
-def make_element(rule: Update) -> Callable[..., None]:
-    """See :func:`fastmomentum.backends.cuda.inside.make_element`."""
+def make_sweep(rule: Update) -> Callable[..., None]:
+    """See :func:`fastmomentum.backends.cuda.inside.make_sweep`."""
     scalar, behind = make_scalar(rule), 2 + len(rule.state)
 
-    def element(i: int, *given: Any) -> None:
+    def sweep(start: int, stride: int, *given: Any) -> None:
         arrays = given[:behind]
-        for array, number in zip(arrays, scalar(*(each[i] for each in arrays), *given[behind:])):
-            array[i] = number
+        if len({array.dtype for array in arrays}) > 1:
+            raise TypeError(f"expected one dtype for all arrays; got {[array.dtype for array in arrays]}")
+        for i in range(start, arrays[0].size, stride):
+            for array, number in zip(arrays, scalar(*(each[i] for each in arrays), *given[behind:])):
+                array[i] = number
 
-    return element
+    return sweep
 
 
 def make_loads(dtype: np.dtype[Any], count: int) -> Callable[..., Any]:
