@@ -3,20 +3,35 @@
 from collections.abc import Callable
 from inspect import signature
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import OptimizeResult
 
 from fastmomentum import checks
-from fastmomentum.backends.descent import CONVERGED, DIVERGED, RUNNING, SETTLED, STUCK, Numbers, Plan, make_run
-from fastmomentum.backends.passes import Terms, make_advance
-from fastmomentum.objectives import Objective
+from fastmomentum.backends.descent import (
+    BEST,
+    CONVERGED,
+    COUNTS,
+    DIVERGED,
+    NUMBERS,
+    RUNNING,
+    SETTLED,
+    STUCK,
+    P,
+    Plan,
+    make_run,
+)
+from fastmomentum.backends.passes import Terms, make_advance, make_measure
+from fastmomentum.objectives import Differences, Objective
 from fastmomentum.paces import Pace, Table
 from fastmomentum.ranges import ABOVE_ZERO, UNIT_INTERVAL
 
+LEAST = 1e-300
+"""No learning rate is below it: 0 is none."""
+
 SLICE = 0.05
-"""Seconds that compiled code works before Python is asked for signals and told how it goes."""
+"""Seconds that compiled code should work before Python is asked for signals and told how it goes."""
 
 STOPPED = STUCK + 1
 
@@ -24,11 +39,20 @@ ENDINGS = {
     CONVERGED: (0, "the largest element of the prox-gradient is within gtol"),
     SETTLED: (0, "the objective changes by no more than ftol"),
     RUNNING: (1, "maxiter steps are done"),
-    DIVERGED: (2, "diverged: fun or its gradient is not finite; the best point is kept; a smaller lr may help"),
-    STUCK: (3, "no step is short enough for fun to fall as its gradient says; is jac the gradient of fun?"),
+    DIVERGED: (2, "diverged: fun or its gradient is not finite; a smaller lr may help, unless fun has no lower bound"),
+    STUCK: (3, "no shorter step makes fun fall: gtol is beyond the precision of fun, or jac is not its gradient"),
     STOPPED: (99, "`callback` raised `StopIteration`"),
 }
 """What a loop ends with: SciPy's status, and what is said of it."""
+
+
+class Settings(NamedTuple):
+    """Weight of the l1 term, tolerances as :func:`fastmomentum.minimize` takes them, and how exact `fun` is."""
+
+    l1: float
+    gtol: float
+    ftol: float
+    noise: float
 
 
 class Descent:
@@ -56,117 +80,134 @@ class Descent:
     def __init__(
         self, objective: Objective, start: Any, args: Any, limits: tuple[Any, ...], l1: float, gtol: float, ftol: float
     ) -> None:
-        self.args, self.limits = args, limits
-        self.counts = np.zeros(2, np.int64)
-        self.steps = 0
-        self._objective, self._forms = objective, objective.forms(False)
-        self._settings = (l1, gtol, ftol, 10.0 * float(np.finfo(start.dtype).eps))
-        value, g = self._forms.value_at(start, self.counts, args), self._gradient(start)
+        self.objective, self.args, self.limits = objective, args, limits
+        self._settings = Settings(l1, gtol, ftol, 10.0 * float(np.finfo(start.dtype).eps))
+        self._terms = Terms(l1 > 0.0, bool(limits))
+        self._arrays, self._order = tuple(start.copy() for _ in range(5)), np.arange(5)
+        self._numbers = np.array([0.0, np.inf, np.inf, np.inf, 1.0])
+        self._counts, self._calls = np.zeros(len(COUNTS), np.int64), np.zeros(2, np.int64)
+        value, self._g = objective.checked(False).value_at(start, self._calls, args), self.gradient(start)
+        self._numbers[0] = value
         if not np.isfinite(value):
             raise ValueError(f"fun: expected a finite number at x0; got {value}")
-        if not np.isfinite(g).all():
+        if not np.isfinite(self._g).all():
             raise ValueError("jac: expected finite numbers at x0; got some that are not")
-        self._arrays: Any = (*(start.copy() for _ in range(5)), g)
-        self._numbers = Numbers(value, np.inf, np.inf, np.inf, 1.0, 0, 0, 0)
-
-    def gradient(self, x: Any) -> Any:
-        """The gradient at another point."""
-        return self._gradient(np.asarray(x, self._arrays[0].dtype))
-
-    def _gradient(self, x: Any) -> Any:
-        g = np.empty_like(x)
-        self._forms.evaluate(x, g, self.counts, self.args)
-        return g
-
-    def first_lr(self) -> float:
-        """1/‖change of the gradient over a step against it‖: the learning rate that backtracking begins with."""
-        x, *_, g = self._arrays
-        length = float(np.linalg.norm(g))
-        if length == 0.0:
-            return 1.0
-        size = 1e-4 * (1.0 + float(np.linalg.norm(x)))
-        there = x - g * (size / length)
-        if self.limits:
-            there = np.clip(there, *self.limits)
-        change = float(np.linalg.norm(self.gradient(there) - g))
-        way = float(np.linalg.norm(there - x))
-        return way / change if 0.0 < way < np.inf and 0.0 < change < np.inf else size / length
-
-    def run(self, pace: Pace, maxiter: int, told: "Told | None" = None, often: bool = False) -> int:
-        """Go on until something ends it; `told` hears of it, at each step where `often`, and may end it by True."""
-        l1, _, ftol, _ = self._settings
-        backtracking = pace.lr is None
-        valued = told is not None or ftol > 0.0 or backtracking or pace.restart == "function"
-        self._forms = forms = self._objective.forms(valued)
-        self._plan = Plan(pace.rule, Terms(l1 > 0.0, bool(self.limits)), backtracking, pace.restart, forms.valued)
-        loop = make_run(self._plan, forms.evaluate, forms.value_at, self._objective.compiled)
-        first = self.first_lr() if pace.lr is None else pace.lr
-        self._lr = Table("lr", first, ABOVE_ZERO, maxiter)
-        self._momentum = Table("momentum", pace.momentum, UNIT_INTERVAL, maxiter)
-        status, most = RUNNING, 1 if often else 16
-        while status == RUNNING and self.steps < maxiter:
-            count = min(most, maxiter - self.steps)
-            begun = perf_counter()
-            tables = (table.upto(self._numbers.since + count) for table in (self._lr, self._momentum))
-            given = (self._settings, self.limits, self.counts, self.args)
-            status, done, self._arrays, self._numbers = loop(count, self._arrays, self._numbers, *tables, *given)
-            self.steps += done
-            if perf_counter() - begun < SLICE and not often:
-                most *= 2
-            if done and told is not None and told(self):
-                return STOPPED
-        return int(status)
 
     @property
     def point(self) -> Any:
-        """Where the gradient was last taken."""
-        return self._arrays[0].copy()
+        """A copy of p, where the gradient was last taken."""
+        return self._arrays[self._order[P]].copy()
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return int(self._told("done"))
 
     @property
     def value(self) -> float:
-        """The objective there, where values are known."""
-        return float(self._numbers.value + self._settings[0] * np.abs(self._arrays[0]).sum(dtype=np.float64))
+        """The objective at :attr:`point`, where values are known."""
+        return self._told("value") + self._size(self.point)
+
+    def _told(self, name: str) -> float:
+        return float(self._numbers[NUMBERS.index(name)] if name in NUMBERS else self._counts[COUNTS.index(name)])
+
+    def _size(self, x: Any) -> float:
+        return float(self._settings.l1 * np.abs(x).sum(dtype=np.float64)) if self._terms.l1 else 0.0
+
+    def gradient(self, x: Any) -> Any:
+        """The gradient at a point."""
+        g = np.empty_like(self._arrays[0])
+        self.objective.checked(False).evaluate(np.asarray(x, g.dtype), g, self._calls, self.args)
+        return g
+
+    def first_lr(self) -> float:
+        """‖x − y‖/‖∇f(x) − ∇f(y)‖ for a small step against the gradient: what backtracking begins with."""
+        x, largest = self._arrays[self._order[P]], float(np.abs(self._g).max())
+        if largest == 0.0:
+            return 1.0
+        there = x - self._g / largest * (1e-4 * (1.0 + float(np.abs(x).max())))
+        if self.limits:
+            there = np.clip(there, *self.limits)
+        way, change = float(np.abs(there - x).max()), float(np.abs(self.gradient(there) - self._g).max())
+        if 0.0 < way < np.inf and 0.0 < change < np.inf:
+            return max(way / change, LEAST)
+        return max((1.0 + float(np.abs(x).max())) / largest * 1e-4, LEAST)
+
+    def run(self, pace: Pace, maxiter: int, told: "Told | None" = None, often: bool = False) -> int:
+        """Go on until something ends it; `told` hears of it, at each step where `often`, and may end it by True."""
+        backtracking = pace.lr is None
+        valued = told is not None or self._settings.ftol > 0.0 or backtracking or pace.restart == "function"
+        compiled = self.objective.compiled
+        loop = make_run(
+            Plan(pace.rule, self._terms, backtracking, pace.restart), self.objective.forms(valued), compiled
+        )
+        self._rule = pace.rule
+        self._lr = Table("lr", self.first_lr() if pace.lr is None else pace.lr, ABOVE_ZERO, maxiter)
+        self._momentum = Table("momentum", pace.momentum, UNIT_INTERVAL, maxiter)
+        status, most = RUNNING, 1
+        while status == RUNNING and self.steps < maxiter:
+            before, begun = self.steps, perf_counter()
+            count = min(most, maxiter - before)
+            tables = (table.upto(int(self._told("since")) + count) for table in (self._lr, self._momentum))
+            arrays = tuple(self._arrays[place] for place in self._order)
+            kept = (arrays, self._g, self._order, self._numbers, self._counts)
+            status = loop(count, *kept, *tables, tuple(self._settings), self.limits, self._calls, self.args)
+            spent = perf_counter() - begun
+            if not often:
+                most = most * 2 if spent < SLICE / 2.0 else max(1, most // 2) if spent > 2.0 * SLICE else most
+            if self.steps > before and told is not None and told(self):
+                return STOPPED
+        return int(status)
 
     def result(self, status: int) -> OptimizeResult:
         """What it came to."""
-        numbers = self._numbers
-        lr, momentum = (table.at(max(numbers.since - 1, 0)) for table in (self._lr, self._momentum))
-        lr *= numbers.scale
+        step = max(int(self._told("since")) - 1, 0)
+        lr, momentum = self._lr.at(step) * self._told("scale"), self._momentum.at(step)
+        x, value, g, optimality = self._answer(status, lr)
+        if status == RUNNING and optimality <= self._settings.gtol:
+            status = CONVERGED
         code, message = ENDINGS[status]
-        x, value = self._answer(status, lr)
-        g = self.gradient(x)
+        differences = self.objective.jac if isinstance(self.objective.jac, Differences) else None
         return OptimizeResult(
             x=x,
             fun=value,
             jac=g,
             nit=self.steps,
-            nfev=int(self.counts[0]),
-            njev=int(self.counts[1]),
+            nfev=int(self._calls[0]) + (differences.asked if differences else 0),
+            njev=0 if differences else int(self._calls[1]),
             success=code == 0,
             status=code,
             message=message,
-            optimality=float(numbers.norm),
-            restarts=int(numbers.restarts),
+            optimality=optimality,
+            restarts=int(self._told("restarts")),
             lr=lr,
             momentum=momentum,
         )
 
-    def _answer(self, status: int, lr: float) -> tuple[Any, float]:
-        """The proximal point of the last point, or, where nothing converged, the best there is; and its objective."""
-        p, q, next_p, next_q, best, g = self._arrays
-        if self._plan.terms.any:
-            advance = make_advance(self._plan.rule, self._plan.terms)
-            advance((next_p, next_q), (p, q), g, lr, 0.0, self._settings[0], self.limits)
-            p = next_p
-        here = (p.copy(), self._objective_at(p))
-        if status in (CONVERGED, SETTLED, STOPPED):
-            return here
-        there = (best.copy(), self._objective_at(best))
-        return here if here[1] <= there[1] else there
+    def _answer(self, status: int, lr: float) -> tuple[Any, float, Any, float]:
+        """x, objective, gradient, optimality: of the last point or, where nothing converged, of the best, if better.
 
-    def _objective_at(self, x: Any) -> float:
-        value = self._forms.value_at(x, self.counts, self.args)
-        return float(value + self._settings[0] * np.abs(x).sum(dtype=np.float64))
+        With a proximal map x is what that makes of the point.
+        """
+        last = self._settled(self.point, self._g, lr)
+        if status == CONVERGED:
+            return *last[:3], self._told("norm")
+        if status in (SETTLED, STOPPED):
+            return last
+        best = self._arrays[self._order[BEST]].copy()
+        other = self._settled(best, self.gradient(best), lr)
+        return last if last[1] <= other[1] else other
+
+    def _settled(self, x: Any, g: Any, lr: float) -> tuple[Any, float, Any, float]:
+        l1 = self._settings.l1
+        if self._terms.any and np.isfinite(g).all():
+            new = np.empty_like(x), np.empty_like(x)
+            make_advance(self._rule, self._terms)(new, (x, x), g, lr, 0.0, l1, self.limits)
+            x = new[0]
+            g = self.gradient(x)
+        value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._size(x)
+        largest = make_measure(self._terms, frozenset())(x, g, x, x, lr, l1, self.limits)[0]
+        return x, value if np.isfinite(value) else np.inf, g, largest / lr
 
 
 Told = Callable[[Descent], bool]

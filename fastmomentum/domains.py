@@ -1,6 +1,7 @@
 """Where a minimiser starts, and the bounds within which it stays."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,18 +39,18 @@ def limits_of(bounds: Any, start: Any) -> tuple[Any, ...]:
     if isinstance(bounds, Bounds):
         low, high = bounds.lb, bounds.ub
     else:
-        pairs = checks.sequence("bounds", bounds, start.size)
+        pairs = checks.sequence("bounds", bounds if isinstance(bounds, Sequence) else list(bounds), start.size)
         try:
-            low, high = zip(
-                *((-np.inf if low is None else low, np.inf if high is None else high) for low, high in pairs)
-            )
+            low, high = [low for low, _ in pairs], [high for _, high in pairs]
         except (TypeError, ValueError):
             raise ValueError(f"bounds: expected Bounds, or pairs (low, high); got {checks.shown(bounds)}") from None
+        low, high = [-np.inf if x is None else x for x in low], [np.inf if x is None else x for x in high]
     try:
-        limits = tuple(np.array(np.broadcast_to(each, start.shape), start.dtype) for each in (low, high))
+        with np.errstate(over="ignore"):
+            limits = tuple(np.array(np.broadcast_to(each, start.shape), start.dtype) for each in (low, high))
     except (TypeError, ValueError):
         raise ValueError(f"bounds: expected a number, or one for each of {start.size} parameters") from None
-    crossing = ~(limits[0] <= limits[1])
+    crossing = ~((limits[0] <= limits[1]) & (limits[0] < np.inf) & (limits[1] > -np.inf))
     if crossing.any():
         k = int(np.argmax(crossing))
         raise ValueError(f"bounds: expected low <= high; got {limits[0][k]} and {limits[1][k]} for parameter {k}")

@@ -7,30 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
-from scipy.optimize import approx_fprime
 
 from fastmomentum import checks
+from fastmomentum.backends.descent import Forms
 
 Function = Callable[..., Any]
-
-
-class Forms(NamedTuple):
-    """An objective as loops call it.
-
-    Attributes
-    ----------
-    evaluate : function
-        ``evaluate(x, g, counts, args) -> f``: the gradient at x to g, and the value where `valued`, else 0. `counts`
-        counts values and gradients.
-    value_at : function
-        ``value_at(x, counts, args) -> f``.
-    valued : bool
-        Whether `evaluate` tells the value.
-    """
-
-    evaluate: Function
-    value_at: Function
-    valued: bool
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Objective(NamedTuple):
@@ -49,8 +31,12 @@ class Objective(NamedTuple):
     compiled: bool
 
     def forms(self, valued: bool) -> Forms:
-        """In the form that tells the value with each gradient, where it is wanted or comes for nothing."""
-        return (_compiled if self.compiled else _interpreted)(self.fun, self.jac, valued or self.jac is None)
+        """What loops call; with the value beside each gradient, where it is wanted or comes for nothing."""
+        return _compiled(self.fun, self.jac, valued or self.jac is None) if self.compiled else self.checked(valued)
+
+    def checked(self, valued: bool) -> Forms:
+        """The same in Python, which looks at what the functions return."""
+        return _interpreted(self.fun, self.jac, valued or self.jac is None)
 
 
 def objective_of(fun: Any, jac: Any, limits: tuple[Any, ...]) -> Objective:
@@ -78,32 +64,32 @@ def objective_of(fun: Any, jac: Any, limits: tuple[Any, ...]) -> Objective:
         return Objective(fun, jac, isinstance(fun, Dispatcher) and isinstance(jac, Dispatcher))
     if not isinstance(jac, str | bool | None) or jac not in (None, False, "2-point", "3-point"):
         raise ValueError(f"jac: expected a function, True, None, '2-point' or '3-point'; got {checks.shown(jac)}")
-    return Objective(fun, _make_differences(fun, jac == "3-point", limits), False)
+    return Objective(fun, Differences(fun, jac == "3-point", limits), False)
 
 
 @lru_cache(maxsize=64)
 def _compiled(fun: Any, jac: Any, valued: bool) -> Forms:
-    def evaluate_both(x: Any, g: Any, counts: Any, args: Any) -> Any:
-        counts += 1
+    def evaluate_both(x: Any, g: Any, calls: Any, args: Any) -> Any:
+        calls += 1
         value, g[:] = fun(x, *args)
         return float(value)
 
-    def evaluate_gradient(x: Any, g: Any, counts: Any, args: Any) -> Any:
-        counts[1] += 1
+    def evaluate_gradient(x: Any, g: Any, calls: Any, args: Any) -> Any:
+        calls[1] += 1
         g[:] = jac(x, *args)
         return 0.0
 
-    def evaluate_each(x: Any, g: Any, counts: Any, args: Any) -> Any:
-        counts += 1
+    def evaluate_each(x: Any, g: Any, calls: Any, args: Any) -> Any:
+        calls += 1
         g[:] = jac(x, *args)
         return float(fun(x, *args))
 
-    def value_of_both(x: Any, counts: Any, args: Any) -> Any:
-        counts[0] += 1
+    def value_of_both(x: Any, calls: Any, args: Any) -> Any:
+        calls[0] += 1
         return float(fun(x, *args)[0])
 
-    def value_alone(x: Any, counts: Any, args: Any) -> Any:
-        counts[0] += 1
+    def value_alone(x: Any, calls: Any, args: Any) -> Any:
+        calls[0] += 1
         return float(fun(x, *args))
 
     evaluate = evaluate_both if jac is None else evaluate_each if valued else evaluate_gradient
@@ -112,44 +98,70 @@ def _compiled(fun: Any, jac: Any, valued: bool) -> Forms:
 
 
 def _interpreted(fun: Function, jac: Function | None, valued: bool) -> Forms:
-    def evaluate(x: Any, g: Any, counts: Any, args: Any) -> float:
-        counts += valued, True
-        value, slope = fun(x.copy(), *args) if jac is None else (0.0, jac(x.copy(), *args))
-        slope = np.asarray(slope)
-        if slope.shape != x.shape:
-            raise ValueError(f"jac: expected it to return shape {x.shape}, as x0 has; got {slope.shape}")
-        g[:] = slope
-        return _number(fun(x.copy(), *args) if valued and jac is not None else value)
+    def both_at(x: Any, args: Any) -> Any:
+        found = fun(x.copy(), *args)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise ValueError(f"fun: expected it to return (f, gradient), as jac=True says; got {checks.shown(found)}")
+        return found
 
-    def value_at(x: Any, counts: Any, args: Any) -> float:
-        counts[0] += 1
-        value = fun(x.copy(), *args)
-        return _number(value[0] if jac is None else value)
+    def value_at(x: Any, calls: Any, args: Any) -> float:
+        calls[0] += 1
+        return _number(both_at(x, args)[0] if jac is None else fun(x.copy(), *args))
+
+    def evaluate(x: Any, g: Any, calls: Any, args: Any) -> float:
+        value: Any = 0.0
+        if jac is None:
+            calls += 1
+            value, slope = both_at(x, args)
+        else:
+            if valued:
+                value = value_at(x, calls, args)
+            slope = jac(x.copy(), *args)
+            calls[1] += 1
+        slope = np.asarray(slope)
+        if slope.shape != x.shape or slope.dtype.kind not in "iufO":
+            raise ValueError(
+                f"jac: expected it to return numbers of shape {x.shape}, as x0 has; got {checks.shown(slope)}"
+            )
+        g[:] = slope
+        return _number(value)
 
     return Forms(evaluate, value_at, valued)
 
 
 def _number(value: Any) -> float:
     found = np.asarray(value)
-    if found.size != 1 or found.dtype.kind not in "iuf":
+    if found.size != 1 or found.dtype.kind not in "iufO":
         raise ValueError(f"fun: expected it to return a number; got {checks.shown(value)}")
     return float(found.reshape(())[()])
 
 
-def _make_differences(fun: Function, central: bool, limits: tuple[Any, ...]) -> Function:
-    """The gradient by differences of `fun`, in double precision; steps that would leave the bounds go the other way."""
-    size = np.cbrt(np.finfo(np.float64).eps) if central else np.sqrt(np.finfo(np.float64).eps)
+class Differences:
+    """The gradient by differences of `fun`, in double precision, within the bounds; `asked` counts values."""
 
-    def gradient(x: Any, *args: Any) -> Any:
+    def __init__(self, fun: Function, central: bool, limits: tuple[Any, ...]) -> None:
+        self._fun, self._central, self._limits = fun, central, limits
+        self.asked = 0
+
+    def __call__(self, x: Any, *args: Any) -> Any:
+        """The gradient at x."""
         x = x.astype(np.float64)
-        low, high = limits or (-np.inf, np.inf)
-        step = size * np.maximum(np.abs(x), 1.0)
-        up, down = x + step <= high, x - step >= low
-        first = np.where(up, step, -step)
-        forward = approx_fprime(x, lambda x: _number(fun(x, *args)), first)
-        if not central:
-            return forward
-        second = np.where(up & down, -step, first)
-        return (forward + approx_fprime(x, lambda x: _number(fun(x, *args)), second)) / 2.0
+        low, high = self._limits or (-np.inf, np.inf)
+        size = np.cbrt(EPSILON) if self._central else np.sqrt(EPSILON)
+        step, above, below = size * np.maximum(np.abs(x), 1.0), high - x, x - low
+        # Where neither side has room for a step, as far as the wider one goes; a fixed parameter has no slope.
+        narrow = np.where(above >= below, above, -below)
+        first = np.where(step <= above, step, np.where(step <= below, -step, narrow))
+        both = self._central & (step <= above) & (step <= below)
+        slope, here = np.zeros_like(x), self._value(x, args)
+        for i in map(int, np.flatnonzero(first)):
+            ahead = self._value(x, args, i, first[i])
+            behind, way = (self._value(x, args, i, -first[i]), 2.0 * first[i]) if both[i] else (here, first[i])
+            slope[i] = (ahead - behind) / way
+        return slope
 
-    return gradient
+    def _value(self, x: Any, args: Any, i: int = 0, way: float = 0.0) -> float:
+        there = x.copy()
+        there[i] += way
+        self.asked += 1
+        return _number(self._fun(there, *args))

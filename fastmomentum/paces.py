@@ -7,6 +7,7 @@ import numpy as np
 
 from fastmomentum import checks, theory
 from fastmomentum.ranges import ABOVE_ZERO, UNIT_INTERVAL, Range
+from fastmomentum.rules import find
 from fastmomentum.schedules import Chebyshev, Nesterov
 from fastmomentum.theory import Spectrum
 from fastmomentum.theory.spectra import check_spectrum
@@ -54,16 +55,18 @@ def pace_of(rule: Any, lr: Any, momentum: Any, spectrum: Any, restart: Any, esti
     TypeError, ValueError
         If an argument is none of these, or they do not go together.
     """
-    name = getattr(rule, "name", rule)
-    if not isinstance(name, str) or name not in RULES:
+    name = rule if isinstance(rule, str) else getattr(rule, "name", None)
+    if name not in RULES or (rule is not name and find(name) is not rule):
         raise ValueError(
             f"rule: expected one of {', '.join(RULES)} (pytorch, classical, ema: heavy_ball); got {rule!r}"
         )
     for what, value, allowed in (("lr", lr, ABOVE_ZERO), ("momentum", momentum, UNIT_INTERVAL)):
         if value is not None and not callable(value):
             checks.number(what, value, allowed)
-    if restart is not None and restart not in RESTARTS:
+    if restart is not None and (not isinstance(restart, str | bool) or restart not in RESTARTS):
         raise ValueError(f"restart: expected 'gradient', 'function', False or None; got {restart!r}")
+    if lr is not None and spectrum is not None and (name != "nesterov_positions" or momentum is not None):
+        raise ValueError("spectrum: expected None where it has nothing to say, as lr is given; got one")
     if spectrum is True or (spectrum is None and name in ("heavy_ball", "chebyshev") and lr is None):
         spectrum = estimate()
     found = RULES[name](lr, momentum, spectrum)

@@ -34,7 +34,7 @@ def minimize(
     restart: Any = None,
     gtol: float | None = None,
     ftol: float = 0.0,
-    maxiter: int = 100_000,
+    maxiter: float = 100_000,
     disp: bool = False,
     **unknown: Any,
 ) -> OptimizeResult:
@@ -53,15 +53,18 @@ def minimize(
     args : tuple
         What `fun`, `jac`, `hess` and `hessp` take beside x.
     jac : callable, True, None, "2-point" or "3-point"
-        ``jac(x, *args)`` → gradient, like x; None and "2-point" take differences of `fun`, "3-point" central ones.
+        ``jac(x, *args)`` → gradient, like x; None and "2-point" take differences of `fun`, "3-point" central ones
+        (scipy.optimize.minimize hands all strings on as None).
     hess, hessp : callable, optional
         ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector; used where a spectrum is to be estimated.
     bounds : scipy.optimize.Bounds or sequence of (low, high), optional
-        None and infinities are no bound. `fun` and `jac` are asked within them alone.
+        None and infinities are no bound. `fun` and `jac` are asked within them alone, but where a spectrum is to be
+        estimated around x0.
     constraints : None
         Others are refused.
     callback : callable, optional
-        ``callback(x)`` or ``callback(intermediate_result)`` behind each step, as SciPy has it; StopIteration ends it.
+        ``callback(x)`` or ``callback(intermediate_result)`` behind each step, as SciPy has it, with the point where the
+        next gradient is taken; StopIteration ends it.
     tol : float, optional
         `gtol`, where that is not given.
     rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev"}
@@ -78,8 +81,9 @@ def minimize(
     l1 : float
         λ₁ ≥ 0 of the term λ₁‖x‖₁, which is not in `fun`.
     restart : {"gradient", "function", False}, optional
-        When a step is taken again from rest: where it would go up the gradient, or where the objective rises; unless
-        given, by gradient with Nesterov's own sequence, else never.
+        When a step is taken again with the rule's state at rest, and lr and momentum from their beginning: where it
+        would go up the gradient, or where the objective rises; unless given, by gradient with Nesterov's own sequence,
+        else never.
     gtol : float
         Ends where max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is within it; 1e-5 unless given.
     ftol : float
@@ -96,7 +100,9 @@ def minimize(
     scipy.optimize.OptimizeResult
         x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
         diverged, 3 no step found, 99 stopped by the callback), message, optimality (what gtol is compared with),
-        restarts, lr and momentum of the last step. Without success x is the best point met.
+        restarts, lr and momentum of the last step. Without success, but for the callback's, x is the last or the best
+        point met, whichever has the lower objective; the best one has the lowest objective, or, where values are not
+        asked for, the least prox-gradient.
 
     Raises
     ------
@@ -107,10 +113,14 @@ def minimize(
     Notes
     -----
     A step costs a gradient and two passes over memory. `fun` itself is evaluated where that is asked for: by
-    backtracking, restart="function", ftol, callback, disp. Backtracking: Beck and Teboulle 2009, with steps that may
-    grow again by a twentieth. Restarts: O'Donoghue and Candès 2015. The extrapolated point is projected on the bounds,
-    too: a projection brings it nearer to all points within, so Beck and Teboulle's proof holds as it is. With l1 or
-    bounds x is what the proximal map gave, so that its zeros are zeros and its bounds are met.
+    backtracking, restart="function", ftol, callback, disp. Compiling takes seconds, for each pair of functions and each
+    set of such options once. Ctrl-C is heard between slices of a twentieth of a second, or of one step.
+
+    Backtracking: Beck and Teboulle 2009, with steps that may grow again by a twentieth. Restarts: O'Donoghue and Candès
+    2015. The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L that keeps
+    Beck and Teboulle's bound: their proof needs the point's distance from ((t − 1)x + x*)/t alone, which lies within
+    the bounds, so that the projection does not add to it. With l1 or bounds x is what the proximal map gave, so that
+    its zeros are zeros and its bounds are met.
 
     Examples
     --------
@@ -136,16 +146,16 @@ def minimize(
     limits = limits_of(bounds, start)
     start = brought_within(start, limits)
     args = args if isinstance(args, tuple) else (args,)
-    l1, ftol = checks.number("l1", l1, AT_LEAST_ZERO), checks.number("ftol", ftol, AT_LEAST_ZERO)
+    l1, ftol = (checks.number(name, each, AT_LEAST_ZERO) for name, each in (("l1", l1), ("ftol", ftol or 0.0)))
     gtol = checks.number("gtol", next(each for each in (gtol, tol, 1e-5) if each is not None), AT_LEAST_ZERO)
-    maxiter, disp = checks.whole("maxiter", maxiter), checks.switch("disp", disp)
+    maxiter = checks.whole("maxiter", int(maxiter) if isinstance(maxiter, float) and maxiter.is_integer() else maxiter)
 
     def estimate() -> theory.Spectrum:
         return theory.spectrum(descent.gradient, start, hessp=_products(hess, hessp, args))
 
     descent = Descent(objective_of(fun, jac, limits), start, args, limits, l1, gtol, ftol)
     pace = pace_of(rule, lr, momentum, spectrum, restart, estimate)
-    found = descent.result(descent.run(pace, maxiter, told_of(callback, disp), often=callback is not None))
+    found = descent.result(descent.run(pace, maxiter, told_of(callback, bool(disp)), often=callback is not None))
     if disp:
         print(f"{found.message}: {found.nit:,} steps, objective {found.fun:.10g}, optimality {found.optimality:.2g}")
     return found

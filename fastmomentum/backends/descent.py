@@ -14,6 +14,9 @@ from numba.extending import register_jitable
 
 from fastmomentum.backends.embedded import STRICT
 from fastmomentum.backends.passes import Terms, make_advance, make_measure
+from fastmomentum.parts import Wrap, as_it_is
+
+Function = Callable[..., Any]
 
 RUNNING, CONVERGED, SETTLED, DIVERGED, STUCK = range(5)
 ENOUGH = 10
@@ -23,6 +26,25 @@ ENOUGH = 10
 SHORTER, LONGER, LEAST = 0.5, 1.05, 1e-30
 """What backtracking multiplies the learning rate by, where it is too long and where not; and where it gives up, as it
 does where the step is lost in the rounding of p."""
+
+
+class Forms(NamedTuple):
+    """What is minimised, as a loop calls it.
+
+    Attributes
+    ----------
+    evaluate : function
+        ``evaluate(x, g, calls, args) -> f``: the gradient at x to g, and the value where `valued`, else 0. `calls`
+        counts values and gradients.
+    value_at : function
+        ``value_at(x, calls, args) -> f``.
+    valued : bool
+        Whether `evaluate` tells the value.
+    """
+
+    evaluate: Function
+    value_at: Function
+    valued: bool
 
 
 class Plan(NamedTuple):
@@ -38,108 +60,116 @@ class Plan(NamedTuple):
         Whether the learning rate is looked for.
     restart : str
         "gradient", "function" or "never".
-    valued : bool
-        Whether `evaluate` tells the value of `fun`.
     """
 
     rule: str
     terms: Terms
     backtracking: bool
     restart: str
-    valued: bool
 
     @property
     def sums(self) -> frozenset[str]:
         """What is to be measured of each step."""
-        asked = {"squares": True, "slope": self.restart == "gradient", "descent": self.backtracking}
+        asked = {"absolute": True, "slope": self.restart == "gradient"}
+        asked |= dict.fromkeys(("squares", "descent"), self.backtracking)
         asked |= dict.fromkeys(("size", "size_next"), self.terms.l1)
         return frozenset(name for name, wanted in asked.items() if wanted)
 
 
-class Numbers(NamedTuple):
-    """What goes from step to step beside arrays.
+NUMBERS = ("value", "objective", "least", "norm", "scale")
+COUNTS = ("since", "restarts", "quiet", "done")
+"""What goes from step to step beside arrays. `fun` at p, 0 where it is not evaluated; the last step's objective, for
+restarts and ftol; the merit of the best point, its objective or, where values are unknown, the norm of its
+prox-gradient; the largest element of the last prox-gradient; what the learning rate is multiplied by. Steps since the
+last restart, restarts, steps in a row that changed the objective little, steps done."""
 
-    Attributes
-    ----------
-    value : float
-        `fun` at p; 0 where it is not evaluated.
-    objective : float
-        The objective of the last step, for restarts and ftol.
-    least : float
-        The merit of the best point: its objective, or, where values are unknown, the norm of its prox-gradient.
-    norm : float
-        The largest element of the last prox-gradient.
-    scale : float
-        What the learning rate is multiplied by.
-    since, restarts, quiet : int
-        Steps since the last restart, restarts, steps in a row that changed the objective little.
-    """
-
-    value: float
-    objective: float
-    least: float
-    norm: float
-    scale: float
-    since: int
-    restarts: int
-    quiet: int
+P, Q, NEXT_P, NEXT_Q, BEST = range(5)
+"""The arrays: p, q, room for the next two, and the best p so far; which of them is which, `order` says."""
 
 
-@lru_cache(maxsize=64)
-def make_run(plan: Plan, evaluate: Callable[..., Any], value_at: Callable[..., Any], compiled: bool) -> Any:
-    """``run(steps, arrays, numbers, lrs, mus, settings, limits, counts, args) -> (status, done, arrays, numbers)``.
+def make_run(plan: Plan, forms: Forms, compiled: bool) -> Any:
+    """``run(steps, arrays, g, order, numbers, counts, lrs, mus, settings, limits, calls, args) -> status``.
 
     Parameters
     ----------
     plan : Plan
         What it is made for.
-    evaluate : function
-        ``evaluate(p, g, counts, args) -> f``: the gradient at p to g, and the value where `plan.valued`.
-    value_at : function
-        ``value_at(p, counts, args) -> f``.
+    forms : Forms
+        What is minimised.
     compiled : bool
-        Whether both are compiled, and the loop is to be.
+        Whether `forms` are compiled, and the loop is to be.
 
     Notes
     -----
-    `arrays` are p, q, room for the next two, the best p so far, and g at p; `lrs` and `mus` hold lr and momentum by the
-    steps since a restart, the last of each for all that follow; `settings` are l1, gtol, ftol, and how exact values of
-    `fun` are.
+    `g` is the gradient at p; `lrs` and `mus` hold lr and momentum by the steps since a restart, the last of each for
+    all that follow; `settings` are l1, gtol, ftol, and how exact values of `fun` are. It returns a number and nothing
+    else, because of signals: see :func:`fastmomentum.backends.passes.make_measure`.
     """
+    return _compiled(plan, forms) if compiled else _make_run(plan, forms, as_it_is)
+
+
+@lru_cache(maxsize=64)
+def _compiled(plan: Plan, forms: Forms) -> Any:
+    return njit(**STRICT)(_make_run(plan, forms, register_jitable))
+
+
+def _make_run(plan: Plan, forms: Forms, wrap: Wrap) -> Callable[..., int]:
     advance, measure = make_advance(plan.rule, plan.terms), make_measure(plan.terms, plan.sums)
-    look = _make_look(value_at) if plan.backtracking or plan.restart == "function" else _no_look
-    is_too_far, grown = (_exceeds, _grown) if plan.backtracking else (_never, _as_it_is)
+    evaluate, value_at = forms.evaluate, forms.value_at
+    positions = plan.rule == "nesterov_positions"  # where the state is x⁺
+    follows = positions and (plan.backtracking or plan.restart == "function")
+    look = (
+        wrap(lambda x, value, size, size_next, calls, args: (value_at(x, calls, args), size_next)) if follows else _stay
+    )
+    is_too_far, grown, is_lost = (_exceeds, _grown, _not_finite) if plan.backtracking else (_never, _as_it_is, _never)
     is_astray = {"gradient": _climbs, "function": _rises, "never": _never}[plan.restart]
-    merit = _first if plan.valued else _second
-    moved = _of_state if plan.rule == "nesterov_positions" else _of_point
+    merit, moved = _first if forms.valued else _second, _of_state if positions else _of_point
 
     def run(
-        steps: Any, arrays: Any, numbers: Any, lrs: Any, mus: Any, settings: Any, limits: Any, counts: Any, args: Any
+        steps: Any,
+        arrays: Any,
+        g: Any,
+        order: Any,
+        numbers: Any,
+        counts: Any,
+        lrs: Any,
+        mus: Any,
+        settings: Any,
+        limits: Any,
+        calls: Any,
+        args: Any,
     ) -> Any:
-        p, q, next_p, next_q, best, g = arrays
-        value, objective, least, norm, scale, since, restarts, quiet = numbers
+        p, q, next_p, next_q, best = arrays
+        value, objective, least, norm, scale = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+        since, restarts, quiet, done = counts[0], counts[1], counts[2], 0
         l1, gtol, ftol, noise = settings
-        status, done = RUNNING, 0
+        status = RUNNING
         while status == RUNNING and done < steps:
+            if since > 0 and is_lost(value):
+                # The extrapolated point is where `fun` is no number; the one before it was accepted.
+                p[:] = q
+                since, restarts = 0, restarts + 1
+                value = evaluate(p, g, calls, args)
+                continue
             lr, mu = scale * float(lrs[min(since, lrs.size - 1)]), float(mus[min(since, mus.size - 1)])
             advance((next_p, next_q), (p, q), g, lr, mu, l1, limits)
             after, before = moved(next_p, next_q, p, q)
-            found = measure(p, g, after, before, lr, l1, limits)
-            if not np.isfinite(found.squares) or not np.isfinite(value):
+            largest, absolute, squares, slope, descent, size, size_next = measure(p, g, after, before, lr, l1, limits)
+            if not np.isfinite(absolute) or not np.isfinite(value):
                 status = DIVERGED
                 break
-            norm, here = found.largest / lr, value + l1 * found.size
+            norm, here = largest / lr, value + l1 * size
             if norm <= gtol:
                 status = CONVERGED
                 break
-            smooth, size = look(next_q, value, found, counts, args)
+            smooth, size = look(next_q, value, size, size_next, calls, args)
             there = smooth + l1 * size
-            if is_too_far(value, smooth, found, lr, noise):
+            if is_too_far(value, smooth, descent, squares, lr, noise):
                 scale *= SHORTER
-                if scale < LEAST or found.largest <= noise * np.abs(p).max():
+                if scale < LEAST or largest <= noise * np.abs(p).max():
                     status = STUCK
                 continue
-            if since > 0 and is_astray(found, there, objective):
+            if since > 0 and is_astray(slope, there, objective):
                 # The same step again, from rest.
                 q[:] = p
                 since, restarts = 0, restarts + 1
@@ -152,56 +182,60 @@ def make_run(plan: Plan, evaluate: Callable[..., Any], value_at: Callable[..., A
             if worth < least:
                 least = worth
                 best, p, next_p = p, next_p, best
+                order[BEST], order[P], order[NEXT_P] = order[P], order[NEXT_P], order[BEST]
             else:
                 p, next_p = next_p, p
+                order[P], order[NEXT_P] = order[NEXT_P], order[P]
             q, next_q = next_q, q
-            objective, scale, since, done = there, grown(scale, value, found, lr, noise), since + 1, done + 1
-            value = evaluate(p, g, counts, args)
-        numbers = Numbers(value, objective, least, norm, scale, since, restarts, quiet)
-        return status, done, (p, q, next_p, next_q, best, g), numbers
+            order[Q], order[NEXT_Q] = order[NEXT_Q], order[Q]
+            objective, scale, since, done = there, grown(scale, value, squares, lr, noise), since + 1, done + 1
+            value = evaluate(p, g, calls, args)
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4] = value, objective, least, norm, scale
+        counts[0], counts[1], counts[2], counts[3] = since, restarts, quiet, counts[3] + done
+        return status
 
-    return njit(**STRICT)(run) if compiled else run
-
-
-def _make_look(value_at: Callable[..., Any]) -> Any:
-    """f(x⁺) and Σ|x⁺|."""
-    return register_jitable(lambda x, value, found, counts, args: (value_at(x, counts, args), found.size_next))
+    return run
 
 
 @register_jitable
-def _no_look(x: Any, value: Any, found: Any, counts: Any, args: Any) -> Any:
-    """Those at p will do."""
-    return value, found.size
+def _stay(x: Any, value: Any, size: Any, size_next: Any, calls: Any, args: Any) -> Any:
+    """f and the size at p, where nothing asks for those at x⁺."""
+    return value, size
 
 
 @register_jitable
-def _exceeds(value: Any, smooth: Any, found: Any, lr: Any, noise: Any) -> Any:
-    """Whether f(x⁺) is above f(p) − ⟨g, p − x⁺⟩ + ‖p − x⁺‖²/2lr, by more than rounding; so it is where it is no number.
+def _exceeds(value: Any, smooth: Any, descent: Any, squares: Any, lr: Any, noise: Any) -> Any:
+    """Whether f(x⁺) is above f(p) − ⟨g, p − x⁺⟩ + ‖p − x⁺‖²/2lr by more than rounding, or no finite number.
 
     Beck and Teboulle 2009, (2.5) and section 4.
     """
-    return not smooth <= value - found.descent + found.squares / (2.0 * lr) + noise * max(abs(value), abs(smooth))
+    return not (np.isfinite(smooth) and smooth <= value - descent + squares / (2.0 * lr) + noise * abs(value))
 
 
 @register_jitable
-def _grown(scale: Any, value: Any, found: Any, lr: Any, noise: Any) -> Any:
+def _grown(scale: Any, value: Any, squares: Any, lr: Any, noise: Any) -> Any:
     """A longer step next time, unless rounding hides what is too long."""
-    return scale * LONGER if found.squares / (2.0 * lr) > 100.0 * noise * abs(value) else scale
+    return scale * LONGER if squares / (2.0 * lr) > 100.0 * noise * abs(value) else scale
 
 
 @register_jitable
-def _as_it_is(scale: Any, value: Any, found: Any, lr: Any, noise: Any) -> Any:
+def _as_it_is(scale: Any, value: Any, squares: Any, lr: Any, noise: Any) -> Any:
     return scale
 
 
 @register_jitable
-def _climbs(found: Any, there: Any, objective: Any) -> Any:
-    """O'Donoghue and Candès's gradient scheme: the step goes up the gradient."""
-    return found.slope > 0.0
+def _not_finite(value: Any) -> Any:
+    return not np.isfinite(value)
 
 
 @register_jitable
-def _rises(found: Any, there: Any, objective: Any) -> Any:
+def _climbs(slope: Any, there: Any, objective: Any) -> Any:
+    """O'Donoghue and Candès's gradient scheme: the step goes up the gradient."""
+    return slope > 0.0
+
+
+@register_jitable
+def _rises(slope: Any, there: Any, objective: Any) -> Any:
     """Their function scheme."""
     return there > objective
 

@@ -15,7 +15,6 @@ from numba.extending import register_jitable
 from fastmomentum.backends.embedded import STRICT
 from fastmomentum.backends.loops import make_cast, make_load, make_store
 from fastmomentum.chains import chain
-from fastmomentum.rules import nesterov_positions
 from fastmomentum.stages import box, negative_threshold, positive_zero, soft_threshold, threshold_of
 
 LANES, FEW = 128, 16
@@ -23,28 +22,11 @@ LANES, FEW = 128, 16
 left when vectors of them have been added."""
 
 
-class Measured(NamedTuple):
-    """What is measured of p, x⁺ = prox(p − lr·g) and a step a − b, in double precision; 0 where it is not asked for.
-
-    Attributes
-    ----------
-    squares, slope, descent : float
-        Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g.
-    size, size_next : float
-        Σ|p|, Σ|x⁺|.
-    largest : float
-        max|p − x⁺|.
-    """
-
-    squares: float
-    slope: float
-    descent: float
-    size: float
-    size_next: float
-    largest: float
-
+SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
+"""Of p, x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
 
 SUMMED: dict[str, Any] = {
+    "absolute": lambda d, step, g, p: abs(d),
     "squares": lambda d, step, g, p: d * d,
     "slope": lambda d, step, g, p: d * step,
     "descent": lambda d, step, g, p: d * g,
@@ -71,8 +53,7 @@ def make_advance(rule: str, terms: Terms) -> Any:
     """``advance(new, old, g, lr, mu, l1, limits)``: from (p, q) to (p⁺, q⁺), which are other arrays.
 
     `limits` holds the bounds, an array each, if there are any. The extrapolated point is projected, too, so that the
-    gradient is taken within the bounds alone: projections bring it nearer to every point there, and Beck and
-    Teboulle's proof holds as it is.
+    gradient is taken within the bounds alone.
     """
     behind = (replace(box, kind="param"),) if terms.bounds else ()
     update = chain(*_proximal(terms), rule, *behind).build(register_jitable)
@@ -91,11 +72,14 @@ def make_advance(rule: str, terms: Terms) -> Any:
 
 @lru_cache(maxsize=64)
 def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
-    """``measure(p, g, a, b, lr, l1, limits) -> Measured``: the largest, and the sums that are `wanted`."""
+    """``measure(p, g, a, b, lr, l1, limits)``: max|p − x⁺|, and :data:`SUMS`, 0 where not `wanted`, in doubles.
+
+    A tuple of plain numbers: while Numba makes a Python object of anything else, a signal ends the process.
+    """
     gap, limit, numbers = _gap(terms), _limit(terms), _numbers(terms)
     cast, width = make_cast(2 + 3 * terms.l1), (1 + len(wanted)) * LANES
-    names = [name for name in Measured._fields if name in wanted]
-    add, folded = _make_add(names), _make_folded([names.index(name) if name in names else -1 for name in SUMMED])
+    names = [name for name in SUMS if name in wanted]
+    add, folded = _make_add(names), _make_folded([names.index(name) if name in names else -1 for name in SUMS])
 
     @register_jitable
     def collect(lanes: Any, p: Any, g: Any, a: Any, b: Any, row: Any, limits: Any, first: Any) -> None:
@@ -111,8 +95,7 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
         for first in range(0, p.size, LANES):
             last = min(first + LANES, p.size)
             collect(lanes, p[first:last], g[first:last], a[first:last], b[first:last], row, limits, first)
-        squares, slope, descent, size, size_next = folded(lanes)
-        return Measured(squares, slope, descent, size, size_next, greatest(lanes, 0))
+        return (greatest(lanes, 0), *folded(lanes))
 
     return njit(**STRICT)(measure)
 
@@ -179,8 +162,17 @@ def _limit(terms: Terms) -> Any:
 
 
 def _gap(terms: Terms) -> Any:
-    """``gap(p, g, row, limit)``: p − x⁺; without a proximal map lr·g itself, which no rounding of p − lr·g can hide."""
-    if not terms.any:
-        return register_jitable(lambda p, g, row, limit: row[0] * g)
-    update = chain(*_proximal(terms), nesterov_positions).build(register_jitable)  # its state is x⁺
-    return register_jitable(lambda p, g, row, limit: p - update(p, p, g, *row, *limit)[1])
+    """``gap(p, g, row, limit)``: p − x⁺, formed from s = lr·g, so that the rounding of p − s cannot hide it.
+
+    For the soft threshold p − (u − clip(u, −τ, τ)) = s + clip(u, −τ, τ), where u = p − s; for a box behind it
+    p − clip(p − d, low, high) = clip(d, p − high, p − low).
+    """
+    soft = register_jitable(lambda p, s, row: s + np.minimum(np.maximum(p - s, row[2]), row[3]))
+    within = register_jitable(lambda p, d, limit: np.minimum(np.maximum(d, p - limit[1]), p - limit[0]))
+    if terms.l1 and terms.bounds:
+        return register_jitable(lambda p, g, row, limit: within(p, soft(p, row[0] * g, row), limit))
+    if terms.l1:
+        return register_jitable(lambda p, g, row, limit: soft(p, row[0] * g, row))
+    if terms.bounds:
+        return register_jitable(lambda p, g, row, limit: within(p, row[0] * g, limit))
+    return register_jitable(lambda p, g, row, limit: row[0] * g)
