@@ -107,4 +107,7 @@ def test_a_table_leaves_out_iterations_that_a_peer_does_not_tell():
     case = {"case": "one", "peer": "other", "difference": -2e-13, "ratio": 0.256, "iterations": [1234, None]}
     versions = dict.fromkeys(solvers.USED, "1")
     record = {"processor": "any", "versions": versions, "date": "2026-01-01", "rounds": 15, "cases": [case]}
-    assert solvers.table(record)[-1] == "| one | other | 0.26 | -2e-13 | 1,234 |  |"
+    goal = {"name": "a goal", "value": 1.2345, "aim": 1.5, "most": True, "met": True}
+    lines = solvers.table(record | {"embedded": [goal, goal | {"most": False, "met": False}]})
+    assert lines[-2:] == ["| a goal | 1.23 × | ≤ 1.5 |", "| a goal | 1.23 × | ≥ 1.5 (missed) |"]
+    assert lines[4] == "| one | other | 0.26 | -2e-13 | 1,234 |  |"
