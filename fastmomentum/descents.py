@@ -22,7 +22,7 @@ from fastmomentum.backends.descent import (
     Plan,
     make_run,
 )
-from fastmomentum.backends.passes import Terms, make_advance, make_measure
+from fastmomentum.backends.passes import SCRATCH, Terms, make_advance, make_measure
 from fastmomentum.objectives import Differences, Objective
 from fastmomentum.paces import Pace, Table
 from fastmomentum.ranges import ABOVE_ZERO, UNIT_INTERVAL
@@ -206,7 +206,7 @@ class Descent:
             x = new[0]
             g = self.gradient(x)
         value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._size(x)
-        largest = make_measure(self._terms, frozenset())(x, g, x, x, lr, l1, self.limits)[0]
+        largest = make_measure(self._terms, frozenset())(np.empty(SCRATCH), x, g, x, x, lr, l1, self.limits)[0]
         return x, value if np.isfinite(value) else np.inf, g, largest / lr
 
 

@@ -22,7 +22,7 @@ def test_examples_run_in_order(capsys, tmp_path, monkeypatch):
         exec(block, names)
     printed = capsys.readouterr().out.splitlines()
     assert printed == re.findall(r"^print\(.*\)  # (.*)$", README, re.MULTILINE)
-    assert len(printed) == 2
+    assert len(printed) == 3
     np.testing.assert_allclose(names["target"], np.arange(5))
 
 

@@ -13,7 +13,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from fastmomentum.backends.embedded import STRICT
-from fastmomentum.backends.passes import Terms, make_advance, make_measure
+from fastmomentum.backends.passes import SCRATCH, Terms, make_advance, make_measure
 from fastmomentum.parts import Wrap, as_it_is
 
 Function = Callable[..., Any]
@@ -143,7 +143,7 @@ def _make_run(plan: Plan, forms: Forms, wrap: Wrap) -> Callable[..., int]:
         value, objective, least, norm, scale = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
         since, restarts, quiet, done = counts[0], counts[1], counts[2], 0
         l1, gtol, ftol, noise = settings
-        status = RUNNING
+        lanes, status = np.empty(SCRATCH), RUNNING
         while status == RUNNING and done < steps:
             if since > 0 and is_lost(value):
                 # The extrapolated point is where `fun` is no number; the one before it was accepted.
@@ -154,7 +154,9 @@ def _make_run(plan: Plan, forms: Forms, wrap: Wrap) -> Callable[..., int]:
             lr, mu = scale * float(lrs[min(since, lrs.size - 1)]), float(mus[min(since, mus.size - 1)])
             advance((next_p, next_q), (p, q), g, lr, mu, l1, limits)
             after, before = moved(next_p, next_q, p, q)
-            largest, absolute, squares, slope, descent, size, size_next = measure(p, g, after, before, lr, l1, limits)
+            largest, absolute, squares, slope, descent, size, size_next = measure(
+                lanes, p, g, after, before, lr, l1, limits
+            )
             if not np.isfinite(absolute) or not np.isfinite(value):
                 status = DIVERGED
                 break

@@ -25,6 +25,8 @@ left when vectors of them have been added."""
 SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
 """Of p, x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
 
+SCRATCH = (1 + len(SUMS)) * LANES
+
 SUMMED: dict[str, Any] = {
     "absolute": lambda d, step, g, p: abs(d),
     "squares": lambda d, step, g, p: d * d,
@@ -72,9 +74,10 @@ def make_advance(rule: str, terms: Terms) -> Any:
 
 @lru_cache(maxsize=64)
 def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
-    """``measure(p, g, a, b, lr, l1, limits)``: max|p − x⁺|, and :data:`SUMS`, 0 where not `wanted`, in doubles.
+    """``measure(lanes, p, g, a, b, lr, l1, limits)``: max|p − x⁺|, and :data:`SUMS`, 0 where not `wanted`.
 
-    A tuple of plain numbers: while Numba makes a Python object of anything else, a signal ends the process.
+    In double precision; `lanes` is scratch, SCRATCH numbers. It answers a tuple of plain numbers: while Numba makes a
+    Python object of anything else, a signal ends the process.
     """
     gap, limit, numbers = _gap(terms), _limit(terms), _numbers(terms)
     cast, width = make_cast(2 + 3 * terms.l1), (1 + len(wanted)) * LANES
@@ -90,8 +93,9 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
             step = np.float64(a[lane]) - np.float64(b[lane])
             add(lanes, LANES + lane, d, step, np.float64(g[lane]), np.float64(p[lane]))
 
-    def measure(p: Any, g: Any, a: Any, b: Any, lr: Any, l1: Any, limits: Any) -> Any:
-        row, lanes = cast(numbers(lr, 0.0, l1), g), np.zeros(width)
+    def measure(lanes: Any, p: Any, g: Any, a: Any, b: Any, lr: Any, l1: Any, limits: Any) -> Any:
+        row = cast(numbers(lr, 0.0, l1), g)
+        lanes[:width] = 0.0
         for first in range(0, p.size, LANES):
             last = min(first + LANES, p.size)
             collect(lanes, p[first:last], g[first:last], a[first:last], b[first:last], row, limits, first)
