@@ -745,3 +745,43 @@ def test_every_side_of_the_benchmark_does_the_same_update(monkeypatch):
     np.testing.assert_allclose(p.copy_to_host(), 1.5 - gpu_sides.LR * 1e-3, rtol=1e-6)
     gpu_sides.makers(case)[gpu_sides.COPY]()()
     np.testing.assert_array_equal(p.copy_to_host()[: TILE // 2], np.float32(1e-3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", [*RULES, ADAPTIVE], ids=str)
+@pytest.mark.parametrize("size", [0, 1, 37])
+def test_rules_inside_a_users_kernel_have_the_bits_of_step(rule, dtype, size):
+    found = fm.rules.find(rule)
+    values = {"lr": 0.1, "momentum": 0.9, "dampening": 0.25, "beta": 0.9, "eps": 0.25}
+    given = {name: values[name] for name in found.parameters if name in values}
+    hyper, sweep = fm.jit.hyper(found, dtype, **given), fm.jit.cuda.kernel(found)
+
+    @cuda.jit
+    def kernel(written, g, hyper):
+        sweep(cuda.grid(1), cuda.gridsize(1), *written, g, *hyper)
+
+    p, *state, g = numbers(size, dtype, 2 + len(found.state))
+    state = [abs(slot) for slot in state]
+    written, grad = on_device([p, *state]), cuda.to_device(g)
+    if size:
+        kernel[2, 4](tuple(written), grad, hyper)
+    slots = tuple(state) if len(state) != 1 else state[0]
+    fm.step(p, slots, g, rule=found, backend="numpy", **{"lr": 0.1} | given)
+    assert_equal(written, [p, *state])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_rule_of_scalars_inside_a_users_kernel(dtype):
+    pytorch = fm.jit.cuda.pytorch
+
+    @cuda.jit
+    def kernel(p, v, g):
+        i = cuda.grid(1)
+        if i < p.size:
+            p[i], v[i] = pytorch(p[i], v[i], g[i], 0.1, 0.9, 1.0)
+
+    p, v, g = numbers(37, dtype, 3)
+    arrays = on_device([p, v, g])
+    kernel[5, 8](*arrays)
+    fm.step(p, v, g, lr=0.1, momentum=0.9, backend="numpy")
+    assert_equal(arrays[:2], [p, v])

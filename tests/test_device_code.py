@@ -14,6 +14,7 @@ pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="the extra cuda has no compiler here")
 
 from device_code import CAPABILITIES, OnProcessor, linked, ptx
+from numba import cuda
 from numba.cuda import types
 
 from fastmomentum.backends.cuda import emit, kernels, norms
@@ -221,3 +222,81 @@ def test_hyper_parameters_from_scalars_on_a_device(dtype, stored):
     expected[rule.hyper.index("momentum_next")] = dtype.type(7)  # comes from the host
     for found in table:
         assert_same_bits(found, np.array(expected, dtype))
+
+
+def users_kernel(rule, dtype, whole):
+    """A kernel as a user writes it, over arrays, by the rule of scalars or by the sweep; and its signature."""
+    scalar, sweep, arrays = fm.jit.cuda.update(rule), fm.jit.cuda.kernel(rule), 1 + len(rule.state)
+
+    def by_scalar(written, g, hyper):
+        i = cuda.grid(1)
+        if i < g.size:
+            written[0][i], written[1][i] = scalar(written[0][i], written[1][i], g[i], *hyper)
+
+    def by_sweep(written, g, hyper):
+        sweep(cuda.grid(1), cuda.gridsize(1), *written, g, *hyper)
+
+    array = types.Array(kernels.number(dtype), 1, "C")
+    hyper = types.UniTuple(types.float64, len(rule.hyper))
+    return by_sweep if whole else by_scalar, types.void(types.UniTuple(array, arrays), array, hyper)
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("rule", CASES, ids=str)
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_users_kernels_hold_no_call_and_contract_nothing(rule, dtype, capability):
+    made = [users_kernel(rule, dtype, whole) for whole in (True, False) if whole or len(rule.state) == 1]
+    for code in (ptx(each, capability) for each in made):
+        assert re.search(r"\b(add|mul)\.rn\.f(32|64)", code)
+        assert not re.search(r"\bfma\.|\bcall", code)
+        assert not re.search(r"\b(add|mul|sub)\.f(32|64)", code)
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("rule", CASES, ids=str)
+def test_device_scalars_on_the_processor_have_the_bits_of_numpy(rule, dtype):
+    arrays, taken, kind = 2 + len(rule.state), len(rule.hyper), kernels.number(dtype)
+    scalar, load, store = fm.jit.cuda.update(rule), emit.make_loads(dtype, arrays), emit.make_store(dtype)
+
+    def kernel(given, out, hyper):
+        found = scalar(*load(given), *hyper)
+        store(out, found[0])
+
+    run = OnProcessor((kernel, types.void(types.int64, types.int64, types.UniTuple(kind, taken))))
+    values = row(rule, dtype)
+    for seed in range(20):
+        given, out = np.random.default_rng(seed).standard_normal(arrays).astype(dtype), np.empty(1, dtype)
+        run(1, 1, given.ctypes.data, out.ctypes.data, values)
+        assert_same_bits(out[0], rule.update(*given, *values)[0])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            (types.float32[::1], types.float64[::1], types.float32[::1]),
+            "velocity: expected float32 or float64, and one",
+        ),
+        ((types.float32[:], types.float32[::1], types.float32[::1]), "p: expected a C-contiguous array"),
+        ((types.int64[::1],) * 3, "p: expected float32 or float64"),
+        ((types.Array(types.float32, 1, "C", readonly=True),) * 3, "p: expected a writeable array"),
+    ],
+)
+def test_arrays_that_no_update_takes_are_refused(arrays, message):
+    sweep = fm.jit.cuda.kernel("pytorch")
+
+    def kernel(p, v, g):
+        sweep(0, 1, p, v, g, 0.1, 0.9, 1.0)
+
+    with pytest.raises(Exception, match=message):
+        ptx((kernel, types.void(*arrays)), (8, 0))
+
+
+def test_a_scalar_of_whole_numbers_is_refused():
+    scalar = fm.jit.cuda.sgd
+
+    def kernel(p):
+        p[0] = scalar(1, 0.5, 0.1)[0]
+
+    with pytest.raises(Exception, match="p: expected float32 or float64"):
+        ptx((kernel, types.void(types.float32[::1])), (8, 0))
