@@ -38,7 +38,8 @@ def update(rule: str | Update) -> Any:
     -----
     How it rounds is up to the function that calls it: under ``fastmath=True`` the bits are others, and with Numba's own
     ``error_model`` a rule that divides raises ZeroDivisionError in the middle of an array; give
-    ``error_model="numpy"``. :func:`kernel` is strict whoever calls it.
+    ``error_model="numpy"``. :func:`kernel` is strict whoever calls it. Called from Python it is the rule itself, and
+    nothing is cast.
 
     Examples
     --------
@@ -104,7 +105,8 @@ def kernel(rule: str | Update) -> Any:
     function
         Compiled for the dtypes that it is called with. Takes C-contiguous arrays of one dimension, one shape and one
         dtype, float32 or float64, and numbers, which are cast to that dtype; gradients may be read-only. It allocates
-        nothing, holds no lock, and has the bits of :func:`fastmomentum.step`.
+        nothing, holds no lock, and has the bits of :func:`fastmomentum.step`. Python may call it, too. What a range says
+        of a number is not asked: :func:`hyper` does.
 
     Raises
     ------
@@ -132,7 +134,7 @@ def kernel(rule: str | Update) -> Any:
 
 @dataclass(frozen=True)
 class CFunction:
-    """A C function; it stays where it is while this process lives.
+    """A C function, made by :func:`cfunc`.
 
     Attributes
     ----------
@@ -177,12 +179,23 @@ def cfunc(rule: str | Update, dtype: Any) -> CFunction:
     TypeError, ValueError
         If there is no such rule, or dtype is another.
 
+    Notes
+    -----
+    It stays where it is while this process lives, and means nothing in another. No routine of SciPy takes this
+    prototype: for a scipy.LowLevelCallable write a ``numba.cfunc`` of the one it takes, with a rule's scalar function
+    in it (the tests smooth along an axis so, with scipy.ndimage.generic_filter1d).
+
     Examples
     --------
-    >>> import numpy as np, fastmomentum as fm
+    >>> import ctypes, numpy as np, fastmomentum as fm
     >>> update = fm.jit.cfunc("pytorch", np.float32)
     >>> print(update.prototype)
     void update(int64_t n, float *arrays[3] /* p, velocity, g */, const double hyper[3] /* lr, momentum, keep */)
+    >>> p, v, g = np.ones(2, np.float32), np.zeros(2, np.float32), np.ones(2, np.float32)
+    >>> arrays = (ctypes.c_void_p * 3)(*(array.ctypes.data for array in (p, v, g)))
+    >>> update.ctypes(2, arrays, (ctypes.c_double * 3)(0.25, 0.5, 1.0))
+    >>> p, v
+    (array([0.75, 0.75], dtype=float32), array([1., 1.], dtype=float32))
     """
     chosen, kind = find(rule), checks.dtype(dtype)
     made: Any = keep(("pointer", chosen.structure, kind), lambda: pointers.make_pointer(chosen, kind))
