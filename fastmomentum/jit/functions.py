@@ -105,8 +105,8 @@ def kernel(rule: str | Update) -> Any:
     function
         Compiled for the dtypes that it is called with. Takes C-contiguous arrays of one dimension, one shape and one
         dtype, float32 or float64, and numbers, which are cast to that dtype; gradients may be read-only. It allocates
-        nothing, holds no lock, and has the bits of :func:`fastmomentum.step`. Python may call it, too. What a range says
-        of a number is not asked: :func:`hyper` does.
+        nothing, holds no lock, and has the bits of :func:`fastmomentum.step`. Python may call it, too. Ranges of
+        hyper-parameters are not checked: :func:`hyper` does that.
 
     Raises
     ------
