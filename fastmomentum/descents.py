@@ -1,14 +1,12 @@
 """A minimiser under way: its arrays and numbers, taken on slice by slice, and what it comes to."""
 
 from collections.abc import Callable
-from inspect import signature
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import OptimizeResult
 
-from fastmomentum import checks
 from fastmomentum.backends.descent import (
     BEST,
     CONVERGED,
@@ -53,6 +51,10 @@ class Settings(NamedTuple):
     gtol: float
     ftol: float
     noise: float
+
+
+Told = Callable[["Descent"], bool]
+"""What hears of a run after its slices, and ends it by True."""
 
 
 class Descent:
@@ -133,7 +135,7 @@ class Descent:
             return max(way / change, LEAST)
         return max((1.0 + float(np.abs(x).max())) / largest * 1e-4, LEAST)
 
-    def run(self, pace: Pace, maxiter: int, told: "Told | None" = None, often: bool = False) -> int:
+    def run(self, pace: Pace, maxiter: int, told: Told | None = None, often: bool = False) -> int:
         """Go on until something ends it; `told` hears of it, at each step where `often`, and may end it by True."""
         backtracking = pace.lr is None
         valued = told is not None or self._settings.ftol > 0.0 or backtracking or pace.restart == "function"
@@ -208,34 +210,3 @@ class Descent:
         value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._size(x)
         largest = make_measure(self._terms, frozenset())(np.empty(SCRATCH), x, g, x, x, lr, l1, self.limits)[0]
         return x, value if np.isfinite(value) else np.inf, g, largest / lr
-
-
-Told = Callable[[Descent], bool]
-
-
-def told_of(callback: Callable[..., Any] | None, disp: bool) -> Told | None:
-    """What hears of a run: SciPy's two forms of callback, and lines that are printed about each second."""
-    if callback is None and not disp:
-        return None
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: expected a function; got {checks.shown(callback)}")
-    whole = callback is not None and set(signature(callback).parameters) == {"intermediate_result"}
-    last = perf_counter()
-
-    def told(run: Descent) -> bool:
-        nonlocal last
-        if disp and perf_counter() - last > 1.0:
-            last = perf_counter()
-            print(f"step {run.steps:,}: objective {run.value:.10g}")
-        if callback is None:
-            return False
-        try:
-            if whole:
-                callback(intermediate_result=OptimizeResult(x=run.point, fun=run.value, nit=run.steps))
-            else:
-                callback(run.point)
-        except StopIteration:
-            return True
-        return False
-
-    return told

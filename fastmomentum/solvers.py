@@ -7,8 +7,9 @@ from typing import Any
 from scipy.optimize import OptimizeResult, OptimizeWarning
 
 from fastmomentum import checks, theory
-from fastmomentum.descents import Descent, told_of
+from fastmomentum.descents import Descent
 from fastmomentum.domains import brought_within, limits_of, start_of
+from fastmomentum.listeners import told_of
 from fastmomentum.objectives import objective_of
 from fastmomentum.paces import pace_of
 from fastmomentum.ranges import AT_LEAST_ZERO

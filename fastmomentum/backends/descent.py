@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from numba.extending import register_jitable
 
+from fastmomentum.backends import decisions
+from fastmomentum.backends.decisions import LEAST, SHORTER
 from fastmomentum.backends.embedded import STRICT
 from fastmomentum.backends.passes import SCRATCH, Terms, make_advance, make_measure
 from fastmomentum.parts import Wrap, as_it_is
@@ -21,11 +23,6 @@ Function = Callable[..., Any]
 RUNNING, CONVERGED, SETTLED, DIVERGED, STUCK = range(5)
 ENOUGH = 10
 """Steps in a row that must change the objective by no more than ftol: where momentum turns round, one does so, too."""
-
-
-SHORTER, LONGER, LEAST = 0.5, 1.05, 1e-30
-"""What backtracking multiplies the learning rate by, where it is too long and where not; and where it gives up, as it
-does where the step is lost in the rounding of p."""
 
 
 class Forms(NamedTuple):
@@ -118,12 +115,14 @@ def _make_run(plan: Plan, forms: Forms, wrap: Wrap) -> Callable[..., int]:
     evaluate, value_at = forms.evaluate, forms.value_at
     positions = plan.rule == "nesterov_positions"  # where the state is x⁺
     follows = positions and (plan.backtracking or plan.restart == "function")
-    look = (
-        wrap(lambda x, value, size, size_next, calls, args: (value_at(x, calls, args), size_next)) if follows else _stay
-    )
-    is_too_far, grown, is_lost = (_exceeds, _grown, _not_finite) if plan.backtracking else (_never, _as_it_is, _never)
-    is_astray = {"gradient": _climbs, "function": _rises, "never": _never}[plan.restart]
-    merit, moved = _first if forms.valued else _second, _of_state if positions else _of_point
+    stay, never, unchanged = decisions.stay, decisions.never, decisions.unchanged
+    look = wrap(lambda x, value, size, size_next, *asked: (value_at(x, *asked), size_next)) if follows else stay
+    is_too_far, grown, is_lost = never, unchanged, never
+    if plan.backtracking:
+        is_too_far, grown, is_lost = decisions.exceeds, decisions.grown, decisions.not_finite
+    is_astray = {"gradient": decisions.climbs, "function": decisions.rises, "never": never}[plan.restart]
+    merit = decisions.by_objective if forms.valued else decisions.by_norm
+    moved = decisions.of_state if positions else decisions.of_point
 
     def run(
         steps: Any,
@@ -197,71 +196,3 @@ def _make_run(plan: Plan, forms: Forms, wrap: Wrap) -> Callable[..., int]:
         return status
 
     return run
-
-
-@register_jitable
-def _stay(x: Any, value: Any, size: Any, size_next: Any, calls: Any, args: Any) -> Any:
-    """f and the size at p, where nothing asks for those at x⁺."""
-    return value, size
-
-
-@register_jitable
-def _exceeds(value: Any, smooth: Any, descent: Any, squares: Any, lr: Any, noise: Any) -> Any:
-    """Whether f(x⁺) is above f(p) − ⟨g, p − x⁺⟩ + ‖p − x⁺‖²/2lr by more than rounding, or no finite number.
-
-    Beck and Teboulle 2009, (2.5) and section 4.
-    """
-    return not (np.isfinite(smooth) and smooth <= value - descent + squares / (2.0 * lr) + noise * abs(value))
-
-
-@register_jitable
-def _grown(scale: Any, value: Any, squares: Any, lr: Any, noise: Any) -> Any:
-    """A longer step next time, unless rounding hides what is too long."""
-    return scale * LONGER if squares / (2.0 * lr) > 100.0 * noise * abs(value) else scale
-
-
-@register_jitable
-def _as_it_is(scale: Any, value: Any, squares: Any, lr: Any, noise: Any) -> Any:
-    return scale
-
-
-@register_jitable
-def _not_finite(value: Any) -> Any:
-    return not np.isfinite(value)
-
-
-@register_jitable
-def _climbs(slope: Any, there: Any, objective: Any) -> Any:
-    """O'Donoghue and Candès's gradient scheme: the step goes up the gradient."""
-    return slope > 0.0
-
-
-@register_jitable
-def _rises(slope: Any, there: Any, objective: Any) -> Any:
-    """Their function scheme."""
-    return there > objective
-
-
-@register_jitable
-def _never(*told: Any) -> Any:
-    return False
-
-
-@register_jitable
-def _first(objective: Any, norm: Any) -> Any:
-    return objective
-
-
-@register_jitable
-def _second(objective: Any, norm: Any) -> Any:
-    return norm
-
-
-@register_jitable
-def _of_state(next_p: Any, next_q: Any, p: Any, q: Any) -> Any:
-    return next_q, q
-
-
-@register_jitable
-def _of_point(next_p: Any, next_q: Any, p: Any, q: Any) -> Any:
-    return next_p, p
