@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from labels import label
 
 import fastmomentum as fm
 from fastmomentum.conventions import FORMS
@@ -151,7 +152,7 @@ def test_a_chain_is_converted_as_its_rule():
         ({"state": None}, TypeError, "state: expected a NumPy array"),
         ({"state": [START], "param": [START, START]}, ValueError, "param: expected a sequence of 1"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_cannot_be_converted_is_refused_with_the_reason(change, error, reason):
     settings = {"state": START, "source": "classical", "target": "pytorch", "lr": 0.1, "momentum": 0.9} | change

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from labels import label
 from oracles import assert_same_bits
 
 import fastmomentum as fm
@@ -140,7 +141,7 @@ def test_look_ahead_composes_with_chains_and_options():
             "one state",
         ),
     ],
-    ids=str,
+    ids=label,
 )
 def test_look_ahead_is_refused_where_there_is_none(settings, reason):
     with pytest.raises((TypeError, ValueError), match=reason):

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from labels import label
 from quadratics import AGGREGATED, FORMS, QUASI_HYPERBOLIC, aggregated, form_id, matrix, share
 from scipy.linalg import solve_discrete_lyapunov
 
@@ -97,7 +98,7 @@ def test_stationary_variance_broadcasts():
         ("heavy_ball", lambda g, lr, mu: lr * g / (1 - mu)),
         (QHM, lambda g, lr, mu: g + 0 * mu),
     ],
-    ids=str,
+    ids=label,
 )
 def test_terminal_velocity_is_the_closed_form_and_what_step_comes_to(rule, limit):
     g, lr, mu = np.array([[2.0], [-0.5]]), 0.25, np.array([0.0, 0.5, 0.9, 0.999])

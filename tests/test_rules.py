@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from labels import label
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
@@ -166,7 +167,7 @@ def test_a_rule_outside_the_vocabulary_is_refused_with_the_reason(function, reas
         ({"ranges": {"beta": (0, 1)}}, "ranges: expected names among"),
         ({"name": 5}, "name: expected a str"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_a_record_whose_names_do_not_fit_is_refused(record, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
@@ -229,7 +230,7 @@ AGGMO = fm.Rule(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("rule", [ADAM, AGGMO], ids=str)
+@pytest.mark.parametrize("rule", [ADAM, AGGMO], ids=label)
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "clip_value": 0.5}], ids=["plain", "options"])
 def test_a_rule_of_two_slots_has_every_backend(rule, dtype, options):
     rng = np.random.default_rng(7)

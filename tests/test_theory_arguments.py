@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from labels import label
 
 import fastmomentum as fm
 from fastmomentum import theory
@@ -212,7 +213,7 @@ def test_chebyshev_bound_refuses_what_is_no_number_of_steps(t):
         ((1.0,), "spectrum: expected"),
         ((1.0, 2.0, 0.0, 0.0, 0.0), "spectrum: expected"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_tune_refuses_a_spectrum_without_a_rate(spectrum, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
@@ -242,7 +243,7 @@ def double(x):
         ({"grad": lambda x: "a"}, "grad: expected"),
         ({"hessp": lambda x, v: v[:1]}, r"hessp: expected it to return shape \(2,\)"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_spectrum_refuses_what_it_cannot_measure(settings, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
@@ -262,7 +263,7 @@ def test_spectrum_refuses_what_it_cannot_measure(settings, reason):
         ({"times": 1.0}, "x, times: expected"),
         ({"friction": -1.0}, "friction: expected"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_ball_refuses_what_it_cannot_roll(settings, reason):
     with pytest.raises((TypeError, ValueError), match=reason):
@@ -276,7 +277,7 @@ def test_two_step_refuses_a_step_that_makes_momentum_negative():
         theory.two_step(1.0, 3.0)
 
 
-@pytest.mark.parametrize("rule", [fm.rules.sgd, fm.Rule(signless)], ids=str)
+@pytest.mark.parametrize("rule", [fm.rules.sgd, fm.Rule(signless)], ids=label)
 def test_terminal_velocity_refuses_rules_without_one(rule):
     with pytest.raises(ValueError, match="rule: expected one"):
         theory.terminal_velocity(1.0, 0.1, 0.9, rule=rule)
