@@ -2,39 +2,32 @@
 
 A saved state is a dict:
 
-    schema          1
+    schema          2; of 1, where schedules were functions like any other, too, a run is taken up
     rule            the rule's name
     made_of         names and defaults of its functions: another rule of the same name is told from it
     steps, skipped  updates done, and left out
     skip_nonfinite  whether updates may be left out
     resets          a list of (step, reason, scope)
-    groups          for each group, its settings and how many arrays it has; None stands for a function of the step,
+    groups          for each group, its settings and how many arrays it has; a schedule is the dict that
+                    :func:`fastmomentum.schedules.pack` makes of it; None stands for another function of the step,
                     which is to be given again
-    functions       for lr and momentum, for each group, the number of its function of the step, or None: equal numbers
-                    were the same function
+    functions       for lr and momentum, for each group, the number of that other function, or None: equal numbers were
+                    the same function
     started         for each array, whether it has had its first step
     state           for each array, a list of its state slots (copies), the look-ahead point among them
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from fastmomentum import checks
+from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
 from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
 from fastmomentum.holdings import Holdings
+from fastmomentum.outline import ARRAYS, SCHEMA, check_fits, check_outline
 from fastmomentum.rules import find, names
 from fastmomentum.turns import free
-
-SCHEMA = 1
-KEYS = (
-    *("schema", "rule", "made_of", "steps", "skipped", "skip_nonfinite"),
-    *("resets", "groups", "functions", "started", "state"),
-)
-ARRAYS = "number of arrays"  # among a group's settings, where no hyper-parameter can be called so
 
 
 def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
@@ -92,21 +85,37 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
 
 
 def _continued(group: Group, saved: Mapping[str, Any]) -> Group:
-    """A group with the saved settings and no others, but for the rule, functions of the step and device scalars."""
-    kept = [name for name in SCHEDULED if saved[name] is None or hasattr(group.settings[name], "owner")]
-    mine = {name: group.settings[name] for name in ("rule", *kept)}
-    return Group({name: value for name, value in saved.items() if name != ARRAYS} | mine)
+    """A group with the saved settings and no others, but for the rule, functions of the step and device scalars.
+
+    A scalar in device memory stands for a number, not for a schedule, whose values it would not have.
+    """
+    theirs = _loaded(saved)
+    mine = {"rule": group.settings["rule"]}
+    for name in SCHEDULED:
+        if theirs[name] is None or (hasattr(group.settings[name], "owner") and not callable(theirs[name])):
+            mine[name] = group.settings[name]
+    return Group(theirs | mine)
+
+
+def _loaded(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's settings from what was saved of them, schedules among them."""
+    settings = {name: value for name, value in saved.items() if name != ARRAYS}
+    for name in SCHEDULED:
+        if isinstance(settings[name], Mapping):
+            settings[name] = schedules.unpack(settings[name])
+    return settings
 
 
 def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: Any) -> dict[str, Any]:
     """The arguments that make an optimiser for these parameters as the saved one was.
 
-    `rule`, and the functions of the step in `again`, are those that could not be saved.
+    `rule`, and the functions of the step in `again`, are those that could not be saved; a schedule may be among them.
     """
-    _check_outline(saved)
-    groups = [{name: value for name, value in settings.items() if name != ARRAYS} for settings in saved["groups"]]
+    check_outline(saved)
+    groups = [_loaded(settings) for settings in saved["groups"]]
     for name, given in again.items():
-        for settings, function in zip(groups, _functions(name, given, saved["functions"][name])):
+        kept = [settings[name] for settings in groups]
+        for settings, function in zip(groups, _functions(name, given, saved["functions"][name], kept)):
             settings[name] = settings[name] if function is None else function
     whole = {"rule": saved["rule"] if rule is None else rule, "skip_nonfinite": saved["skip_nonfinite"]}
     if rule is None and whole["rule"] not in names():
@@ -127,104 +136,45 @@ def settings_for(saved: Mapping[str, Any], params: Any, *, rule: Any, **again: A
     return {"params": parts, "lr": groups[0]["lr"], **whole}
 
 
-def _functions(name: str, given: Any, numbers: Sequence[int | None]) -> list[Any]:
-    """One function or None for each group, from what the user passes again."""
+def _functions(name: str, given: Any, numbers: Sequence[int | None], kept: Sequence[Any]) -> list[Any]:
+    """One function or None for each group, from what the user passes again; `kept` is what was saved."""
     distinct = set(numbers) - {None}
     if isinstance(given, list):
         functions = checks.sequence(name, given, len(numbers))
     elif len(distinct) > 1:
         raise TypeError(f"{name}: expected a list of {len(numbers)}, as groups had different functions of the step")
     else:
-        functions = [None if number is None and distinct else given for number in numbers]
-    for number, function in zip(numbers, functions):
-        if (number is None) != (function is None) or not (function is None or callable(function)):
-            expected = (
-                "nothing, as it was saved" if number is None else "the function of the step that the saved run had"
-            )
-            raise TypeError(f"{name}: expected {expected}; got {checks.shown(function)}")
+        had = [number is not None for number in numbers] if distinct else list(map(callable, kept))
+        functions = [given if mine or not any(had) else None for mine in had]
+    for number, function, ours in zip(numbers, functions, kept):
+        if number is not None:
+            expected, right = "the function of the step that the saved run had", callable(function)
+        elif callable(ours):
+            expected, right = f"nothing, or {ours}, which was saved", function is None or function == ours
+        else:
+            expected, right = "nothing, as it was saved", function is None
+        if not right:
+            came = function if isinstance(function, schedules.Schedule) else checks.shown(function)
+            raise TypeError(f"{name}: expected {expected}; got {came}")
     return functions
 
 
 def _numbered(values: Sequence[Any]) -> list[int | None]:
-    """A number for each function among the values, equal for the same; None for what is none."""
+    """A number for each function among the values that cannot be saved, equal for the same; None for what can."""
+    functions = [value if callable(value) and not schedules.is_packable(value) else None for value in values]
     seen: list[Any] = []
-    for value in values:
-        if callable(value) and value not in seen:
-            seen.append(value)
-    return [seen.index(value) if callable(value) else None for value in values]
+    for function in functions:
+        if function is not None and function not in seen:
+            seen.append(function)
+    return [None if function is None else seen.index(function) for function in functions]
 
 
 def _settings(group: Group, held: Holdings) -> dict[str, Any]:
     saved = {name: value for name, value in group.settings.items() if name != "rule"}
-    return {name: None if callable(value) else held.number(value) for name, value in saved.items()}
+    return {name: _kept(value, held) for name, value in saved.items()}
 
 
-def check_fits(saved: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    """Refuse a saved state that another optimiser than this one made; `like` is what this one would save.
-
-    Raises
-    ------
-    TypeError
-        If it is no mapping.
-    ValueError
-        If it does not fit; the message lists all differences.
-    """
-    if not isinstance(saved, Mapping):
-        raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.shown(saved)}")
-    _check_outline(saved)
-    _refuse(_differences(saved, like))
-
-
-def _check_outline(saved: Mapping[str, Any]) -> None:
-    """Refuse what is not of the form that pack() gives, of this schema."""
-    _refuse([f"schema: expected {SCHEMA}; got {saved['schema']!r}"] if saved.get("schema", SCHEMA) != SCHEMA else ())
-    _refuse(
-        [f"{key}: missing" for key in KEYS if key not in saved]
-        + [f"{key}: unknown" for key in saved if key not in KEYS]
-    )
-    _refuse(_malformed(saved))
-
-
-def _refuse(differences: Iterable[str]) -> None:
-    if listed := list(differences):
-        raise ValueError("state_dict does not fit this optimiser:\n  " + "\n  ".join(listed))
-
-
-def _malformed(saved: Mapping[str, Any]) -> Iterator[str]:
-    """What is not of the form that pack() gives."""
-    for key in ("steps", "skipped"):
-        if type(saved[key]) is not int or saved[key] < 0:
-            yield f"{key}: expected a whole number >= 0; got {checks.shown(saved[key])}"
-    forms: dict[str, Callable[[Any], bool]] = {
-        "resets": lambda reset: isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str],
-        "groups": lambda group: (
-            isinstance(group, Mapping) and {ARRAYS, *SCHEDULED} <= group.keys() and "rule" not in group
-        ),
-        "started": lambda started: isinstance(started, bool),
-        "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
-    }
-    functions = saved["functions"]
-    if not isinstance(functions, Mapping) or not all(isinstance(functions.get(name), list) for name in SCHEDULED):
-        yield f"functions: expected a list for each of {', '.join(SCHEDULED)}; got {checks.shown(functions)}"
-    for key, is_right in forms.items():
-        if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
-            yield f"{key}: expected a list as state_dict() gives it; got {checks.shown(saved[key])}"
-
-
-def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("rule", "made_of"):
-        if saved[key] != like[key]:
-            yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
-    for key in ("groups", "started", "state"):
-        if len(saved[key]) != len(like[key]):
-            yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
-    for number, (theirs, ours) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
-        if theirs.get(ARRAYS) != ours[ARRAYS]:
-            yield f"groups[{number}]: expected {ours[ARRAYS]} arrays; got {theirs.get(ARRAYS)}"
-        for name in SCHEDULED:
-            if theirs.get(name) is None and ours[name] is not None:
-                yield f"groups[{number}]: {name} was a function of the step, and is to be given again; got {ours[name]}"
-    for number, (theirs, ours) in enumerate(zip(saved["state"], like["state"], strict=False)):
-        forms = [[(slot.dtype.name, slot.shape) for slot in map(np.asarray, state)] for state in (ours, theirs)]
-        if forms[0] != forms[1]:
-            yield f"state[{number}]: expected {forms[0]}; got {forms[1]}"
+def _kept(value: Any, held: Holdings) -> Any:
+    if schedules.is_packable(value):
+        return schedules.pack(value)
+    return None if callable(value) else held.number(value)

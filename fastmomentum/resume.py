@@ -79,15 +79,17 @@ class Resumable:
         rule : Rule or chain, optional
             Needed where the saved one is not known by a name.
         lr, momentum : callable, or list of callable and None, optional
-            The functions of the step, where the saved run had any: these cannot be saved. A list has an entry for each
-            group; one function serves all groups that had one, if they had the same.
+            The functions of the step, where the saved run had any that are not made of :mod:`fastmomentum.schedules`
+            alone: these cannot be saved. A list has an entry for each group; one function serves all groups that had
+            one, if they had the same. A schedule, which was saved, may be passed too, if it is equal.
         backend, threads
             As for the constructor; these are not saved.
 
         Raises
         ------
         TypeError, ValueError
-            If the file is not whole, or does not fit; the message lists all differences.
+            If the file is not whole, or does not fit; the message lists all differences. If a function is missing, or
+            a schedule is not the one that was saved.
         OSError
             If it cannot be read.
 
@@ -95,13 +97,13 @@ class Resumable:
         --------
         >>> import numpy as np, fastmomentum as fm, tempfile, os
         >>> p = np.ones(3)
-        >>> opt = fm.Momentum(p, lr=0.1)
+        >>> opt = fm.Momentum(p, lr=fm.schedules.Exponential(0.2, 0.5))
         >>> opt.step(p.copy())
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     opt.save(os.path.join(folder, "run.npz"))
         ...     again = fm.Momentum.load(os.path.join(folder, "run.npz"), p)
-        >>> again.steps, again.velocity
-        (1, array([1., 1., 1.]))
+        >>> again.steps, again.lr, again.velocity
+        (1, 0.1, array([1., 1., 1.]))
         """
         saved = files.read(path)
         settings = checkpoint.settings_for(saved, params, rule=rule, lr=lr, momentum=momentum)

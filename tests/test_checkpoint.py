@@ -13,6 +13,7 @@ from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
 from fastmomentum import checkpoint
+from fastmomentum.schedules import Constant, Exponential
 
 SHAPES = ((3, 4), (17,), ())
 
@@ -85,7 +86,7 @@ def test_a_run_stopped_and_resumed_at_every_step_has_the_same_bits(case, tmp_pat
 
 def small(tmp_path):
     p = np.array([1.0, -2.0, 3.0])
-    opt = fm.Momentum(p, lr=0.1, clip_value=2.0)
+    opt = fm.Momentum(p, lr=Exponential(0.1, 0.5).then(Constant(0.01), after=9), clip_value=2.0)
     opt.step(np.array([0.5, 5.0, -0.5]))
     opt.reset("so that there is one")
     opt.step(np.array([0.25, 5.0, -0.5]))
@@ -298,10 +299,10 @@ def test_a_link_and_the_mode_of_a_file_stay_as_they_are(tmp_path):
 
 def test_a_file_of_another_schema_is_refused_as_such(tmp_path, monkeypatch):
     path = tmp_path / "run.npz"
-    monkeypatch.setattr(checkpoint, "SCHEMA", 2)
+    monkeypatch.setattr(checkpoint, "SCHEMA", 3)
     fm.Momentum(np.ones(3), lr=0.1).save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="schema: expected 1; got 2"):
+    with pytest.raises(ValueError, match="schema: expected 1 or 2; got 3"):
         fm.Momentum.load(path, np.ones(3))
 
 

@@ -17,13 +17,15 @@ whatever step continues it. What has an end holds its last value from there on.
 0 + (0.1 − 0)·min(t/100, 1) for t < 100, then 0 + (0.1 − 0)·(1 + cos(π·min((t − 100)/900, 1)))/2
 
 :class:`fastmomentum.Momentum` takes these and any other callable, and refuses a value that is NaN or out of range at
-the step where it comes, with nothing changed. A range is therefore no business of a schedule.
+the step where it comes, with nothing changed. A range is therefore no business of a schedule. Saved with a run, these
+come back with it; :func:`pack` and :func:`unpack` are how.
 """
 
 from fastmomentum.schedules.base import Linear, Schedule, Then
 from fastmomentum.schedules.chebyshev import Chebyshev, ChebyshevLR, ChebyshevMomentum
 from fastmomentum.schedules.curves import Constant, Cosine, Exponential, Step
 from fastmomentum.schedules.cycles import Cycle, Pair, WarmRestarts, one_cycle
+from fastmomentum.schedules.packing import is_packable, pack, unpack
 from fastmomentum.schedules.sequences import Nesterov, NesterovSimple, Sutskever
 
 __all__ = [
@@ -43,5 +45,8 @@ __all__ = [
     "Sutskever",
     "Then",
     "WarmRestarts",
+    "is_packable",
     "one_cycle",
+    "pack",
+    "unpack",
 ]
