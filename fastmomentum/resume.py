@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any, NamedTuple, Self
 
 from fastmomentum import checkpoint, files
-from fastmomentum.engine import Engine
+from fastmomentum.frameworks import Movable
 from fastmomentum.records import Update
 from fastmomentum.turns import free
 
@@ -18,10 +18,9 @@ class Reset(NamedTuple):
     scope: str
 
 
-class Resumable:
+class Resumable(Movable):
     """What :class:`fastmomentum.Momentum` has for stopping and going on."""
 
-    _engine: Engine
     _resets: list[Reset]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""The state_dict of torch.optim.SGD: read, and written, without torch."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fastmomentum import checks
+from fastmomentum.backends import is_array
+from fastmomentum.compose import Chain
+from fastmomentum.engine import Engine
+from fastmomentum.groups import SCHEDULED, Group
+from fastmomentum.rules import find
+from fastmomentum.settings import OFF
+
+BUFFER = "momentum_buffer"
+NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
+SWITCHES = ("nesterov", "maximize")
+IMPLEMENTATION = {"foreach": None, "differentiable": False, "fused": None}
+"""What groups say of how torch computes the update, as torch sets them itself; of no meaning here."""
+BOOKKEEPING = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+"""What torch and its schedulers note in groups for themselves."""
+
+
+def read(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The arguments that make an optimiser with these groups, and each array's buffer, None before its first step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no state_dict of torch.optim.SGD, or one of other parameters.
+    """
+    whole = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()
+    if not whole or not all(isinstance(entry, Mapping) for entry in _entries(state_dict)):
+        raise TypeError(
+            "state_dict: expected that of a torch.optim.SGD, a dict with 'state' and 'param_groups'; "
+            f"got {checks.shown(state_dict)}"
+        )
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if differences := [*_differences(state, groups)]:
+        raise ValueError("state_dict: expected that of a torch.optim.SGD:\n  " + "\n  ".join(differences))
+    keys = [key for group in groups for key in group["params"]]
+    buffers = [state.get(key, {}).get(BUFFER) for key in keys]
+    made = [
+        {"momentum": 0.0} | {name: _plain(group[name]) for name in (*NUMBERS, *SWITCHES) if name in group}
+        for group in groups
+    ]
+    arrays = checks.sequence("params", [params] if is_array(params) else params, len(keys))
+    if len(groups) == 1:
+        return {"params": params, **made[0]}, buffers
+    rest = iter(arrays)
+    parts = [{"params": [next(rest) for _ in group["params"]], **mine} for group, mine in zip(groups, made)]
+    return {"params": parts, "lr": made[0]["lr"]}, buffers
+
+
+def _entries(state_dict: Mapping[str, Any]) -> list[Any]:
+    state = state_dict["state"]
+    return [state, *state_dict["param_groups"], *(state.values() if isinstance(state, Mapping) else ())]
+
+
+def _plain(value: Any) -> Any:
+    """Of a tensor, which torch takes for lr and weight_decay, the number in it."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    known = {*NUMBERS, *SWITCHES, *IMPLEMENTATION, *BOOKKEEPING}
+    if not groups:
+        yield "param_groups: expected one at least; got none"
+    for number, group in enumerate(groups):
+        for name in sorted(map(str, group.keys() - known)):
+            yield f"param_groups[{number}]: {name} is no setting of its; it has {', '.join(NUMBERS + SWITCHES)}"
+        for name in sorted({"lr", "params"} - group.keys()):
+            yield f"param_groups[{number}]: {name} is missing"
+    owned = {key for group in groups for key in group.get("params", ())}
+    for key, entry in state.items():
+        if key not in owned:
+            yield f"state[{key!r}]: expected a parameter of a group; no group has it"
+        for name in sorted(map(str, entry.keys() - {BUFFER})):
+            yield f"state[{key!r}]: expected {BUFFER} alone; got {name}"
+
+
+def write(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any], Any]) -> dict[str, Any]:
+    """The state_dict with these velocities, for arrays that have had a step or whose velocity somebody has written.
+
+    Raises
+    ------
+    ValueError
+        If torch.optim.SGD has no such rule, or an option is on that it does not have.
+    """
+    groups = []
+    for number, group in enumerate(engine.groups):
+        form = form_of("to_torch", group, "pytorch")
+        if options := [*_torchless(group), *["skip_nonfinite"] * engine.skip_nonfinite]:
+            raise ValueError(
+                f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. There it "
+                "is to be done to the gradients or parameters before a step; opt.velocity has the velocities alone"
+            )
+        settings = group.settings | {name: group.value(name, engine.steps) for name in SCHEDULED}
+        groups.append(
+            {name: float(engine.held.number(settings.get(name, 0.0))) for name in NUMBERS}
+            | {"nesterov": form == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
+            | IMPLEMENTATION
+            | {"params": [i for i, owner in enumerate(engine.group_of) if owner == number]}
+        )
+    state = {
+        i: {BUFFER: tensor(velocity)}
+        for i, velocity in enumerate(velocities)
+        if engine.started[i] or engine.held.is_moving(i, engine.update)
+    }
+    return {"state": state, "param_groups": groups}
+
+
+def form_of(method: str, group: Group, name: str) -> str:
+    """The rule that a group follows, its folded form or not, if it is the package's own of this name.
+
+    Raises
+    ------
+    ValueError
+        If it is another, or a look-ahead.
+    """
+    rule = group.update.rule if isinstance(group.update, Chain) else group.update
+    names = (name, f"{name}_nesterov")
+    if rule.name not in names or find(rule.name).structure != rule.structure:
+        raise ValueError(
+            f"{method}: expected the rule {' or '.join(names)}; got {rule}. fm.convert takes a run to another rule; "
+            "one with a look-ahead goes on from opt.point, as the folded form"
+        )
+    return rule.name
+
+
+def _torchless(group: Group) -> Iterator[str]:
+    """The options of a group that torch's have not."""
+    if isinstance(find(group.settings["rule"]), Chain):
+        yield "a chain"
+    for name, value in group.settings.items():
+        if name not in (*NUMBERS, *SWITCHES, "rule", "lookahead") and (name not in OFF or value != OFF[name]):
+            yield name
