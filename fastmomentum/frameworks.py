@@ -34,10 +34,10 @@ class Movable:
             Of a torch.optim.SGD. Its groups and their settings come along; foreach, fused, differentiable and what
             schedulers keep there do not.
         params : array, or sequence of arrays
-            All groups' parameters, flat and in order; they are not written to. A tensor's ``.detach().numpy()``, say,
-            is an array on the tensor's own memory.
+            All groups' parameters, flat and in order: ``p.detach().numpy()``, say, on the tensor's own memory.
         steps : int
-            The number of updates done, which torch does not save: where functions of the step are to go on.
+            The number of updates done, which torch does not save: where a function of the step, assigned to :attr:`lr`
+            in place of the number that a scheduler had come to, is to go on.
         **settings
             What else Momentum takes for the optimiser as a whole: max_norm, threads and the like.
 
@@ -45,10 +45,6 @@ class Movable:
         ------
         TypeError, ValueError
             If it is no state_dict of torch.optim.SGD, or does not fit the parameters.
-
-        Notes
-        -----
-        A scheduler's lr is the number that it was; assign a function of the step to :attr:`lr` to go on with one.
 
         Examples
         --------
@@ -190,12 +186,12 @@ class Movable:
         return cls._moved("velocities", velocities, steps, sign=-1, rule="classical", **given, **settings)
 
     def to_keras(self) -> Any:
-        """m ← −v: the velocities of Keras's SGD, as arrays on the host.
+        """m ← −v: the velocities of Keras's SGD.
 
         Returns
         -------
         ndarray, or list of ndarray
-            Copies, to ``assign`` to ``optimizer.momentums``; one array where the parameters are one.
+            Copies on the host, to ``assign`` to ``optimizer.momentums``; one array where the parameters are one.
 
         Raises
         ------

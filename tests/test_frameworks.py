@@ -128,6 +128,7 @@ def test_a_velocity_at_zero_that_has_had_its_first_step_is_damped():
         "param_groups": [EXACT | {"dampening": 0.5, "params": [0]}],
     }
     opt = fm.Momentum.from_torch(saved, np.zeros(1))
+    assert set(opt.to_torch(torch.from_numpy)["state"]) == {0}
     opt.step(np.ones(1))
     assert opt.velocity == 0.5
 
