@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmomentum import jit, rules, schedules, stages, theory
+    from fastmomentum.averaging import averaged
     from fastmomentum.backends.threads import set_threads
     from fastmomentum.chains import chain
     from fastmomentum.conventions import convert
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fastmomentum.optimizer import Momentum
     from fastmomentum.records import Rule, Stage
     from fastmomentum.solvers import minimize
+    from fastmomentum.sparse import SparseRows
     from fastmomentum.update import step
 
 __version__ = "0.1.0.dev0"
@@ -22,7 +24,9 @@ __version__ = "0.1.0.dev0"
 _home = {
     "Momentum": "optimizer",
     "Rule": "records",
+    "SparseRows": "sparse",
     "Stage": "records",
+    "averaged": "averaging",
     "chain": "chains",
     "convert": "conventions",
     "flatten": "flat",
@@ -34,8 +38,10 @@ _home = {
 __all__ = [
     "Momentum",
     "Rule",
+    "SparseRows",
     "Stage",
     "__version__",
+    "averaged",
     "chain",
     "convert",
     "flatten",

@@ -99,26 +99,18 @@ def _param_behind(stage: Function, update: Function, slots: int, taken: int) -> 
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Chain(Update):
-    """Stages around a rule, as one scalar function; made by :func:`fastmomentum.chain`.
-
-    Attributes
-    ----------
-    rule : Update
-        The rule itself; its state is the chain's.
-    before, proximal, behind : tuple of Stage
-        What stands in front of the rule, inside it (position rules alone) and behind it.
-    """
-
-    rule: Update
-    before: tuple[Stage, ...] = ()
-    proximal: tuple[Stage, ...] = ()
-    behind: tuple[Stage, ...] = ()
+class Composite(Update):
+    """An update made of parts, whose hyper-parameters stand one behind the other as the parts do."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """The stages and the rule."""
-        return (*self.before, self.rule, *self.proximal, *self.behind)
+        """The parts, in the order of their hyper-parameters."""
+        raise NotImplementedError
+
+    @property
+    def leaves(self) -> tuple[Part, ...]:
+        """The parts, those of parts that are made of parts themselves in their place."""
+        return tuple(leaf for part in self.parts for leaf in (part.leaves if isinstance(part, Composite) else (part,)))
 
     @property
     def functions(self) -> tuple[Function, ...]:
@@ -148,6 +140,29 @@ class Chain(Update):
     def arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
         """See :class:`Part`."""
         return tuple(value for part in self.parts for value in part.arguments(given))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chain(Composite):
+    """Stages around a rule, as one scalar function; made by :func:`fastmomentum.chain`.
+
+    Attributes
+    ----------
+    rule : Update
+        The rule itself; its state is the chain's.
+    before, proximal, behind : tuple of Stage
+        What stands in front of the rule, inside it (position rules alone) and behind it.
+    """
+
+    rule: Update
+    before: tuple[Stage, ...] = ()
+    proximal: tuple[Stage, ...] = ()
+    behind: tuple[Stage, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The stages and the rule."""
+        return (*self.before, self.rule, *self.proximal, *self.behind)
 
     def build(self, wrap: Wrap = as_it_is) -> Function:
         """See :class:`Update`."""

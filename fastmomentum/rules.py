@@ -5,13 +5,21 @@ CPU kernels (compiled) and the theory (on unit vectors). The order of its operat
 it fixes the bits.
 
 Names: p parameter, g gradient, v velocity, q previous position, lr learning rate, mu momentum μ (beta β in the
-averaging forms), keep 1 − τ or 1 − β, mu_next the next step's momentum. All rules are linear in p, state and g.
+averaging forms), keep 1 − τ or 1 − β, mu_next the next step's momentum. All rules written here are linear in p, state
+and g; :mod:`fastmomentum.variants` has more.
 """
 
 from typing import Any
 
 from fastmomentum.compose import PositionRule
 from fastmomentum.records import Rule, Update
+from fastmomentum.variants import aggmo as aggmo  # said twice: they are this module's own names, too
+from fastmomentum.variants import aggregated as aggregated
+from fastmomentum.variants import ema_corrected as ema_corrected
+from fastmomentum.variants import keep_averaged
+from fastmomentum.variants import lion as lion
+from fastmomentum.variants import quasi_hyperbolic as quasi_hyperbolic
+from fastmomentum.variants import signum as signum
 
 Out = tuple[Any, ...]
 
@@ -19,11 +27,6 @@ Out = tuple[Any, ...]
 def keep_undamped(dampening: float) -> float:
     """1 − τ."""
     return 1.0 - dampening
-
-
-def keep_averaged(momentum: float) -> float:
-    """1 − β."""
-    return 1.0 - momentum
 
 
 def _sgd(p: Any, g: Any, lr: Any) -> Out:
@@ -154,6 +157,7 @@ _named: dict[str, Update] = {
     for rule in (
         *(sgd, pytorch, pytorch_nesterov, classical, classical_nesterov),
         *(ema, ema_nesterov, heavy_ball, nesterov_positions),
+        *(ema_corrected, quasi_hyperbolic, aggmo, signum, lion),
     )
 }
 

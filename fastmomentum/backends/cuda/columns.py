@@ -7,7 +7,7 @@ the device computes what the host computes for numbers, by the same functions of
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
-from fastmomentum.compose import Chain
+from fastmomentum.compose import Composite
 from fastmomentum.records import Update
 from fastmomentum.trace import Symbol, trace_formula
 
@@ -33,7 +33,7 @@ class Column(NamedTuple):
 def columns_of(update: Update, on_device: Container[str]) -> tuple[Column, ...]:
     """The columns that follow from these, which users give or (a norm's factor) a kernel computes."""
     found, place = [], 0
-    for part in update.parts if isinstance(update, Chain) else (update,):
+    for part in update.leaves if isinstance(update, Composite) else (update,):
         for name in part.hyper:
             derived = name in part.derived and name not in on_device
             sources = part.sources[name] if derived else (name,)
