@@ -11,10 +11,10 @@ and g; :mod:`fastmomentum.variants` has more.
 
 from typing import Any
 
+from fastmomentum.aggregation import aggmo as aggmo  # said twice: they are this module's own names, too
+from fastmomentum.aggregation import aggregated as aggregated
 from fastmomentum.compose import PositionRule
 from fastmomentum.records import Rule, Update
-from fastmomentum.variants import aggmo as aggmo  # said twice: they are this module's own names, too
-from fastmomentum.variants import aggregated as aggregated
 from fastmomentum.variants import ema_corrected as ema_corrected
 from fastmomentum.variants import keep_averaged
 from fastmomentum.variants import lion as lion

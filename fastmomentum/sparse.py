@@ -25,7 +25,7 @@ BLOCK = 4096
 
 
 class Prepared(NamedTuple):
-    """A rule with its stages, its hyper-parameters as its kernel takes them, and its matrix at g = 0 in these numbers."""
+    """A rule with its stages, its hyper-parameters as a kernel takes them, and its matrix at g = 0 in these numbers."""
 
     update: Update
     hyper: tuple[Any, ...]
@@ -83,9 +83,8 @@ class SparseRows:
     Notes
     -----
     It is the dense run of the raw formula (:func:`fastmomentum.step`), to rounding: a power is formed in double
-    precision, where k steps would round k times; a row that every step touches has the same bits. torch.optim.SparseAdam
-    is lazy in another sense: there the velocity of a row without gradient rests, which is another method. Numbers must
-    be finite: an infinity spreads over its row.
+    precision, where k steps would round k times; a row that every step touches has the same bits. Numbers must be
+    finite. torch.optim.SparseAdam is lazy in another sense: there rows without gradient rest, which is another method.
 
     Reading or touching m rows costs O(m·width), and O(log k) products of small matrices for each k among them. Beside
     param and state it keeps eight bytes a row.

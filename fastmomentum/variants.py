@@ -1,19 +1,16 @@
 """Variants of the rules that the literature has and users ask for, each with its source.
 
-:mod:`fastmomentum.rules` has them beside its own nine, by the same names. Those that are linear, `quasi_hyperbolic`
-and what :func:`aggregated` makes, have a theory too; `ema_corrected` divides by a state slot, `signum` and `lion` take
-signs.
+:mod:`fastmomentum.rules` has them beside its own nine, by the same names. `quasi_hyperbolic` is linear and has a
+theory; `ema_corrected` divides by a state slot, `signum` and `lion` take signs. Aggregated momentum is in
+:mod:`fastmomentum.aggregation`, averages of the parameters in :mod:`fastmomentum.averaging`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastmomentum import ranges
-from fastmomentum.parts import Function, Wrap, as_it_is
-from fastmomentum.records import Rule, Update
+from fastmomentum.records import Rule
 
 Out = tuple[Any, ...]
 
@@ -68,98 +65,6 @@ def _lion(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, beta2: Any, kee
     v = beta2 * v + keep2 * g
     return p - lr * np.minimum(np.maximum(ahead * huge * huge, -one), one), v
 
-
-def _first(p: Any, v: Any, g: Any, rate: Any, beta: Any) -> Out:
-    v = beta * v + g
-    return p - rate * v, v
-
-
-def _with_one_more(update: Function, last: Function, slots: int) -> Function:
-    """`update`, which has so many velocities, and `last` behind it with a velocity and a β of its own."""
-    mine, grad, rate, behind = slots + 1, slots + 2, slots + 3, 2 * slots + 4
-
-    def composed(*everything: Any) -> Any:
-        moved = update(*everything[:mine], *everything[grad:behind])
-        p, v = last(moved[0], everything[mine], everything[grad], everything[rate], everything[behind])
-        return (p, *moved[1:], v)
-
-    return composed
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Aggregated(Update):
-    """Momentum with several velocities; made by :func:`aggregated`."""
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (_first,)
-
-    def build(self, wrap: Wrap = as_it_is) -> Function:
-        """See :class:`Update`."""
-        last = update = wrap(_first)
-        for slots in range(1, len(self.state)):
-            update = wrap(_with_one_more(update, last, slots))
-        return update
-
-
-def aggregated(betas: Iterable[float], name: str | None = None) -> Aggregated:
-    """v_i ← β_i·v_i + g for each i; p ← p − (lr/K)·v₁ − … − (lr/K)·v_K: aggregated momentum.
-
-    Parameters
-    ----------
-    betas : iterable of float
-        β₁, …, β_K, each in [0, 1]. They are defaults: callers of the rule may give others as beta_1, …, beta_K.
-    name : str, optional
-        What the rule is called.
-
-    Returns
-    -------
-    Update
-        A rule with K velocities of the parameter's size, at rest at zero. It takes no momentum: the β stand for it.
-
-    Raises
-    ------
-    ValueError
-        If there is no β, or one is out of range.
-
-    Notes
-    -----
-    Lucas, Sun, Zemel and Grosse 2019 (their velocities have the other sign), who advise β_i = 1 − 10^(1−i), K = 3: the
-    rule "aggmo". With one β it is the rule "pytorch". It has an equivalent in none of torch, optax and Keras.
-
-    Examples
-    --------
-    >>> import numpy as np, fastmomentum as fm
-    >>> rule = fm.rules.aggregated([0.0, 0.5])
-    >>> p, state = np.array([1.0]), (np.zeros(1), np.zeros(1))
-    >>> for g in (1.0, 1.0):
-    ...     fm.step(p, state, np.array([g]), rule=rule, lr=0.25)
-    >>> p, state
-    (array([0.4375]), (array([1.]), array([1.5])))
-    """
-    held = {f"beta_{i}": float(beta) for i, beta in enumerate(betas, 1)}
-    if not held:
-        raise ValueError("betas: expected one number in [0, 1] at least; got none")
-    count = len(held)
-
-    def share(lr: float) -> float:
-        """lr / K."""
-        return lr / count
-
-    return Aggregated(
-        name=name,
-        state=tuple((f"velocity_{i}", "zero") for i in range(1, count + 1)),
-        hyper=("rate", *held),
-        derived={"rate": share},
-        defaults=held,
-        ranges=dict.fromkeys(held, ranges.UNIT_INTERVAL),
-        formula="v_i ← β_i·v_i + g; p ← p − (lr/K)·Σv_i",
-    )
-
-
-aggmo = aggregated((0.0, 0.9, 0.99), name="aggmo")
-"""Aggregated momentum with the three β that Lucas et al. 2019 advise; :func:`aggregated` makes others."""
 
 ema_corrected = Rule(
     _ema_corrected,

@@ -16,6 +16,7 @@ RULES = (
     "heavy_ball",
     "nesterov_positions",
 )
+VARIANTS = ("ema_corrected", "quasi_hyperbolic", "aggmo", "signum", "lion")
 POSITIONS = ("heavy_ball", "nesterov_positions")
 
 

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from oracles import RULES, assert_same_bits
+from oracles import RULES, VARIANTS, assert_same_bits
 
 import fastmomentum as fm
 from fastmomentum.backends import all_of
@@ -43,7 +43,7 @@ EVERY = fm.chain(
     ),
 )
 PYTORCH = fm.rules.pytorch
-CASES = [*(pytest.param(fm.rules.find(name), id=name) for name in RULES), ADAPTIVE, EVERY]
+CASES = [*(pytest.param(fm.rules.find(name), id=name) for name in (*RULES, *VARIANTS)), ADAPTIVE, EVERY]
 
 
 def row(rule, dtype, seed=0):
