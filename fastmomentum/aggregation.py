@@ -35,6 +35,11 @@ class Aggregated(Update):
         """See :class:`Part`."""
         return (_first,)
 
+    @property
+    def update(self) -> Function:
+        """The scalar function ``(p, *velocities, g, rate, *betas) -> (p, *velocities)``."""
+        return self.build()
+
     def build(self, wrap: Wrap = as_it_is) -> Function:
         """See :class:`Update`."""
         last = update = wrap(_first)

@@ -68,7 +68,7 @@ def arrays_of(rule, size, dtype, offsets, seed=0):
 def test_the_code_for_a_device_has_the_bits_of_numpy(rule, dtype):
     run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, all_of(dtype, rule))), reference.make_kernel(rule), None
     for size in (0, 1, 3, 4, 5, 17, kernels.TILE - 1, kernels.TILE, kernels.TILE + 1, 2 * kernels.TILE + 7):
-        for offsets in ((0, 0, 0, 0), (1, 1, 1, 1), (3, 3, 3, 3), (0, 0, 1, 0), (1, 2, 3, 0)):
+        for offsets in ((0,) * 5, (1,) * 5, (3,) * 5, (0, 0, 1, 0, 0), (1, 2, 3, 0, 1)):
             hyper = row(rule, dtype, size)
             arrays = arrays_of(rule, size, dtype, offsets, size)
             expected = [array.copy() for array in arrays]
