@@ -57,6 +57,7 @@ def embed(make_body: Callable[[Any], Callable[..., None]], call: Call, steps: bo
 
     ``make_body(parted)`` is it: ``parted(arguments) -> (problem, written, read, numbers)``, the numbers in the arrays'
     dtype, and in `problem` 1 where shapes differ, 2 where memory is shared. Where `steps`, a whole number comes first.
+    Each body raises by itself: an exception from a function that it calls would keep a reference to every array.
     """
     need_compiler()
     body = njit(**STRICT)(make_body(_make_parted(call)))
