@@ -30,7 +30,7 @@ from fastmomentum.rules import find, names
 from fastmomentum.turns import free
 
 
-def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, Any]:
+def pack(engine: Engine) -> dict[str, Any]:
     """The dict described above, of copies."""
     engine.finish()
     return {
@@ -40,7 +40,7 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
         "steps": engine.steps,
         "skipped": engine.skipped,
         "skip_nonfinite": engine.skip_nonfinite,
-        "resets": [tuple(reset) for reset in resets],
+        "resets": [tuple(reset) for reset in engine.resets],
         "groups": [
             _settings(group, engine.held) | {ARRAYS: engine.group_of.count(number)}
             for number, group in enumerate(engine.groups)
@@ -51,15 +51,15 @@ def pack(engine: Engine, resets: Sequence[tuple[int, str, str]]) -> dict[str, An
     }
 
 
-def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str]]:
-    """Give what is saved back to an engine, and the resets to the caller.
+def unpack(saved: Mapping[str, Any], engine: Engine) -> None:
+    """Give what is saved back to an engine.
 
     Raises
     ------
     TypeError, ValueError
         If it does not fit; the message lists all differences, and nothing has been changed.
     """
-    check_fits(saved, like=pack(engine, ()))
+    check_fits(saved, like=pack(engine))
     skip = checks.switch("skip_nonfinite", saved["skip_nonfinite"])
     groups = [_continued(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
     for name in WHOLE:
@@ -80,8 +80,7 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> list[tuple[int, str, str
             engine.steps, engine.skipped, engine.skip_nonfinite = before
             raise
         engine.held.write(saved["state"])
-        engine.started = list(saved["started"])
-    return list(saved["resets"])
+        engine.started, engine.resets = list(saved["started"]), list(saved["resets"])
 
 
 def _continued(group: Group, saved: Mapping[str, Any]) -> Group:

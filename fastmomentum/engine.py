@@ -1,6 +1,7 @@
 """How an optimiser's steps are carried out: what is kept between them, and what is looked at again."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastmomentum.backends.threads import default
 from fastmomentum.compiled import CompiledLaunch
 from fastmomentum.compose import Chain
 from fastmomentum.groups import Group, Layout, Rows
-from fastmomentum.holdings import Holdings
+from fastmomentum.holdings import ALL_ROWS, Holdings
 from fastmomentum.launch import Job, Launch
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.progress import Progress
@@ -37,6 +38,8 @@ class Engine:
         The settings.
     group_of : list of int
         For each parameter the number of its group.
+    resets : list of (int, str, str)
+        What was put to rest, when and why.
     steps, skipped : int
         Updates done, and updates left out because a gradient was not finite.
     skip_nonfinite : bool
@@ -46,6 +49,7 @@ class Engine:
     """
 
     _stream: Any = None
+    _owed: Callable[[], None] | None = None
     _quick: Callable[[list[Any]], bool] | None
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
@@ -55,12 +59,13 @@ class Engine:
         self._count = len(layout.group_of)
         self._backend = backends.choose(backend, layout.params)
         self._threads = default() if threads is None else threads
-        self.skip_nonfinite = skip_nonfinite
+        self.skip_nonfinite, self.started = skip_nonfinite, [False] * self._count
+        self.resets: list[tuple[int, str, str]] = []
         self.lock, self._progress = Lock(), Progress()
         self.held = Holdings(layout, self._backend, self.update)
         self._build([None] * self._count)
         self.check_groups(self.groups, 0)
-        self.rest()
+        self._rest(range(self._count), ALL_ROWS, [])
         self.take_groups(self.groups)
 
     @property
@@ -105,11 +110,22 @@ class Engine:
             return self._launch.run_measured(grads, self._max_norm, self.skip_nonfinite)
         return self._launch.run(grads)
 
-    def rest(self) -> None:
-        """Put the state to rest; the next step of every array is its first again."""
+    def reset(self, which: Sequence[int], rows: slice, record: tuple[int, str, str]) -> None:
+        """Put the state of these arrays to rest, in these rows; the next step of whole arrays is their first again."""
         self.check_arrays()
-        self.held.rest(self.update)
-        self.started = [False] * self._count
+        self._carry_out(partial(self._rest, which, rows, [*self.resets, record]))
+
+    def _rest(self, which: Sequence[int], rows: slice, resets: list[tuple[int, str, str]]) -> None:
+        self.held.rest(self.update, which, rows)
+        if rows is ALL_ROWS:
+            self.started = [started and i not in which for i, started in enumerate(self.started)]
+        self.look_ahead(which)
+        self.resets = resets
+
+    def _carry_out(self, action: Callable[[], None]) -> None:
+        """Do, whole, what may be done twice: where a signal interrupts it, whatever comes next begins with it."""
+        self._quick, self._owed = None, action
+        self.finish()
 
     def check_arrays(self) -> None:
         """Refuse, before several are written, if one cannot be."""
@@ -143,6 +159,8 @@ class Engine:
     def _step_anew(self, grads: list[Any]) -> None:
         """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
         self._quick = None
+        if self._owed is not None:
+            self.finish()
         active = [grad is not None for grad in grads]
         scheduled = any(group.scheduled for group in self.groups)
         rows = Rows(self.groups, self.steps if scheduled else 0)  # a device may have to be waited for to know it
@@ -187,9 +205,12 @@ class Engine:
             self.held.look_ahead(which, rule, groups, self.steps, self._stream)
 
     def finish(self) -> None:
-        """Do what two signals, one behind the other, may have left of a step."""
+        """Do what signals may have left of a step, or of what :meth:`_carry_out` was to do."""
         if "_launch" in self.__dict__:
             self._launch.finish()
+        if self._owed is not None:
+            self._owed()
+            self._owed = None
 
     def _build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
@@ -216,6 +237,7 @@ class Engine:
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
         made = ("_launch", "_active", "_quick", "_watched", "_stream", "lock")
         with free(self.lock):
+            self.finish()
             return {name: value for name, value in self.__dict__.items() if name not in made}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:

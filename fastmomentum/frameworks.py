@@ -209,7 +209,7 @@ class Movable:
                 "lookahead: expected False, as others' parameters are the points; nesterov=True goes on there"
             )
         opt = cls(**settings)
-        saved = checkpoint.pack(opt._engine, ())
+        saved = checkpoint.pack(opt._engine)
         given = checks.sequence(
             name, velocities if isinstance(velocities, list | tuple) else [velocities], len(saved["state"])
         )

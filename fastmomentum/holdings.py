@@ -8,6 +8,9 @@ from fastmomentum.groups import SCHEDULED, Group, Layout
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.records import Update
 
+ALL_ROWS = slice(None)
+"""The whole of an array, also of one that has no axis."""
+
 
 class Holdings:
     """Parameters and their state, on the host or on a device.
@@ -67,15 +70,15 @@ class Holdings:
         """One parameter and its state as plain arrays."""
         return (self.params[i], *(self._home.view("state", values) for values in self.states[i]))
 
-    def rest(self, update: Update) -> None:
-        """Put the state to rest."""
+    def rest(self, update: Update, which: Iterable[int], rows: slice) -> None:
+        """Put the state of these parameters to rest, in these rows."""
         with self._home.on(self.device):
-            for param, state in zip(self.params, self.states):
-                for values, (_, rest) in zip(state, update.state):
+            for i in which:
+                for values, (_, rest) in zip(self.states[i], update.state):
                     if rest == "param":
-                        self._home.copy(values, param)
+                        self._home.copy(values, self.params[i], rows)
                     else:
-                        self._home.zero(values)
+                        self._home.zero(values, rows)
 
     def is_moving(self, i: int, update: Update) -> bool:
         """Whether the state of this parameter is anywhere but at rest at zero."""

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmomentum import backends, checks
+from fastmomentum.adjusting import Adjustable
 from fastmomentum.engine import Engine
 from fastmomentum.groups import lay_out
 from fastmomentum.records import Update
-from fastmomentum.resume import Reset, Resumable
-from fastmomentum.turns import free
+from fastmomentum.resets import Resettable
+from fastmomentum.resume import Resumable
 
 
-class Momentum(Resumable):
+class Momentum(Adjustable, Resettable, Resumable):
     """Momentum updates of one array or many, in place, each step in one pass over memory.
 
     With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v, as torch.optim.SGD has it, its first step included: an
@@ -99,7 +100,6 @@ class Momentum(Resumable):
         skip = checks.switch("skip_nonfinite", skip_nonfinite)
         self._engine = Engine(lay_out(params, shared), backend, checks.threads(threads), skip)
         self._single = backends.is_array(params)
-        self._resets: list[Reset] = []
 
     def step(self, grads: Any, stream: Any = None) -> None:
         """One update of all parameters, in place.
@@ -171,70 +171,3 @@ class Momentum(Resumable):
     def skipped(self) -> int:
         """The number of updates left out by skip_nonfinite."""
         return self._engine.skipped
-
-    @property
-    def lr(self) -> Any:
-        """The learning rate of the next update, a list where groups differ; may be set, to a function too."""
-        return self._setting("lr")
-
-    @lr.setter
-    def lr(self, value: Any) -> None:
-        self._set("lr", value)
-
-    @property
-    def momentum(self) -> Any:
-        """The momentum of the next update, a list where groups differ; may be set, to a function too."""
-        return self._setting("momentum")
-
-    @momentum.setter
-    def momentum(self, value: Any) -> None:
-        self._set("momentum", value)
-
-    def _setting(self, name: str) -> Any:
-        values = [group.value(name, self.steps) for group in self._engine.groups]
-        same = all(value == values[0] for value in values)
-        values = [getattr(value, "owner", value) for value in values]  # of a scalar in device memory
-        return values[0] if same else values
-
-    def _set(self, name: str, value: Any) -> None:
-        groups = self._engine.groups
-        values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * len(groups), len(groups))
-        changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
-        self._engine.check_groups(changed, self.steps)
-        with free(self._engine.lock):
-            self._engine.take_groups(changed)
-
-    def reset(self, reason: str) -> None:
-        """Put the state to rest, on purpose and on the record; the next step is a first step again.
-
-        Parameters
-        ----------
-        reason : str
-            Why; kept in :attr:`resets` with the number of updates done.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If no reason is given.
-
-        Examples
-        --------
-        >>> import numpy as np, fastmomentum as fm
-        >>> opt = fm.Momentum(np.ones(2), lr=0.1)
-        >>> opt.step(np.ones(2))
-        >>> opt.reset("the data changed")
-        >>> opt.velocity, opt.resets
-        (array([0., 0.]), [Reset(step=1, reason='the data changed', scope='all')])
-        """
-        if not isinstance(reason, str):
-            raise TypeError(f"reason: expected a str that says why; got {checks.shown(reason)}")
-        if not reason.strip():
-            raise ValueError("reason: expected a str that says why; got an empty one")
-        with free(self._engine.lock):
-            self._engine.rest()
-            self._resets.append(Reset(self.steps, reason, "all"))
-
-    @property
-    def resets(self) -> list[Reset]:
-        """All resets: (step, reason, scope)."""
-        return list(self._resets)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from fastmomentum import checkpoint, files
 from fastmomentum.frameworks import Movable
@@ -10,18 +10,8 @@ from fastmomentum.records import Update
 from fastmomentum.turns import free
 
 
-class Reset(NamedTuple):
-    """One reset on the record: the number of updates done before it, why, and of what."""
-
-    step: int
-    reason: str
-    scope: str
-
-
 class Resumable(Movable):
     """What :class:`fastmomentum.Momentum` has for stopping and going on."""
-
-    _resets: list[Reset]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to continue with the same bits, beside the parameters; it shares no memory.
@@ -29,7 +19,7 @@ class Resumable(Movable):
         See :mod:`fastmomentum.checkpoint` for what it holds.
         """
         with free(self._engine.lock):
-            return checkpoint.pack(self._engine, self._resets)
+            return checkpoint.pack(self._engine)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned; the parameters are left as they are.
@@ -39,8 +29,7 @@ class Resumable(Movable):
         TypeError, ValueError
             If it does not fit these parameters and this rule; all differences are listed, nothing has been changed.
         """
-        resets = checkpoint.unpack(saved, self._engine)
-        self._resets = [Reset(*reset) for reset in resets]
+        checkpoint.unpack(saved, self._engine)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write :meth:`state_dict` to a file: an uncompressed .npz, without pickle.

@@ -300,6 +300,18 @@ def test_reset_puts_the_state_to_rest():
         assert_equal(opt.state, [expected])
 
 
+@pytest.mark.parametrize("rule", ["pytorch", "heavy_ball"])
+def test_reset_of_rows_leaves_the_others(rule):
+    there, *grads = on_device(numbers((5, 3), np.float32, 3))
+    opt = fm.Momentum(there, lr=0.1, rule=rule)
+    for grad in grads:
+        opt.step(grad)
+    expected = opt.state.copy_to_host()
+    expected[1:3] = 0.0 if rule == "pytorch" else there.copy_to_host()[1:3]
+    opt.reset("new rows", rows=(1, 3))
+    assert_equal([opt.state], [expected])
+
+
 class Exported:
     """What another library's array tells of itself."""
 

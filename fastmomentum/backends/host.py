@@ -41,14 +41,19 @@ def empty_like(array: Any) -> Any:
     return np.empty_like(array)
 
 
-def copy(target: Any, source: Any) -> None:
-    """Write to one of our own arrays what another holds."""
-    target[...] = source
+def copy(target: Any, source: Any, rows: slice = slice(None)) -> None:
+    """Write to one of our own arrays, in these rows, what another holds."""
+    part_of(target, rows)[...] = part_of(source, rows)
 
 
-def zero(target: Any) -> None:
-    """Write zeros to one of our own arrays."""
-    target[...] = 0.0
+def zero(target: Any, rows: slice = slice(None)) -> None:
+    """Write zeros to these rows of one of our own arrays."""
+    part_of(target, rows)[...] = 0.0
+
+
+def part_of(array: Any, rows: slice) -> Any:
+    """A view of these rows; all of an array that has no axis."""
+    return array[rows] if array.ndim else array
 
 
 def is_moving(values: Any) -> bool:

@@ -15,6 +15,7 @@ from fastmomentum.backends.cuda.kernels import BYTES
 from fastmomentum.backends.cuda.scalars import DeviceScalar
 from fastmomentum.backends.cuda.single import run
 from fastmomentum.backends.cuda.streams import handle_of
+from fastmomentum.backends.host import part_of
 from fastmomentum.checks import shown
 from fastmomentum.lookahead import LookAhead, pointing
 
@@ -75,18 +76,20 @@ def empty_like(array: DeviceArray) -> Any:
     return cuda.device_array(behind + array.size, array.dtype)[behind:].reshape(array.shape)
 
 
-def copy(target: Any, source: Any) -> None:
-    """Write to one of our own arrays what another holds, on the host or on the device."""
+def copy(target: Any, source: Any, rows: slice = slice(None)) -> None:
+    """Write to one of our own arrays, in these rows, what another holds, on the host or on the device."""
     _wait()
-    target.copy_to_device(_as_numba(source) if isinstance(source, DeviceArray) else source)
+    source = _as_numba(source) if isinstance(source, DeviceArray) else source
+    part_of(target, rows).copy_to_device(part_of(source, rows))
     _wait()
 
 
-def zero(target: Any) -> None:
-    """Write zeros to one of our own arrays."""
+def zero(target: Any, rows: slice = slice(None)) -> None:
+    """Write zeros to these rows of one of our own arrays."""
     _wait()
-    if target.size:
-        driver.device_memset(target.reshape(-1), 0, target.nbytes)
+    part = part_of(target, rows)
+    if part.size:
+        driver.device_memset(part.reshape(-1), 0, part.nbytes)
     _wait()
 
 

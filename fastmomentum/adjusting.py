@@ -1,0 +1,45 @@
+"""Learning rate and momentum of an optimiser: reading them, and changing them in mid-run."""
+
+from typing import Any
+
+from fastmomentum import checks
+from fastmomentum.engine import Engine
+from fastmomentum.turns import free
+
+
+class Adjustable:
+    """What :class:`fastmomentum.Momentum` has for reading and changing its settings."""
+
+    _engine: Engine
+
+    @property
+    def lr(self) -> Any:
+        """The learning rate of the next update, a list where groups differ; may be set, to a function too."""
+        return self._setting("lr")
+
+    @lr.setter
+    def lr(self, value: Any) -> None:
+        self._set("lr", value)
+
+    @property
+    def momentum(self) -> Any:
+        """The momentum of the next update, a list where groups differ; may be set, to a function too."""
+        return self._setting("momentum")
+
+    @momentum.setter
+    def momentum(self, value: Any) -> None:
+        self._set("momentum", value)
+
+    def _setting(self, name: str) -> Any:
+        values = [group.value(name, self._engine.steps) for group in self._engine.groups]
+        same = all(value == values[0] for value in values)
+        values = [getattr(value, "owner", value) for value in values]  # of a scalar in device memory
+        return values[0] if same else values
+
+    def _set(self, name: str, value: Any) -> None:
+        groups = self._engine.groups
+        values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * len(groups), len(groups))
+        changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
+        self._engine.check_groups(changed, self._engine.steps)
+        with free(self._engine.lock):
+            self._engine.take_groups(changed)
