@@ -42,4 +42,4 @@ class Adjustable:
         changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
         self._engine.check_groups(changed, self._engine.steps)
         with free(self._engine.lock):
-            self._engine.take_groups(changed)
+            self._engine.adjust(changed)

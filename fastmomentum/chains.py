@@ -7,6 +7,7 @@ compiled code: no option is a flag inside a kernel.
 from collections.abc import Callable
 from functools import lru_cache
 
+from fastmomentum.carrying import carrying
 from fastmomentum.compose import Chain, PositionRule
 from fastmomentum.lookahead import look_ahead
 from fastmomentum.records import Stage, Update
@@ -107,8 +108,16 @@ OPTIONS = (clip_norm, clip_value, maximize, weight_decay, decoupled_weight_decay
 
 
 @lru_cache(maxsize=1024)
-def with_options(rule: Update, options: frozenset[str], nesterov: bool = False, lookahead: bool = False) -> Update:
+def with_options(
+    rule: Update,
+    options: frozenset[str],
+    nesterov: bool = False,
+    lookahead: bool = False,
+    correct: bool = False,
+) -> Update:
     """The `rule`, or its folded Nesterov form or its look-ahead form, behind the stages of the `options` named.
+
+    With `correct` its state goes over to the next step's learning rate.
 
     Raises
     ------
@@ -119,6 +128,10 @@ def with_options(rule: Update, options: frozenset[str], nesterov: bool = False, 
         raise ValueError("lookahead=True: expected nesterov=False, the folded form of the same method; got both")
     if nesterov:
         rule = _in_another_form(rule, _nesterov_form)
+    if correct and isinstance(rule, Chain) and rule.proximal:
+        raise ValueError(f"correct: expected no proximal map, whose step is no multiple of lr; got {rule}")
+    if correct:
+        rule = _in_another_form(rule, carrying)
     if lookahead and isinstance(rule, Chain) and rule.behind:
         raise ValueError(
             f"lookahead=True: expected no stage behind the rule, where the point is left behind; got {rule}"

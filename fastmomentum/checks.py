@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.parts import Part
 from fastmomentum.ranges import ABOVE_ZERO, Range
 from fastmomentum.records import Update
 
@@ -98,7 +99,7 @@ def dtype(value: Any) -> np.dtype[Any]:
     raise TypeError(f"dtype: expected float32 or float64; got {value!r}")
 
 
-def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+def hyper(rule: Part, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[Any, ...]:
     """What `rule`'s function takes behind the gradient, cast to `dtype`, from the users' hyper-parameters.
 
     Defaults are filled in, derived ones are computed in double precision, and every value must lie in its range both
@@ -120,7 +121,7 @@ def hyper(rule: Update, given: Mapping[str, object], dtype: np.dtype[Any]) -> tu
     return row
 
 
-def settings(rule: Update, given: Mapping[str, object], check: Callable[..., Any] = number) -> dict[str, Any]:
+def settings(rule: Part, given: Mapping[str, object], check: Callable[..., Any] = number) -> dict[str, Any]:
     """Every hyper-parameter that users give to `rule`, by name, defaults filled in, each put through `check`."""
     for name in given:
         if name not in rule.parameters:
@@ -128,7 +129,7 @@ def settings(rule: Update, given: Mapping[str, object], check: Callable[..., Any
     return {name: check(name, _given_or_default(rule, name, given), rule.range_of(name)) for name in rule.parameters}
 
 
-def _given_or_default(rule: Update, name: str, given: Mapping[str, object]) -> object:
+def _given_or_default(rule: Part, name: str, given: Mapping[str, object]) -> object:
     if name in given:
         return given[name]
     if name not in rule.defaults:

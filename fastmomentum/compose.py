@@ -98,6 +98,18 @@ def _param_behind(stage: Function, update: Function, slots: int, taken: int) -> 
     return composed
 
 
+@dataclass(frozen=True, eq=False)
+class Piece(Part):
+    """One function of a composite beside its rule."""
+
+    function: Function
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """See :class:`Part`."""
+        return (self.function,)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Composite(Update):
     """An update made of parts, whose hyper-parameters stand one behind the other as the parts do."""

@@ -9,15 +9,14 @@ import numpy as np
 
 from fastmomentum import backends, checks
 from fastmomentum.backends.threads import default
-from fastmomentum.compiled import CompiledLaunch
 from fastmomentum.compose import Chain
 from fastmomentum.groups import Group, Layout, Rows
 from fastmomentum.holdings import ALL_ROWS, Holdings
 from fastmomentum.launch import Job, Launch
+from fastmomentum.launches import make_launch
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.progress import Progress
 from fastmomentum.records import Update
-from fastmomentum.reference import ReferenceLaunch
 from fastmomentum.turns import free
 
 
@@ -49,7 +48,7 @@ class Engine:
     """
 
     _stream: Any = None
-    _owed: Callable[[], None] | None = None
+    _owed: tuple[int, Callable[[], None]] | None = None  # what is to be done, whole, once there are so many steps
     _quick: Callable[[list[Any]], bool] | None
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
@@ -122,9 +121,30 @@ class Engine:
         self.look_ahead(which)
         self.resets = resets
 
+    def adjust(self, groups: list[Group]) -> None:
+        """Use these settings, which have been checked, from the next update on; with correct=True state follows lr."""
+        moved = self._moved(range(self._count), groups, self.steps)
+        if moved:
+            self.check_arrays()
+        self._carry_out(partial(self._adjust, groups, moved))
+
+    def _adjust(self, groups: list[Group], moved: Sequence[tuple[Any, Any]]) -> None:
+        self.held.put(moved)
+        self.take_groups(groups)
+
+    def _moved(self, which: Iterable[int], groups: Sequence[Group], step: int) -> list[tuple[Any, Any]]:
+        """The state slots of these arrays that a change to this step's lr of these groups moves, and where to."""
+        found = []
+        for i in which:
+            before, after = self.groups[self.group_of[i]], groups[self.group_of[i]]
+            if before.correct:
+                lr, lr_next = before.value("lr", self.steps), after.value("lr", step)
+                found += self.held.moved(i, before.update, lr, lr_next)
+        return found
+
     def _carry_out(self, action: Callable[[], None]) -> None:
         """Do, whole, what may be done twice: where a signal interrupts it, whatever comes next begins with it."""
-        self._quick, self._owed = None, action
+        self._quick, self._owed = None, (0, action)
         self.finish()
 
     def check_arrays(self) -> None:
@@ -161,10 +181,15 @@ class Engine:
         self._quick = None
         if self._owed is not None:
             self.finish()
+            self._owed = None  # of a step that was refused
         active = [grad is not None for grad in grads]
         scheduled = any(group.scheduled for group in self.groups)
         rows = Rows(self.groups, self.steps if scheduled else 0)  # a device may have to be waited for to know it
         first = self._at_first_step(active, rows)
+        if scheduled:
+            idle = [i for i, a in enumerate(active) if not a]
+            moved = self._moved(idle, self.groups, self.steps + 1)
+            self._owed = self.steps + 1, partial(self._leave, idle, moved)
         # Whether a device left the update out is asked only where what follows depends on it.
         tells = self.skip_nonfinite and (self._backend != "cuda" or bool(first) or scheduled)
         before = self.skipped if tells else 0
@@ -176,9 +201,14 @@ class Engine:
             return
         self.started = [started or a for started, a in zip(self.started, active)]
         if scheduled:
-            self.look_ahead([i for i, a in enumerate(active) if not a])
+            self.finish()
         if usual and any(active) and not first and not scheduled:
             self._quick = self._run if self._measures else self._launch.run
+
+    def _leave(self, idle: Sequence[int], moved: Sequence[tuple[Any, Any]]) -> None:
+        """Take over to the next update the arrays that were not part of the last."""
+        self.held.put(moved)
+        self.look_ahead(idle)
 
     def _launched(self, grads: list[Any], active: list[bool], first: set[int], rows: Rows) -> bool:
         if active != self._active:
@@ -208,8 +238,8 @@ class Engine:
         """Do what signals may have left of a step, or of what :meth:`_carry_out` was to do."""
         if "_launch" in self.__dict__:
             self._launch.finish()
-        if self._owed is not None:
-            self._owed()
+        if self._owed is not None and self.steps >= self._owed[0]:
+            self._owed[1]()
             self._owed = None
 
     def _build(self, grads: Sequence[Any]) -> list[Any]:
@@ -218,15 +248,8 @@ class Engine:
         plain, written = self.held.look(grads)
         jobs = [Job(self.held.arrays(i), self.groups[group].update, group) for i, group in enumerate(self.group_of)]
         self._active, self._quick = [], None
-        if self._backend == "numpy":
-            self._launch = ReferenceLaunch(jobs, self._progress)
-        elif self._backend == "cpu":
-            self._launch = CompiledLaunch(jobs, written, self._progress, self._threads)
-        else:
-            from fastmomentum.device.launch import CudaLaunch
-
-            self._launch = CudaLaunch(jobs, written, self._progress, self.held.device)
-            self._launch.use(self._stream)
+        self._launch = make_launch(self._backend, jobs, written, self._progress, self._threads, self.held.device)
+        self._launch.use(self._stream)
         # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
         plainly = self._backend == "cuda" or all(type(param) is np.ndarray for param in self.held.given)
         self._watched = self._launch.checks and plainly

@@ -28,11 +28,19 @@ class Group:
         As the user gave them, the rule among them; lr and momentum may be functions of the step.
     update : Update
         The rule with the stages that the settings ask for.
+    correct : bool
+        Whether state goes over to a new lr.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = {name: _held(name, value) for name, value in settings.items()}
         self.update, self._given = settle(**self.settings)
+        self.correct = checks.switch("correct", self.settings.get("correct", False))
+        if self.correct and isinstance(self.settings["lr"], scalars.DeviceScalar):
+            raise TypeError(
+                "lr: expected a number or a function of the step where correct=True, as nothing tells when what lies "
+                f"on a device changes; got {self.settings['lr'].array}"
+            )
         self.scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
 
     def __reduce__(self) -> Any:

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from fastmomentum import backends, checks, overlaps
+from fastmomentum.carrying import pieces_of
 from fastmomentum.groups import SCHEDULED, Group, Layout
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.records import Update
@@ -101,6 +104,26 @@ class Holdings:
             for i, (lr, momentum) in values.items():
                 cast = self.params[i].dtype.type
                 self._home.point(rule, self.arrays(i), (cast(lr), cast(momentum)), stream)
+
+    def moved(self, i: int, update: Update, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
+        """The state slots of a parameter that go over to a new lr, each with what it comes to, on the host."""
+        if lr == lr_next:
+            return []
+        found = []
+        with self._home.on(self.device):
+            for at, piece in pieces_of(update):
+                slot = self.states[i][at - 1]
+                (number,) = checks.hyper(piece, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
+                with np.errstate(all="ignore"):
+                    values = piece.function(self._home.fetch(self.params[i]), self._home.fetch(slot), number)
+                found.append((slot, values))
+        return found
+
+    def put(self, moved: Iterable[tuple[Any, Any]]) -> None:
+        """Write what :meth:`moved` found."""
+        with self._home.on(self.device):
+            for slot, values in moved:
+                self._home.copy(slot, values)
 
     def number(self, value: Any) -> Any:
         """A setting as it can be saved: of a scalar in device memory, the number that it holds."""

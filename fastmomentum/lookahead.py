@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from fastmomentum.parts import Function, Wrap, as_it_is
+from fastmomentum.compose import Composite, Piece
+from fastmomentum.parts import Function, Part, Wrap, as_it_is
 from fastmomentum.records import Rule, Update
 
 
@@ -19,29 +20,24 @@ def _looking_ahead(update: Function, ahead: Function, taken: int) -> Function:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LookAhead(Update):
+class LookAhead(Composite):
     """A velocity rule whose gradient is taken where momentum will carry the parameter; made by :func:`look_ahead`.
 
     Its second state slot is that point, which each update writes in the same pass, for the next one's lr and momentum.
     """
 
-    rule: Rule
+    rule: Update
+    piece: Piece
 
     @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (*self.rule.functions, self.ahead)
+    def parts(self) -> tuple[Part, ...]:
+        """The rule and what finds the point."""
+        return self.rule, self.piece
 
     @property
     def ahead(self) -> Function:
         """``ahead(p, velocity, lr, mu)``, the point."""
-        assert self.rule.ahead is not None
-        return self.rule.ahead
-
-    @property
-    def update(self) -> Function:
-        """The scalar function ``(p, velocity, point, g, *hyper) -> (p, velocity, point)``."""
-        return self.build()
+        return self.piece.function
 
     @property
     def description(self) -> str:
@@ -72,17 +68,19 @@ def look_ahead(rule: Update) -> LookAhead:
     ValueError
         If the rule has no such form.
     """
-    if not isinstance(rule, Rule) or rule.ahead is None:
+    ahead: Function | None = getattr(rule, "ahead", None)
+    if ahead is None:
         raise ValueError(f"lookahead=True: rule {rule} has no look-ahead form; pytorch, classical and ema have one")
     if len(rule.state) != 1 or not {"lr", "momentum"} <= set(rule.parameters):
         raise ValueError(f"lookahead=True: expected a rule with one state slot, lr and momentum; got {rule}")
+    piece = Piece(ahead, hyper=("lr_next", "momentum_next"), defaults={"lr_next": "lr", "momentum_next": "momentum"})
     return LookAhead(
         rule=rule,
+        piece=piece,
         name=f"{rule.name}_lookahead",
         state=(*rule.state, ("point", "param")),
-        hyper=(*rule.hyper, "lr_next", "momentum_next"),
-        derived=rule.derived,
-        defaults={**rule.defaults, "lr_next": "lr", "momentum_next": "momentum"},
+        hyper=(*rule.hyper, *piece.hyper),
+        defaults={**rule.defaults, **piece.defaults},
         ranges=rule.ranges,
         first=rule.first,
         formula=f"{rule.formula}, g taken at the point",

@@ -41,6 +41,11 @@ class Momentum(Adjustable, Resettable, Resumable):
         Nesterov's method with an explicit look-ahead, for pytorch, classical and ema: gradients are to be taken at
         :attr:`point`, p − lr·μ·v (classical: p − μ·v), which each update writes in its own pass, for the next step's lr
         and momentum. Coupled decay is taken at the point too.
+    correct : bool
+        Let state that carries the learning rate follow it: where lr changes, by assignment or as a function of the
+        step, the velocity of classical and its Nesterov form is multiplied by the new over the old, and the q − p of
+        heavy_ball and nesterov_positions, so that the trajectory is that of the pytorch form. lr must be > 0 then.
+        Other rules' state carries no lr. A group may have its own. See :mod:`fastmomentum.carrying`.
 
     Raises
     ------
@@ -79,6 +84,7 @@ class Momentum(Adjustable, Resettable, Resumable):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         lookahead: bool = False,
+        correct: bool = False,
         backend: str | None = None,
         threads: int | None = None,
         **hyper: float,
@@ -95,6 +101,7 @@ class Momentum(Adjustable, Resettable, Resumable):
             "clip_value": clip_value,
             "max_norm": max_norm,
             "lookahead": lookahead,
+            "correct": correct,
             **hyper,
         }
         skip = checks.switch("skip_nonfinite", skip_nonfinite)

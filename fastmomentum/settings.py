@@ -8,7 +8,7 @@ from fastmomentum.ranges import RANGES
 from fastmomentum.records import Update
 from fastmomentum.rules import find
 
-SWITCHES = ("nesterov", "maximize", "lookahead")
+SWITCHES = ("nesterov", "maximize", "lookahead", "correct")
 OFF: dict[str, float | None] = {
     "dampening": 0.0,
     "weight_decay": 0.0,
@@ -38,12 +38,13 @@ def settle(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
         checked by :func:`fastmomentum.checks.hyper`.
     """
     chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
-    nesterov, maximize, lookahead = (checks.switch(name, chosen.pop(name)) for name in SWITCHES)
-    update = with_options(find(rule), frozenset(), nesterov, lookahead)
+    nesterov, maximize, lookahead, correct = (checks.switch(name, chosen.pop(name)) for name in SWITCHES)
+    update = with_options(find(rule), frozenset(), nesterov, lookahead, correct)
     for name in ("lr_next", "momentum_next"):
-        if lookahead and name in chosen:
+        if name in chosen and (lookahead or (correct and name == "lr_next")):
+            which = "lookahead" if lookahead else "correct"
             raise ValueError(
-                f"{name}: expected to follow from lr and momentum where lookahead=True; got {chosen[name]!r}"
+                f"{name}: expected to follow from lr and momentum where {which}=True; got {chosen[name]!r}"
             )
     if chosen["max_norm"] is not None and "max_norm" in update.parameters:
         raise ValueError(f"max_norm: expected of a rule that has no hyper-parameter of this name; {update} has one")

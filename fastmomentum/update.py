@@ -170,9 +170,11 @@ def _plan(
     """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
     name = backends.choose(backend, ())
     checks.threads(threads)
-    for option in ("max_norm", "lookahead", "skip_nonfinite"):
+    for option in ("max_norm", "lookahead", "skip_nonfinite", "correct"):
         if option in hyper:
-            raise TypeError(f"{option}: expected of Momentum alone, which knows all gradients; got {hyper[option]!r}")
+            raise TypeError(
+                f"{option}: expected of Momentum alone, which knows all gradients and steps; got {hyper[option]!r}"
+            )
     update, given = settle(
         rule,
         lr=lr,

@@ -300,6 +300,28 @@ def test_reset_puts_the_state_to_rest():
         assert_equal(opt.state, [expected])
 
 
+@pytest.mark.parametrize(("rule", "lookahead"), [("classical", False), ("classical", True), ("heavy_ball", False)])
+def test_state_that_carries_lr_follows_it(rule, lookahead):
+    settings = {"rule": rule, "lr": lambda step: 0.3 / (step + 1), "correct": True, "lookahead": lookahead}
+    runs = []
+    for place in (list, on_device):
+        params = place(numbers(9, np.float32, 2))
+        opt = fm.Momentum(params, **settings)
+        for step in range(6):
+            if step == 4:
+                opt.lr = 0.25
+            grads = place(numbers(9, np.float32, 2, step + 1))
+            opt.step([grads[0], None] if step == 2 else grads)
+        runs.append([*params, *opt.velocity] if rule == "classical" else [*params, *opt.state])
+    assert_equal(runs[1], runs[0])
+
+
+def test_a_scalar_on_the_device_does_not_tell_when_it_changes():
+    there = on_device(numbers(9, np.float32, 1))
+    with pytest.raises(TypeError, match="lr: expected a number or a function of the step where correct=True"):
+        fm.Momentum(there, lr=cuda.to_device(np.array(0.1)), rule="classical", correct=True)
+
+
 @pytest.mark.parametrize("rule", ["pytorch", "heavy_ball"])
 def test_reset_of_rows_leaves_the_others(rule):
     there, *grads = on_device(numbers((5, 3), np.float32, 3))

@@ -101,12 +101,12 @@ def is_moving(values: Any) -> bool:
 def fetch(values: Any) -> Any:
     """A copy on the host."""
     _wait()
-    return values.copy_to_host()
+    return (_as_numba(values) if isinstance(values, DeviceArray) else values).copy_to_host()
 
 
 def number(value: Any) -> float:
     """The number that a setting is, on the host or on the device."""
-    return float(fetch(_as_numba(value.array)).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
+    return float(fetch(value.array).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
 
 
 def point(rule: LookAhead, arrays: tuple[DeviceArray, ...], row: tuple[Any, ...], stream: Any) -> None:
