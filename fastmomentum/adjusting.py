@@ -31,7 +31,7 @@ class Adjustable:
         self._set("momentum", value)
 
     def _setting(self, name: str) -> Any:
-        values = [group.value(name, self._engine.steps) for group in self._engine.groups]
+        values = [group.value(name, self._engine.time) for group in self._engine.groups]
         same = all(value == values[0] for value in values)
         values = [getattr(value, "owner", value) for value in values]  # of a scalar in device memory
         return values[0] if same else values
@@ -40,6 +40,6 @@ class Adjustable:
         groups = self._engine.groups
         values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * len(groups), len(groups))
         changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
-        self._engine.check_groups(changed, self._engine.steps)
+        self._engine.check_groups(changed, self._engine.time)
         with free(self._engine.lock):
             self._engine.adjust(changed)

@@ -2,12 +2,14 @@
 
 A saved state is a dict:
 
-    schema          2; of 1, where schedules were functions like any other, too, a run is taken up
+    schema          3; of 1, where schedules were functions like any other, and of 2, which knew no restart schemes, a
+                    run is taken up too
     rule            the rule's name
     made_of         names and defaults of its functions: another rule of the same name is told from it
     steps, skipped  updates done, and left out
     skip_nonfinite  whether updates may be left out
     resets          a list of (step, reason, scope)
+    value           the objective last reported, or None
     groups          for each group, its settings and how many arrays it has; a schedule is the dict that
                     :func:`fastmomentum.schedules.pack` makes of it; None stands for another function of the step,
                     which is to be given again
@@ -26,6 +28,7 @@ from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
 from fastmomentum.holdings import Holdings
 from fastmomentum.outline import ARRAYS, SCHEMA, check_fits, check_outline
+from fastmomentum.restarts import began, check_restart
 from fastmomentum.rules import find, names
 from fastmomentum.turns import free
 
@@ -41,6 +44,7 @@ def pack(engine: Engine) -> dict[str, Any]:
         "skipped": engine.skipped,
         "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in engine.resets],
+        "value": engine.value,
         "groups": [
             _settings(group, engine.held) | {ARRAYS: engine.group_of.count(number)}
             for number, group in enumerate(engine.groups)
@@ -69,18 +73,20 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> None:
         raise ValueError(
             "state_dict: expected the state of this optimiser's rule; got lookahead where it has none, or none"
         )
-    engine.check_groups(groups, saved["steps"])
-    before = engine.steps, engine.skipped, engine.skip_nonfinite
+    resets = list(saved["resets"])
+    engine.check_groups(groups, saved["steps"] - began(check_restart(groups), resets))
+    before = engine.steps, engine.skipped, engine.skip_nonfinite, engine.resets
     with free(engine.lock):
         engine.check_arrays()
         engine.steps, engine.skipped, engine.skip_nonfinite = saved["steps"], saved["skipped"], skip
+        engine.resets = resets
         try:
             engine.take_groups(groups)
         except BaseException:
-            engine.steps, engine.skipped, engine.skip_nonfinite = before
+            engine.steps, engine.skipped, engine.skip_nonfinite, engine.resets = before
             raise
         engine.held.write(saved["state"])
-        engine.started, engine.resets = list(saved["started"]), list(saved["resets"])
+        engine.started, engine.value = list(saved["started"]), saved.get("value")
 
 
 def _continued(group: Group, saved: Mapping[str, Any]) -> Group:

@@ -15,7 +15,7 @@ from fastmomentum.settings import settle
 SCHEDULED = ("lr", "momentum")
 """The settings that may be functions of the step."""
 
-WHOLE = ("rule", "lookahead", "max_norm", "skip_nonfinite", "backend", "threads")
+WHOLE = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings of the optimiser as a whole."""
 
 
@@ -34,7 +34,7 @@ class Group:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = {name: _held(name, value) for name, value in settings.items()}
-        self.update, self._given = settle(**self.settings)
+        self.update, self._given = settle(**{name: mine for name, mine in self.settings.items() if name != "restart"})
         self.correct = checks.switch("correct", self.settings.get("correct", False))
         if self.correct and isinstance(self.settings["lr"], scalars.DeviceScalar):
             raise TypeError(

@@ -46,6 +46,10 @@ class Momentum(Adjustable, Resettable, Resumable):
         step, the velocity of classical and its Nesterov form is multiplied by the new over the old, and the q − p of
         heavy_ball and nesterov_positions, so that the trajectory is that of the pytorch form. lr must be > 0 then.
         Other rules' state carries no lr. A group may have its own. See :mod:`fastmomentum.carrying`.
+    restart : {"gradient", "function", "schedule"} or int, optional
+        Reset the whole, on the record, behind an update that went up the gradient, g·(p⁺ − p) > 0; where an objective
+        told to :meth:`report` has risen; where lr or momentum begins a new period; or behind so many steps. But for
+        "schedule", functions of the step count from the last reset of the whole. See :mod:`fastmomentum.restarts`.
 
     Raises
     ------
@@ -85,6 +89,7 @@ class Momentum(Adjustable, Resettable, Resumable):
         skip_nonfinite: bool = False,
         lookahead: bool = False,
         correct: bool = False,
+        restart: str | int | None = None,
         backend: str | None = None,
         threads: int | None = None,
         **hyper: float,
@@ -102,6 +107,7 @@ class Momentum(Adjustable, Resettable, Resumable):
             "max_norm": max_norm,
             "lookahead": lookahead,
             "correct": correct,
+            "restart": restart,
             **hyper,
         }
         skip = checks.switch("skip_nonfinite", skip_nonfinite)

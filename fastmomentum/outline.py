@@ -9,12 +9,14 @@ import numpy as np
 from fastmomentum import checks, schedules
 from fastmomentum.groups import SCHEDULED
 
-SCHEMA = 2
-READ = (1, SCHEMA)  # in 1 schedules were functions like any other
+SCHEMA = 3
+READ = (1, 2, SCHEMA)  # in 1 schedules were functions like any other; 1 and 2 knew no restart schemes
 KEYS = (
     *("schema", "rule", "made_of", "steps", "skipped", "skip_nonfinite"),
-    *("resets", "groups", "functions", "started", "state"),
+    *("resets", "value", "groups", "functions", "started", "state"),
 )
+LATER = {"value": SCHEMA}
+"""Keys that came with a later schema."""
 ARRAYS = "number of arrays"  # among a group's settings, where no hyper-parameter can be called so
 
 
@@ -39,7 +41,7 @@ def check_outline(saved: Mapping[str, Any]) -> None:
     if (schema := saved.get("schema", SCHEMA)) not in READ:
         _refuse([f"schema: expected {' or '.join(map(str, READ))}; got {schema!r}"])
     _refuse(
-        [f"{key}: missing" for key in KEYS if key not in saved]
+        [f"{key}: missing" for key in KEYS if key not in saved and LATER.get(key, 1) <= schema]
         + [f"{key}: unknown" for key in saved if key not in KEYS]
     )
     _refuse(_malformed(saved))
@@ -63,6 +65,9 @@ def _malformed(saved: Mapping[str, Any]) -> Iterator[str]:
         "started": lambda started: isinstance(started, bool),
         "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
     }
+    value = saved.get("value")
+    if value is not None and type(value) is not float:
+        yield f"value: expected a float or None; got {checks.shown(value)}"
     functions = saved["functions"]
     if not isinstance(functions, Mapping) or not all(isinstance(functions.get(name), list) for name in SCHEDULED):
         yield f"functions: expected a list for each of {', '.join(SCHEDULED)}; got {checks.shown(functions)}"

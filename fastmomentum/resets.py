@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 from fastmomentum import checks
 from fastmomentum.engine import Engine
 from fastmomentum.holdings import ALL_ROWS
+from fastmomentum.ranges import FINITE
+from fastmomentum.restarts import FUNCTION, WHOLE
 from fastmomentum.turns import free
 
 
@@ -77,6 +79,52 @@ class Resettable:
             engine.reset(which, part, Reset(engine.steps, reason, said))
 
     @property
+    def restart(self) -> str | int | None:
+        """The restart scheme."""
+        return self._engine.restart
+
+    def report(self, value: float) -> bool:
+        """Tell the objective at the parameters as they are; with ``restart="function"`` a rise resets the whole.
+
+        To be called before the gradient of the next update is taken.
+
+        Parameters
+        ----------
+        value : float
+            The objective.
+
+        Returns
+        -------
+        bool
+            Whether it had risen since the last report, and state is at rest now.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is no finite number, or the restart scheme is another.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> p = np.array([1.0])
+        >>> opt = fm.Momentum(p, lr=1.0, momentum=0.9, restart="function")
+        >>> for _ in range(4):
+        ...     if opt.report(float(p[0] ** 2)):
+        ...         print(opt.resets[-1])
+        ...     opt.step(p.copy())
+        Reset(step=2, reason='function scheme: the objective rose from 0 to 0.81', scope='all')
+        """
+        engine = self._engine
+        value = checks.number("value", value, FINITE)
+        if engine.restart != FUNCTION:
+            raise ValueError(
+                f"restart: expected 'function' of the optimiser that is told values; got {engine.restart!r}"
+            )
+        with free(engine.lock):
+            reason = f"function scheme: the objective rose from {engine.value or 0.0:.6g} to {value:.6g}"
+            return engine.report(value, Reset(engine.steps, reason, WHOLE))
+
+    @property
     def resets(self) -> list[Reset]:
         """All resets: (step, reason, scope)."""
         return [Reset(*reset) for reset in self._engine.resets]
@@ -95,7 +143,7 @@ def _scope(engine: Engine, group: Any, array: Any, rows: Any) -> Scope:
         number = _numbered("group", group, len(engine.groups))
         return Scope([i for i, mine in enumerate(engine.group_of) if mine == number], ALL_ROWS, f"group {number}")
     if array is None:
-        return Scope(list(range(count)), ALL_ROWS, "all")
+        return Scope(list(range(count)), ALL_ROWS, WHOLE)
     i = _numbered("array", array, count)
     if rows is None:
         return Scope([i], ALL_ROWS, f"array {i}")

@@ -178,6 +178,19 @@ def test_a_run_taken_up_again_goes_on(rule, stop, tmp_path):
     assert_same_bits(p, whole[-1])
 
 
+def failing(function, at):
+    """`function`, but for its call with this number, which a signal interrupts."""
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        function(*arguments)
+
+    return interrupted
+
+
 @pytest.mark.parametrize("at", [0, 1])
 def test_an_assignment_that_a_signal_tears_apart_is_whole_before_the_next_step(at, monkeypatch):
     grads = gradients((2, 4))
@@ -188,15 +201,7 @@ def test_an_assignment_that_a_signal_tears_apart_is_whole_before_the_next_step(a
         opt.step(list(grads[0]))
         with monkeypatch.context() as patch:
             if torn:
-                copy, calls = host.copy, []
-
-                def interrupted(*arguments):
-                    calls.append(arguments)
-                    if len(calls) == at + 1:
-                        raise KeyboardInterrupt
-                    copy(*arguments)
-
-                patch.setattr(host, "copy", interrupted)
+                patch.setattr(host, "copy", failing(host.copy, at))
                 with pytest.raises(KeyboardInterrupt):
                     opt.lr = 0.25
             else:

@@ -234,7 +234,7 @@ def test_a_state_that_does_not_fit_is_refused_with_all_differences_and_changes_n
     refused(3, "dict")
     refused({}, "schema: missing", "state: missing")
     refused(saved | {"more": 1}, "more: unknown")
-    refused(saved | {"schema": 99}, "schema: expected 1 or 2; got 99")
+    refused(saved | {"schema": 99}, "schema: expected 1 or 2 or 3; got 99")
     refused(saved | {"rule": "ema", "started": [True]}, "rule: expected 'pytorch'; got 'ema'", "started: expected 2")
     refused(saved | {"state": saved["state"][:1]}, "state: expected 2 entries; got 1")
     wrong = [[np.zeros(4)], [np.zeros((2, 2), np.float32)]]

@@ -210,7 +210,7 @@ def test_the_file_tells_its_schedules_to_a_reader_with_numpy_and_json_alone(tmp_
     fm.Momentum(np.zeros(3), lr=Step(0.1, 0.5, every=30), momentum=Linear(0.5, 0.9, steps=10)).save(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         meta = json.loads(arrays["meta"].tobytes())
-    assert meta["schema"] == 2
+    assert meta["schema"] == 3
     assert meta["groups"][0]["lr"] == {"schedule": "Step", "start": 0.1, "factor": 0.5, "every": 30}
     assert meta["groups"][0]["momentum"] == {"schedule": "Linear", "start": 0.5, "end": 0.9, "steps": 10}
     assert meta["functions"] == {"lr": [None], "momentum": [None]}

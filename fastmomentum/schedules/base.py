@@ -38,6 +38,10 @@ class Schedule(ABC):
     def __str__(self) -> str:
         return self._formula("t")
 
+    def begins(self, step: int) -> bool:
+        """Whether a period begins at this step, behind another: where ``Momentum(restart="schedule")`` restarts."""
+        return False
+
     @abstractmethod
     def _value(self, t: int) -> float:
         """The value at step t ≥ 0."""
@@ -160,6 +164,10 @@ class Then(Schedule):
     first: Schedule
     second: Schedule
     after: int
+
+    def begins(self, step: int) -> bool:
+        """See :class:`Schedule`; going over to the second is no new period."""
+        return self.first.begins(step) if step < self.after else self.second.begins(step - self.after)
 
     def _value(self, t: int) -> float:
         return self.first._value(t) if t < self.after else self.second._value(t - self.after)

@@ -46,13 +46,22 @@ class WarmRestarts(Schedule):
     period: int
     growth: int = 1
 
+    def begins(self, step: int) -> bool:
+        """See :class:`Schedule`."""
+        return step > 0 and self._within(step)[0] == 0
+
     def _value(self, t: int) -> float:
+        t, period = self._within(t)
+        return half_cosine(self.start, self.end, t / period)
+
+    def _within(self, t: int) -> tuple[int, int]:
+        """How many steps into a period, and how many it has."""
         period = self.period
         if self.growth == 1:
             t %= period
         while t >= period:
             t, period = t - period, period * self.growth
-        return half_cosine(self.start, self.end, t / period)
+        return t, period
 
     def _formula(self, t: str) -> str:
         if self.growth == 1:
