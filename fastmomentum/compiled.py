@@ -3,7 +3,7 @@
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastmomentum import backends
 from fastmomentum.backends import threads
 from fastmomentum.backends.layout import SIZE, dtype_code
+from fastmomentum.backends.motion import SCRATCH, WIDTH, Motion
 from fastmomentum.backends.numpy import CHUNK, LANES
 from fastmomentum.calls import Call, Calls
 from fastmomentum.checks import Array
@@ -20,6 +21,15 @@ from fastmomentum.overlaps import address
 from fastmomentum.progress import Progress
 
 NOWHERE = NO_GRADIENT = -1
+
+
+class Part(NamedTuple):
+    """Rows that one call updates: the table that it looks through first, its rows of that, and their job's like."""
+
+    checked: Array
+    rows: Array
+    hyper: Array
+    job: Job
 
 
 class CompiledLaunch(HostLaunch):
@@ -40,7 +50,7 @@ class CompiledLaunch(HostLaunch):
         self._all = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
         self._key, self._order = arrange(jobs)
         self._updates = Calls(progress)
-        self._sums, self._lanes = np.zeros(len(jobs)), np.empty((1, LANES))
+        self._sums = np.zeros((len(jobs), 1))
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`Launch`."""
@@ -49,8 +59,10 @@ class CompiledLaunch(HostLaunch):
         table = self._all[[*rows, *(i for i in self._order if not active[i])]]
         table[len(rows) :, SIZE] = NO_GRADIENT
         self._blocks: list[tuple[Array, list[int]]] = []
-        self._updates = self._norms = Calls(self.progress)
-        self._parts: list[tuple[Array, Array, Job]] = []
+        self._updates = Calls(self.progress)
+        self._norms: Calls | None = None
+        self._looks: Calls | None = None
+        self._parts: list[Part] = []
         checked, start = table, 0
         for _, members in groupby(rows, self._key):
             mine = list(members)
@@ -60,11 +72,11 @@ class CompiledLaunch(HostLaunch):
             part = table[start : start + len(mine)]
             serial = partial(kernel, checked, self._written, part, hyper)
             self._updates.add(serial, self._in_threads(job, checked, part, hyper))
-            self._parts.append((checked, part, job))
+            self._parts.append(Part(checked, part, hyper, job))
             self._blocks.extend(self._by_group(hyper, mine))
             checked, start = table[:0], start + len(mine)  # the first call has looked through all rows
         self.progress.expect(len(self._parts))
-        self.run = self._updates.runner() if rows else self._count_alone
+        self.run = self._observed(self._updates.runner() if rows else self._count_alone)
 
     def _in_threads(self, job: Job, checked: Array, part: Array, hyper: Array) -> Call | None:
         """The same update over several threads, where these are asked for and worth while."""
@@ -75,18 +87,22 @@ class CompiledLaunch(HostLaunch):
         kernel = backends.many_kernel(job.update, job.dtype, parallel=True)
         return partial(kernel, checked, self._written, part, hyper, ends, count)
 
-    def _norm_of(self, checked: Array, part: Array, job: Job) -> tuple[Call, Call | None]:
-        """The sums of squares of these gradients, by one thread and by several."""
-        arrays, sizes = len(job.arrays), part[:, SIZE]
-        serial = backends.squares_kernel(job.dtype, arrays)
-        one = partial(serial, checked, self._written, part, self._lanes[0], self._sums)
-        count = threads.worthwhile(int(sizes.sum()), self._asked)
-        if count == 1:
-            return one, None
-        ends = np.cumsum(-(-sizes // CHUNK))
-        kernel = backends.squares_kernel(job.dtype, arrays, parallel=True)
-        sums, lanes = np.empty(ends[-1]), np.empty((count, LANES))
-        return one, partial(kernel, checked, self._written, part, ends, _shares(sizes, count), lanes, sums, self._sums)
+    def _sums_by(self, kernel_of: Callable[..., Callable[..., bool]], sums: Array, scratch: int) -> Calls:
+        """By one thread and by several, what the kernels for these parts add to the rows of `sums`.
+
+        Made whole before it is kept: a signal while kernels are compiled must not leave a part.
+        """
+        calls = Calls(self.progress)
+        for part in self._parts:
+            given, sizes = (part.checked, self._written, part.rows, part.hyper), part.rows[:, SIZE]
+            count = threads.worthwhile(int(sizes.sum()), self._asked)
+            lanes, threaded = np.empty((count, scratch)), None
+            if count > 1:
+                ends = np.cumsum(-(-sizes // CHUNK))
+                room, shares = np.empty((ends[-1], sums.shape[1])), _shares(sizes, count)
+                threaded = partial(kernel_of(part.job, True), *given, ends, shares, lanes, room, sums)
+            calls.add(partial(kernel_of(part.job, False), *given, lanes[0], sums), threaded)
+        return calls
 
     def _by_group(self, hyper: Array, members: list[int]) -> list[tuple[Array, list[int]]]:
         parts = [list(part) for _, part in groupby(members, lambda i: self._jobs[i].group)]
@@ -104,13 +120,20 @@ class CompiledLaunch(HostLaunch):
 
     def measure(self, grads: list[Any]) -> float:
         """See :class:`Launch`."""
-        if self._norms is self._updates:
-            norms = Calls(self.progress)
-            for part in self._parts:
-                norms.add(*self._norm_of(*part))
-            self._norms = norms  # whole: a signal while kernels are compiled must not leave a part
+        if self._norms is None:
+            self._norms = self._sums_by(_squares_kernel, self._sums, LANES)
         self._sums[:] = 0.0
-        return in_order(self._sums.tolist()) if self._norms.attempt(grads) else -1.0
+        return in_order(self._sums[:, 0].tolist()) if self._norms.attempt(grads) else -1.0
+
+    def look(self, grads: list[Any]) -> dict[int, Motion] | None:
+        """See :class:`HostLaunch`."""
+        if self._looks is None:
+            self._motions = np.zeros((len(self._jobs), WIDTH))
+            self._looks = self._sums_by(_look_kernel, self._motions, SCRATCH)
+        self._motions[:] = 0.0
+        if not self._looks.attempt(grads):
+            return None
+        return {i: self._turned(i, sums) for i, sums in enumerate(self._motions.tolist()) if grads[i] is not None}
 
     def take_factor(self, factor: float) -> None:
         """See :class:`Launch`."""
@@ -124,6 +147,14 @@ class CompiledLaunch(HostLaunch):
     def _count_alone(self, grads: list[Any]) -> bool:
         self.progress.steps += 1
         return True
+
+
+def _squares_kernel(job: Job, parallel: bool) -> Callable[..., bool]:
+    return backends.squares_kernel(job.dtype, len(job.arrays), parallel)
+
+
+def _look_kernel(job: Job, parallel: bool) -> Callable[..., bool]:
+    return backends.look_kernel(job.update, job.dtype, parallel)
 
 
 def _table_row(index: int, job: Job) -> list[int]:

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fastmomentum.backends.motion import Motion
 from fastmomentum.checks import shown
+from fastmomentum.compose import Chain
 from fastmomentum.groups import Rows
 from fastmomentum.progress import Progress
 from fastmomentum.records import Update
+from fastmomentum.stages import maximize
 
 
 class Job(NamedTuple):
@@ -60,11 +63,55 @@ class Launch(Protocol):
     def use(self, stream: Any) -> None:
         """Run in this stream from now on; None is the arrays' own."""
 
+    def watch(self, observer: "Observer | None") -> None:
+        """Have every update observed from the next :meth:`select` on, or none."""
+
+
+class Observer(Protocol):
+    """What watches updates."""
+
+    def begin(self, grads: list[Any], launch: "HostLaunch") -> Callable[[], None] | None:
+        """Look before an update; what is to be done when it is done, or None if it cannot be."""
+
 
 class HostLaunch:
     """What launches on the host share: there the norm is known before the update."""
 
     progress: Progress
+    _jobs: Sequence[Job]
+    _observer: Observer | None = None
+
+    def watch(self, observer: Observer | None) -> None:
+        """See :class:`Launch`."""
+        self._observer = observer
+
+    def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
+        """`run` itself where nobody watches: there a step costs nothing more."""
+        observer = self._observer
+        return run if observer is None else partial(self._run_observed, observer, run)
+
+    def _run_observed(self, observer: Observer, run: Callable[[list[Any]], bool], grads: list[Any]) -> bool:
+        end = observer.begin(grads, self)
+        if end is None or not run(grads):
+            return False
+        end()
+        return True
+
+    def look(self, grads: list[Any]) -> dict[int, Motion] | None:
+        """The motion of the update that :meth:`run` would do now; nothing is written.
+
+        For each parameter that has a gradient, in order, in one pass over the parameter, its state and its gradient,
+        with the hyper-parameters of this very update, the factor for the norm among them. With `maximize` the gradient
+        is taken as that of the function which is minimised, −g. None if an update could not be.
+        """
+        raise NotImplementedError
+
+    def _turned(self, i: int, sums: Iterable[float]) -> Motion:
+        """A motion from its sums, as :meth:`look` has it."""
+        found, update = Motion(*sums), self._jobs[i].update
+        if isinstance(update, Chain) and maximize in update.before:
+            return found._replace(along=-found.along, slope=-found.slope)
+        return found
 
     def measure(self, grads: list[Any]) -> float:
         """The sum of squares of all gradients, negative if an update could not be."""

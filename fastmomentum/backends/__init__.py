@@ -9,6 +9,7 @@ import numpy as np
 from fastmomentum.backends.cuda import require
 from fastmomentum.backends.cuda.arrays import is_on_device
 from fastmomentum.backends.dtypes import Dtypes
+from fastmomentum.backends.motion import WIDTH, Motion
 from fastmomentum.records import Update
 
 _kept: dict[Hashable, Callable[..., Any]] = {}
@@ -70,14 +71,30 @@ def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> C
 
 
 def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) -> Callable[..., bool]:
-    """``kernel(table, written, rows, lanes, sums, grads)`` for gradients of this dtype.
+    """``kernel(table, written, rows, hyper, lanes, sums, grads)`` for gradients of this dtype; `hyper` has no part.
 
     Where `parallel`, it takes `ends`, `shares`, `lanes`, `parts` and `sums` in place of `lanes` and `sums`.
     """
-    from fastmomentum.backends import norms
+    from fastmomentum.backends import norms, trees
 
-    make = norms.make_parallel_squares_kernel if parallel else norms.make_squares_kernel
-    return keep(("squares", parallel, dtype, arrays), lambda: make(dtype, arrays))
+    make = trees.make_parallel_kernel if parallel else trees.make_kernel
+    return keep(("squares", parallel, dtype, arrays), lambda: make(norms.make_add_squares(arrays), 1, dtype, arrays))
+
+
+def look_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+    """The same for the motion of the step to come, :data:`fastmomentum.backends.motion.WIDTH` sums an array."""
+    from fastmomentum.backends import norms, trees
+
+    make, arrays = trees.make_parallel_kernel if parallel else trees.make_kernel, 1 + len(rule.state)
+    key = ("look", parallel, rule.structure, rule.slots, dtype)
+    return keep(key, lambda: make(norms.make_add_motion(rule, dtype), WIDTH, dtype, arrays))
+
+
+def look(rule: Update) -> Callable[..., Motion]:
+    """``look((param, *state), grad, hyper)``, the same of one array by the reference."""
+    from fastmomentum.backends.numpy import make_look
+
+    return keep(("look", "numpy", rule.structure, rule.slots), lambda: make_look(rule))
 
 
 def _maker(parallel: bool) -> Any:
