@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from fastmomentum.backends.threads import set_threads
     from fastmomentum.chains import chain
     from fastmomentum.conventions import convert
+    from fastmomentum.diagnosis import diagnose
     from fastmomentum.flat import flatten
     from fastmomentum.optimizer import Momentum
     from fastmomentum.records import Rule, Stage
     from fastmomentum.solvers import minimize
     from fastmomentum.sparse import SparseRows
+    from fastmomentum.traces import Trace
     from fastmomentum.update import step
 
 __version__ = "0.1.0.dev0"
@@ -26,9 +28,11 @@ _home = {
     "Rule": "records",
     "SparseRows": "sparse",
     "Stage": "records",
+    "Trace": "traces",
     "averaged": "averaging",
     "chain": "chains",
     "convert": "conventions",
+    "diagnose": "diagnosis",
     "flatten": "flat",
     "minimize": "solvers",
     "set_threads": "backends.threads",
@@ -40,10 +44,12 @@ __all__ = [
     "Rule",
     "SparseRows",
     "Stage",
+    "Trace",
     "__version__",
     "averaged",
     "chain",
     "convert",
+    "diagnose",
     "flatten",
     "jit",
     "minimize",

@@ -86,6 +86,7 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> None:
             engine.steps, engine.skipped, engine.skip_nonfinite, engine.resets = before
             raise
         engine.held.write(saved["state"])
+        engine.loads += 1
         engine.started, engine.value = list(saved["started"]), saved.get("value")
 
 

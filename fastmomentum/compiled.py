@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fastmomentum import backends
 from fastmomentum.backends import threads
 from fastmomentum.backends.layout import SIZE, dtype_code
-from fastmomentum.backends.motion import SCRATCH, WIDTH, Motion
+from fastmomentum.backends.motion import BLOCK, WIDTH, Motion
 from fastmomentum.backends.numpy import CHUNK, LANES
 from fastmomentum.calls import Call, Calls
 from fastmomentum.checks import Array
@@ -129,7 +129,7 @@ class CompiledLaunch(HostLaunch):
         """See :class:`HostLaunch`."""
         if self._looks is None:
             self._motions = np.zeros((len(self._jobs), WIDTH))
-            self._looks = self._sums_by(_look_kernel, self._motions, SCRATCH)
+            self._looks = self._sums_by(_look_kernel, self._motions, WIDTH * LANES + 3 * BLOCK)
         self._motions[:] = 0.0
         if not self._looks.attempt(grads):
             return None

@@ -11,7 +11,7 @@ from fastmomentum import checks
 from fastmomentum.groups import Rows
 from fastmomentum.holdings import ALL_ROWS
 from fastmomentum.keeping import Kept
-from fastmomentum.launch import Job
+from fastmomentum.launch import Job, Observer
 from fastmomentum.launches import make_launch
 from fastmomentum.restarts import WHOLE, reason_for
 from fastmomentum.turns import free
@@ -25,6 +25,8 @@ class Engine(Kept):
     that is not as it must be, everything is checked again.
     """
 
+    observer: Observer | None = None
+    """What watches every update."""
     _active: list[bool]
 
     def step(self, grads: list[Any], stream: Any = None) -> None:
@@ -100,6 +102,12 @@ class Engine(Kept):
         own = {i for i in waiting if rows.differ(self.group_of[i])}
         return {i for i in own if not self.held.is_moving(i, self.update)}
 
+    def watch(self, observer: Observer | None) -> None:
+        """Have every update observed from now on, or none."""
+        self._launch.watch(observer)
+        self.observer = observer
+        self._active, self._quick = [], None
+
     def _build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
         self.finish()
@@ -108,6 +116,7 @@ class Engine(Kept):
         self._active, self._quick = [], None
         self._launch = make_launch(self._backend, jobs, written, self._progress, self._threads, self.held.device)
         self._launch.use(self._stream)
+        self._launch.watch(self.observer)
         # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
         plainly = self._backend == "cuda" or all(type(param) is np.ndarray for param in self.held.given)
         self._watched = self._launch.checks and plainly
@@ -116,7 +125,7 @@ class Engine(Kept):
     def __getstate__(self) -> dict[str, Any]:
         if self._backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
-        made = ("_launch", "_active", "_quick", "_watched", "_stream", "lock")
+        made = ("_launch", "_active", "_quick", "_watched", "_stream", "lock", "observer")
         with free(self.lock):
             self.finish()
             return {name: value for name, value in self.__dict__.items() if name not in made}

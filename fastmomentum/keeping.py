@@ -40,6 +40,8 @@ class Kept:
         Updates done, and updates left out because a gradient was not finite.
     skip_nonfinite : bool
         Whether an update is left out if any gradient holds a NaN or an infinity.
+    loads, changes : int
+        How often a saved state was given back, and how often state was changed otherwise than by a step.
     lock : Lock
         Held, through :func:`fastmomentum.turns.free`, by what changes more than one thing.
     """
@@ -49,6 +51,7 @@ class Kept:
     restart: str | int | None = None
     _began = 0
     value: float | None = None
+    loads = changes = 0
     _launch: Launch
     _quick: Callable[[list[Any]], bool] | None
 
@@ -104,6 +107,7 @@ class Kept:
         self._carry_out(partial(self._rest, which, rows, [*self.resets, record]))
 
     def _rest(self, which: Sequence[int], rows: slice, resets: list[tuple[int, str, str]]) -> None:
+        self.changes += 1
         self.held.rest(self.update, which, rows)
         if rows is ALL_ROWS:
             self.started = [started and i not in which for i, started in enumerate(self.started)]
@@ -123,8 +127,12 @@ class Kept:
         self._carry_out(partial(self._adjust, groups, moved))
 
     def _adjust(self, groups: list[Group], moved: Sequence[tuple[Any, Any]]) -> None:
-        self.held.put(moved)
+        self._put(moved)
         self.take_groups(groups)
+
+    def _put(self, moved: Sequence[tuple[Any, Any]]) -> None:
+        self.changes += bool(moved)
+        self.held.put(moved)
 
     def _moved(self, which: Iterable[int], groups: Sequence[Group], step: int) -> list[tuple[Any, Any]]:
         """The state slots of these arrays that a change to this step's lr of these groups moves, and where to."""
@@ -184,7 +192,7 @@ class Kept:
 
     def _leave(self, idle: Sequence[int], moved: Sequence[tuple[Any, Any]]) -> None:
         """Take over to the next update the arrays that were not part of the last."""
-        self.held.put(moved)
+        self._put(moved)
         self.look_ahead(idle)
 
     def look_ahead(self, which: Iterable[int]) -> None:

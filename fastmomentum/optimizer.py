@@ -10,9 +10,10 @@ from fastmomentum.groups import lay_out
 from fastmomentum.records import Update
 from fastmomentum.resets import Resettable
 from fastmomentum.resume import Resumable
+from fastmomentum.watching import Watchable
 
 
-class Momentum(Adjustable, Resettable, Resumable):
+class Momentum(Adjustable, Resettable, Resumable, Watchable):
     """Momentum updates of one array or many, in place, each step in one pass over memory.
 
     With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v, as torch.optim.SGD has it, its first step included: an

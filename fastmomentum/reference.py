@@ -41,9 +41,7 @@ class ReferenceLaunch(HostLaunch):
     def look(self, grads: list[Any]) -> dict[int, Motion]:
         """See :class:`HostLaunch`."""
         looks = {i: backends.look(self._jobs[i].update) for i in self._rows}
-        return {
-            i: self._turned(i, look(self._jobs[i].arrays, grads[i], self._hyper[i])) for i, look in looks.items()
-        }
+        return {i: self._turned(i, look(self._jobs[i].arrays, grads[i], self._hyper[i])) for i, look in looks.items()}
 
     def _update(self, grads: list[Any]) -> bool:
         if not all([self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]) for i in self._rows]):

@@ -6,10 +6,6 @@ from typing import Any, NamedTuple
 from fastmomentum.parts import Wrap, as_it_is
 from fastmomentum.records import Update
 
-LANES = 32
-CHUNK = 65_536
-"""The tree of :mod:`fastmomentum.backends.numpy`: lanes a row, and elements a chunk."""
-
 
 class Motion(NamedTuple):
     """Sums over the elements of an array that has a gradient g, of p, the velocity v, and what a step makes of them.
@@ -47,9 +43,6 @@ PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (1, 2), (3, 3), (4, 4))
 BLOCK = 1024
 """Elements whose v, p⁺ − p and v⁺ lie in scratch until their products are added: few enough for the first cache."""
 
-SCRATCH = WIDTH * LANES + 3 * BLOCK
-"""Doubles that a thread needs to add up a motion in compiled code."""
-
 
 def make_motion(rule: Update, wrap: Wrap = as_it_is) -> Callable[..., Any]:
     """``motion((p, *state), g, hyper) -> (v, p⁺ − p, v⁺)``, of scalars or whole arrays, in their own precision.
@@ -70,6 +63,11 @@ def make_motion(rule: Update, wrap: Wrap = as_it_is) -> Callable[..., Any]:
 def velocities_of(rule: Update) -> list[int]:
     """Which of (p, *state) are velocities."""
     return [i for i, slot in enumerate(rule.slots, 1) if slot == "velocity" or slot.startswith("velocity_")]
+
+
+def keeps_velocity(rule: Update) -> bool:
+    """Whether the rule has any."""
+    return bool(velocities_of(rule)) or "previous" in rule.slots
 
 
 def make_velocity(rule: Update, wrap: Wrap) -> Callable[..., Any]:

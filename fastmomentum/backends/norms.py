@@ -12,6 +12,7 @@ from fastmomentum.backends.numpy import LANES
 from fastmomentum.backends.trees import make_add
 from fastmomentum.records import Update
 
+
 def make_add_squares(arrays: int) -> Any:
     """``add(lanes, (p, *state, g), hyper)``: the squares of g, for so many arrays in front of it."""
     add = make_add(((0, 0),), LANES)

@@ -3,10 +3,10 @@
 Every other backend gives these bits. It allocates a temporary for each operation, as the formula written by hand in
 NumPy does.
 
-The norm of gradients, and what is measured of a step, come from sums by a fixed tree, so that neither threads nor vector width change its
-bits. An array is cut into chunks of 65,536 elements, a chunk into rows of 32 lanes. Lane j adds the products of
-column j, in double precision; then the upper half of the lanes is added to the lower until one is left; the chunks' sums are
-added in order, and so are, by the caller, the arrays'.
+The norm of gradients, and what is measured of a step, come from sums by a fixed tree, so that neither threads nor
+vector width change their bits. An array is cut into chunks of 65,536 elements, a chunk into rows of 32 lanes. Lane j
+adds the products of column j, in double precision; then the upper half of the lanes is added to the lower until one is
+left; the chunks' sums are added in order, and so are, by the caller, the arrays'.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fastmomentum.backends.motion import CHUNK, LANES, PAIRS, Motion, make_motion
+from fastmomentum.backends.motion import PAIRS, Motion, make_motion
 from fastmomentum.records import Update
+
+LANES = 32
+CHUNK = 65_536
 
 
 def make_kernel(rule: Update) -> Callable[[tuple[Any, ...], Any, tuple[Any, ...]], bool]:

@@ -16,7 +16,7 @@ from fastmomentum.backends.numpy import CHUNK
 from fastmomentum.device.looks import Looks, read
 from fastmomentum.device.tables import Tables
 from fastmomentum.groups import Rows
-from fastmomentum.launch import Job, arrange
+from fastmomentum.launch import Job, Observer, arrange
 from fastmomentum.progress import Progress
 
 KEPT = 16
@@ -54,6 +54,11 @@ class CudaLaunch:
     def use(self, stream: Any) -> None:
         """See :class:`fastmomentum.launch.Launch`."""
         self._stream = streams.handle_of(stream)
+
+    def watch(self, observer: Observer | None) -> None:
+        """See :class:`fastmomentum.launch.Launch`; what would be looked at is not on the host."""
+        if observer is not None:
+            raise TypeError("trace: expected arrays on the host; got some on a device, whose steps nothing waits for")
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`fastmomentum.launch.Launch`."""
