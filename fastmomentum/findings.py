@@ -109,14 +109,11 @@ def diverging(track: Track, group: int | None) -> Iterator[Finding]:
     """
     for first, last in _opposed(track):
         size = track.gradient[first:last]
-        middle = len(size) // 2
-        with np.errstate(all="ignore"):
-            early, late = np.log(size[middle] / size[0]), np.log(size[-1] / size[middle])
-        if len(size) >= STILL and early > 0 and late > 0.7 * early and early + late > math.log(GROWTH):
+        if _grows(size):
             begin, end = int(track.steps[first]), int(track.steps[last - 1])
             words = (
                 f"The run overshoots and diverges: from step {begin} to {end} the gradient grew from {size[0]:.3g} to "
-                f"{size[-1]:.3g}, {math.exp((early + late) / (len(size) - 1)):.3g} times a step, opposed to the "
+                f"{size[-1]:.3g}, {(size[-1] / size[0]) ** (1 / (len(size) - 1)):.3g} times a step, opposed to the "
                 f"velocity throughout. The learning rate is too large: lr/(1 − μ) was {_effective(track, first):.3g}."
             )
             numbers = {"from": float(size[0]), "to": float(size[-1])}
@@ -134,7 +131,7 @@ def oscillating(track: Track, group: int | None) -> Iterator[Finding]:
         momentum = float(np.nanmax(track.momentum[part]))
         memory = 1.0 / (1.0 - math.sqrt(momentum)) if momentum < 1 else math.inf
         need = max(SHORTEST, 4.0 * memory)
-        if len(size) < need:
+        if len(size) < need or _grows(size):
             continue
         middle = len(size) // 2
         ratio = float(np.median(size[-5:]) / np.median(size[middle : middle + 5]))
@@ -165,6 +162,15 @@ def stalled(track: Track, group: int | None) -> Iterator[Finding]:
             )
             numbers = {"gradient": float(track.gradient[last - 1]), "lr": float(track.lr[last - 1])}
             yield Finding("stalled", (begin, end), group, words, numbers)
+
+
+def _grows(size: Floats) -> bool:
+    """Whether gradients grow a hundredfold, and as fast in the second half as in the first."""
+    if len(size) < STILL:
+        return False
+    with np.errstate(all="ignore"):
+        early, late = np.log(size[len(size) // 2] / size[0]), np.log(size[-1] / size[len(size) // 2])
+    return bool(early > 0 and late > 0.7 * early and early + late > math.log(GROWTH))
 
 
 def _opposed(track: Track) -> Iterator[tuple[int, int]]:

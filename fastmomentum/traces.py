@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.motion import Motion
+from fastmomentum.backends.motion import Motion, keeps_velocity
 from fastmomentum.engine import Engine
 from fastmomentum.records import Update
 from fastmomentum.resets import Reset
@@ -105,7 +105,7 @@ class Trace:
         if grad is None:
             return
         if not self.starts:
-            self._begin(self._done, motion.velocity == 0 < motion.gradient and momentum > 0)
+            self._begin(self._done, self._is_at_rest(motion, momentum))
         at_rest = [param.copy() if rest == "param" else np.zeros_like(param) for _, rest in self.update.state]
         self._rested = look((param, *at_rest), g, row)
         self._add(self._done, [Row(float(lr), float(momentum), motion)], {0: motion})
@@ -124,6 +124,9 @@ class Trace:
     def _begin(self, step: int, at_rest: bool) -> None:
         on_purpose = any(reset.step == step for reset in self._all_resets)
         self.starts.append(Start(step, at_rest and step > 0 and not on_purpose))
+
+    def _is_at_rest(self, motion: Motion, momentum: float) -> bool:
+        return keeps_velocity(self.update) and motion.velocity == 0 < motion.gradient and momentum > 0
 
     def _compare(
         self, motions: Mapping[int, Motion], group_of: Sequence[int], rested: Motion | None, tolerance: float

@@ -78,8 +78,7 @@ class Track:
     @property
     def present(self) -> npt.NDArray[np.bool_]:
         """Whether any of its arrays had a gradient."""
-        found: npt.NDArray[np.bool_] = ~np.isnan(self._rows[:, 2:]).all(axis=1)
-        return found
+        return np.asarray(~np.isnan(self._rows[:, 2:]).all(axis=1))
 
     @property
     def lr(self) -> Floats:

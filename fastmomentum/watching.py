@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from fastmomentum import checks
-from fastmomentum.backends.motion import Motion
+from fastmomentum.backends.motion import Motion, keeps_velocity
 from fastmomentum.engine import Engine
 from fastmomentum.launch import HostLaunch
 from fastmomentum.traces import Trace
@@ -66,11 +66,11 @@ class Watch:
         engine = self._engine
         looked = [i for i in motions if engine.started[i] or not any(engine.started)]
         before = [engine.groups[engine.group_of[i]].value("lr", time - 1) for i in looked] if time else []
-        moves = all(lr > 0 for lr in before) and any(
-            engine.groups[self._group(i)].value("momentum", time) for i in looked
-        )
+        lasting = any(engine.groups[self._group(i)].value("momentum", time) for i in looked)
+        if not (lasting and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
+            return False
         found = [motions[i] for i in looked]
-        return moves and not any(m.velocity for m in found) and any(m.gradient for m in found)
+        return not any(m.velocity for m in found) and any(m.gradient and m.step for m in found)
 
 
 class Watchable:
