@@ -100,8 +100,10 @@ class Watchable:
         Notes
         -----
         A recorded step makes one pass more over p, the state and g, in front of the update and with its own formula: 12
-        bytes an element beside 20 for pytorch in float32. Sums are in double precision by a fixed tree: the same at any
-        number of threads, and by the reference backend. A step that is not recorded, or not traced, makes none.
+        bytes an element beside 20 for pytorch in float32. Seven sums in double precision take longer than those bytes
+        on one core: 0.45 ns an element, where the update takes 0.11 in the caches and 0.36 from memory (float32), so
+        ask for every=10 where that matters. The tree of the sums is fixed: they are the same at any number of threads,
+        and by the reference backend. A step that is not recorded, or not traced, makes none.
 
         Examples
         --------

@@ -26,8 +26,7 @@ def dot(x, y):
 def test_a_trace_has_the_numbers_of_a_loop_by_hand(rule):
     rng = np.random.default_rng(0)
     p = rng.standard_normal(50)
-    q, s = p.copy(), rest(rule, p)[1]
-    s = p.copy() if rule in ("heavy_ball", "nesterov_positions") else s
+    q, s = p.copy(), np.copy(rest(rule, p))
     opt = fm.Momentum(p, rule=rule, lr=0.1, momentum=0.5)
     trace = opt.trace()
     for i in range(6):
