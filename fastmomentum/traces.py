@@ -151,7 +151,7 @@ class Trace:
 
         Near a minimum gradients are within it.
         """
-        own = ("rule", "lr", "momentum", "max_norm", "clip_value")
+        own = ("rule", "lr", "momentum", "max_norm", "clip_value", "correct", "restart")
         chosen = [{name: value for name, value in group.items() if name not in own} for group in self._groups]
         return [(find(group["rule"]), options) for group, options in zip(self._groups, chosen)]
 
