@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def compared(rule: str, elements: int, dtype: str, rounds: int) -> dict[str, Any
     grad = rng.standard_normal(elements).astype(dtype)
     sides = {name: fm.Momentum(np.ones(elements, dtype), rule=rule, lr=1e-3) for name in ("plain", "recorded")}
     sides["recorded"].trace()
-    seconds = alternate({name: lambda opt=opt: opt.step(grad) for name, opt in sides.items()}, rounds)
+    seconds = alternate({name: partial(opt.step, grad) for name, opt in sides.items()}, rounds)
     reads, writes = RULES[rule]
     return {
         "case": f"{rule}, {elements:,} {dtype}",
