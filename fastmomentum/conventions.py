@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.carrying import Carrying
 from fastmomentum.compose import Chain
+from fastmomentum.lookahead import LookAhead
 from fastmomentum.ranges import RANGES
 from fastmomentum.records import Update
 from fastmomentum.rules import find
@@ -124,7 +126,7 @@ def convert(
     >>> fm.convert(np.array([2.0]), source="pytorch", target="ema", lr=0.25, momentum=0.5)
     (array([1.]), 0.5, 0.5)
     """
-    names = [_name(side, rule) for side, rule in (("source", source), ("target", target))]
+    names = [form_name(side, rule) for side, rule in (("source", source), ("target", target))]
     old, new = (FORMS[name] for name in names)
     lr, mu = checks.number("lr", lr, RANGES["lr"]), checks.number("momentum", momentum, RANGES["momentum"])
     tau = checks.number("dampening", dampening, RANGES["dampening"])
@@ -188,16 +190,27 @@ def _each(one: Callable[[Any, Any], Any], state: Any, param: Any) -> Any:
     return [one(s, p) for s, p in zip(state, params)]
 
 
-def _name(side: str, rule: str | Update) -> str:
+def form_name(side: str, rule: str | Update) -> str:
+    """The name of a rule among :data:`FORMS`; `side` is what messages call it.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
     if isinstance(rule, str) and rule in FORMS:
         return rule
-    update = find(rule)
+    update, ending = find(rule), ""
     if isinstance(update, Chain):
         if update.proximal or update.behind or any(stage.kind != "gradient" for stage in update.before):
             raise ValueError(
                 f"{side}: expected at most gradient stages around the rule; got {update}, which moves p itself"
             )
         update = update.rule
+    if isinstance(update, LookAhead):
+        update, ending = update.rule, "_lookahead"
+    if isinstance(update, Carrying):
+        update = update.rule
     if update.name not in FORMS or find(update.name).structure != update.structure:
         raise ValueError(f"{side}: expected one of {', '.join(FORMS)}; got {update}, whose method is not known")
-    return update.name
+    return update.name + ending

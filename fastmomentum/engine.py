@@ -11,7 +11,7 @@ from fastmomentum import checks
 from fastmomentum.groups import Rows
 from fastmomentum.holdings import ALL_ROWS
 from fastmomentum.keeping import Kept
-from fastmomentum.launch import Job, Observer
+from fastmomentum.launch import Job
 from fastmomentum.launches import make_launch
 from fastmomentum.restarts import WHOLE, reason_for
 from fastmomentum.turns import free
@@ -24,10 +24,6 @@ class Engine(Kept):
     last step have a gradient, or hyper-parameters are new, the calls are made anew; and where the look finds anything
     that is not as it must be, everything is checked again.
     """
-
-    observer: Observer | None = None
-    """What watches every update."""
-    _active: list[bool]
 
     def step(self, grads: list[Any], stream: Any = None) -> None:
         """One update by a list that nobody else has; a refused one changes nothing.
@@ -63,7 +59,7 @@ class Engine(Kept):
             moved = self._moved(idle, self.groups, self.time + 1)
             self._owed = self.steps + 1, partial(self._leave, idle, moved)
         # Whether a device left the update out is asked only where what follows depends on it.
-        tells = self.skip_nonfinite and (self._backend != "cuda" or bool(first) or scheduled)
+        tells = self.skip_nonfinite and (self.backend != "cuda" or bool(first) or scheduled)
         before = self.skipped if tells else 0
         usual = self._watched and self._launched(grads, active, first, rows)
         # Else something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
@@ -80,7 +76,7 @@ class Engine(Kept):
             self._quick = self._run if self._measures else self._launch.run
 
     def _restart_if_due(self) -> None:
-        reason = reason_for(self.restart, self.groups, self.time, False)
+        reason = reason_for(self.restart, self.groups, self.time, self.slope)
         if reason:
             resets = [*self.resets, (self.steps, reason, WHOLE)]
             self._carry_out(partial(self._rest, range(self._count), ALL_ROWS, resets))
@@ -102,28 +98,22 @@ class Engine(Kept):
         own = {i for i in waiting if rows.differ(self.group_of[i])}
         return {i for i in own if not self.held.is_moving(i, self.update)}
 
-    def watch(self, observer: Observer | None) -> None:
-        """Have every update observed from now on, or none."""
-        self._launch.watch(observer)
-        self.observer = observer
-        self._active, self._quick = [], None
-
     def _build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
         self.finish()
         plain, written = self.held.look(grads)
         jobs = [Job(self.held.arrays(i), self.groups[group].update, group) for i, group in enumerate(self.group_of)]
         self._active, self._quick = [], None
-        self._launch = make_launch(self._backend, jobs, written, self._progress, self._threads, self.held.device)
+        self._launch = make_launch(self.backend, jobs, written, self._progress, self.threads, self.held.device)
         self._launch.use(self._stream)
-        self._launch.watch(self.observer)
+        self._launch.watch(self.observers)
         # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
-        plainly = self._backend == "cuda" or all(type(param) is np.ndarray for param in self.held.given)
+        plainly = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.held.given)
         self._watched = self._launch.checks and plainly
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._backend == "cuda":
+        if self.backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
         made = ("_launch", "_active", "_quick", "_watched", "_stream", "lock", "observer")
         with free(self.lock):

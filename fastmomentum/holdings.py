@@ -135,6 +135,11 @@ class Holdings:
         with self._home.on(self.device):
             return [[self._home.fetch(values) for values in state] for state in self.states]
 
+    def fetch_params(self) -> list[Any]:
+        """Copies of the parameters on the host."""
+        with self._home.on(self.device):
+            return [self._home.fetch(param) for param in self.params]
+
     def write(self, states: Sequence[Sequence[Any]]) -> None:
         """Write these to the state."""
         with self._home.on(self.device):

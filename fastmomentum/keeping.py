@@ -10,11 +10,11 @@ from fastmomentum.backends.threads import default
 from fastmomentum.compose import Chain
 from fastmomentum.groups import Group, Layout
 from fastmomentum.holdings import ALL_ROWS, Holdings
-from fastmomentum.launch import Launch
+from fastmomentum.launch import Launch, Observer
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.progress import Progress
 from fastmomentum.records import Update
-from fastmomentum.restarts import began, check_restart
+from fastmomentum.restarts import GRADIENT, Slope, began, check_restart
 
 
 class Kept:
@@ -38,8 +38,14 @@ class Kept:
         The objective that was reported last.
     steps, skipped : int
         Updates done, and updates left out because a gradient was not finite.
+    backend, threads
+        As chosen, and the number of threads asked for.
     skip_nonfinite : bool
         Whether an update is left out if any gradient holds a NaN or an infinity.
+    observer : Observer, optional
+        Who watches every update.
+    slope : Slope, optional
+        What the gradient scheme goes by.
     loads, changes : int
         How often a saved state was given back, and how often state was changed otherwise than by a step.
     lock : Lock
@@ -52,18 +58,21 @@ class Kept:
     _began = 0
     value: float | None = None
     loads = changes = 0
+    observer: Observer | None = None
+    slope: Slope | None = None
     _launch: Launch
+    _active: list[bool]
     _quick: Callable[[list[Any]], bool] | None
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
         self._count = len(layout.group_of)
-        self._backend = backends.choose(backend, layout.params)
-        self._threads = default() if threads is None else threads
+        self.backend = backends.choose(backend, layout.params)
+        self.threads = default() if threads is None else threads
         self.skip_nonfinite, self.started = skip_nonfinite, [False] * self._count
         self.resets: list[tuple[int, str, str]] = []
         self.lock, self._progress = Lock(), Progress()
-        self.held = Holdings(layout, self._backend, self.update)
+        self.held = Holdings(layout, self.backend, self.update)
         self.check_arrays()
         self.check_groups(self.groups, 0)
         self._rest(range(self._count), ALL_ROWS, [])
@@ -154,6 +163,25 @@ class Kept:
         self.value = value
         return risen
 
+    @property
+    def observers(self) -> list[Observer]:
+        """Who watches every update."""
+        return [observer for observer in (self.slope, self.observer) if observer is not None]
+
+    def watch(self, observer: Observer | None) -> None:
+        """Have every update observed from now on, or by nobody."""
+        self._have_watched(observer, self.slope)
+
+    def _have_watched(self, observer: Observer | None, slope: Slope | None) -> None:
+        before = self.observer, self.slope
+        self.observer, self.slope = observer, slope
+        try:
+            self._launch.watch(self.observers)
+        except BaseException:
+            self.observer, self.slope = before
+            raise
+        self._active, self._quick = [], None
+
     def _carry_out(self, action: Callable[[], None]) -> None:
         """Do, whole, what may be done twice: where a signal interrupts it, whatever comes next begins with it."""
         self._quick, self._owed = None, (0, action)
@@ -168,7 +196,7 @@ class Kept:
         """Refuse settings that the kernel of some array could not take at this step."""
         used = {(number, param.dtype) for number, param in zip(self.group_of, self.held.params)}
         for number, group in enumerate(groups):
-            if self._backend != "cuda":
+            if self.backend != "cuda":
                 group.refuse_scalars()
             given = group.values(step)
             for dtype in {dtype for used_by, dtype in used if used_by == number} or checks.DTYPES:
@@ -183,7 +211,10 @@ class Kept:
             except BaseException:
                 self.groups = before
                 raise
-        self._quick, self.restart = None, check_restart(groups)
+        self._quick = None
+        if (restart := check_restart(groups)) != self.restart:
+            self._have_watched(self.observer, Slope() if restart == GRADIENT else None)
+            self.restart = restart
         self.take_resets(self.resets)
         limit = groups[0].settings.get("max_norm")
         self._max_norm = None if limit is None else float(limit)  # NumPy's float32 would make the factor one

@@ -63,12 +63,20 @@ class Launch(Protocol):
     def use(self, stream: Any) -> None:
         """Run in this stream from now on; None is the arrays' own."""
 
-    def watch(self, observer: "Observer | None") -> None:
-        """Have every update observed from the next :meth:`select` on, or none."""
+    def watch(self, observers: "Sequence[Observer]") -> None:
+        """Have every update observed by these from the next :meth:`select` on."""
 
 
 class Observer(Protocol):
-    """What watches updates."""
+    """What watches updates.
+
+    Attributes
+    ----------
+    asked : str
+        What it is called where it was asked for.
+    """
+
+    asked: str
 
     def begin(self, grads: list[Any], launch: "HostLaunch") -> Callable[[], None] | None:
         """Look before an update; what is to be done when it is done, or None if it cannot be."""
@@ -79,16 +87,17 @@ class HostLaunch:
 
     progress: Progress
     _jobs: Sequence[Job]
-    _observer: Observer | None = None
+    _observers: Sequence[Observer] = ()
 
-    def watch(self, observer: Observer | None) -> None:
+    def watch(self, observers: Sequence[Observer]) -> None:
         """See :class:`Launch`."""
-        self._observer = observer
+        self._observers = observers
 
     def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
         """`run` itself where nobody watches: there a step costs nothing more."""
-        observer = self._observer
-        return run if observer is None else partial(self._run_observed, observer, run)
+        for observer in self._observers:
+            run = partial(self._run_observed, observer, run)
+        return run
 
     def _run_observed(self, observer: Observer, run: Callable[[list[Any]], bool], grads: list[Any]) -> bool:
         end = observer.begin(grads, self)

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastmomentum import backends, checks
 from fastmomentum.adjusting import Adjustable
+from fastmomentum.converting import Convertible
 from fastmomentum.engine import Engine
 from fastmomentum.groups import lay_out
 from fastmomentum.records import Update
@@ -13,7 +14,7 @@ from fastmomentum.resume import Resumable
 from fastmomentum.watching import Watchable
 
 
-class Momentum(Adjustable, Resettable, Resumable, Watchable):
+class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
     """Momentum updates of one array or many, in place, each step in one pass over memory.
 
     With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v, as torch.optim.SGD has it, its first step included: an

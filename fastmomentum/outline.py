@@ -96,6 +96,11 @@ def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[
     for key in ("rule", "made_of"):
         if saved[key] != like[key]:
             yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
+    if saved["rule"] != like["rule"]:
+        yield (
+            f"a run of {saved['rule']!r} goes on as one of {like['rule']!r} by loading it with its own rule, and then "
+            f"opt = opt.convert({like['rule']!r})"
+        )
     for key in ("groups", "started", "state"):
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"

@@ -9,11 +9,12 @@ The first three are O'Donoghue and Candès's (2015, sections 3.1 and 3.2), in wh
 as well: functions of the step are called with the number of updates since the last reset of the whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastmomentum import checks, schedules
 from fastmomentum.groups import SCHEDULED, Group
+from fastmomentum.launch import HostLaunch, in_order
 
 GRADIENT, FUNCTION, SCHEDULE = "gradient", "function", "schedule"
 WHOLE = "all"
@@ -48,9 +49,29 @@ def began(restart: str | int | None, resets: Sequence[tuple[int, str, str]]) -> 
     return max((step for step, _, scope in resets if scope == WHOLE), default=0)
 
 
-def reason_for(restart: str | int | None, groups: Sequence[Group], time: int, opposed: bool) -> str | None:
+class Slope:
+    """Whether an update goes up the gradient: the sign of g·(p⁺ − p), of all arrays together."""
+
+    asked = "restart"
+    rises = False
+
+    def begin(self, grads: list[Any], launch: HostLaunch) -> Callable[[], None] | None:
+        """See :class:`fastmomentum.launch.Observer`."""
+        self.rises = False  # of an update that is left out, say
+        motions = launch.look(grads)
+        if motions is None:
+            return None
+        rises = in_order(motion.slope for motion in motions.values()) > 0.0
+
+        def end() -> None:
+            self.rises = rises
+
+        return end
+
+
+def reason_for(restart: str | int | None, groups: Sequence[Group], time: int, slope: Slope | None) -> str | None:
     """Why the update done, which brought functions of the step to this `time`, is one to restart behind, if it is."""
-    if restart == GRADIENT and opposed:
+    if slope is not None and slope.rises:
         return "gradient scheme: the update went up the gradient"
     if restart == SCHEDULE:
         for name in SCHEDULED:

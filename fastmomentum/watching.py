@@ -16,6 +16,8 @@ from fastmomentum.turns import free
 class Watch:
     """What an engine calls at each update, for a trace."""
 
+    asked = "trace"
+
     def __init__(self, trace: Trace, engine: Engine) -> None:
         self._trace, self._engine = trace, engine
         self._loads, self._changes = -1, 0

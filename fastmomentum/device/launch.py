@@ -55,10 +55,11 @@ class CudaLaunch:
         """See :class:`fastmomentum.launch.Launch`."""
         self._stream = streams.handle_of(stream)
 
-    def watch(self, observer: Observer | None) -> None:
+    def watch(self, observers: Sequence[Observer]) -> None:
         """See :class:`fastmomentum.launch.Launch`; what would be looked at is not on the host."""
-        if observer is not None:
-            raise TypeError("trace: expected arrays on the host; got some on a device, whose steps nothing waits for")
+        if observers:
+            asked = observers[0].asked
+            raise TypeError(f"{asked}: expected arrays on the host; got some on a device, where no step is waited for")
 
     def select(self, active: Sequence[bool]) -> None:
         """See :class:`fastmomentum.launch.Launch`."""
