@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from fastmomentum import ranges
@@ -24,6 +25,26 @@ def _with_one_more(update: Function, last: Function, slots: int) -> Function:
         return (p, *moved[1:], v)
 
     return composed
+
+
+@dataclass(frozen=True)
+class Share:
+    """lr / K, as a value, which a function inside another is not: it would keep a rule from being pickled."""
+
+    count: int
+
+    def __call__(self, lr: float) -> float:
+        """lr / K."""
+        return lr / self.count
+
+
+def in_unit_interval(name: str, value: object) -> float:
+    """`value` as a float, if it is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected {ranges.UNIT_INTERVAL}; got {value!r}")
+    if float(value) not in ranges.UNIT_INTERVAL:
+        raise ValueError(f"{name}: expected {ranges.UNIT_INTERVAL}; got {value!r}")
+    return float(value)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,8 +86,8 @@ def aggregated(betas: Iterable[float], name: str | None = None) -> Aggregated:
 
     Raises
     ------
-    ValueError
-        If there is no β, or one is out of range.
+    TypeError, ValueError
+        If there is no β, or one is no number or out of range.
 
     Notes
     -----
@@ -83,20 +104,16 @@ def aggregated(betas: Iterable[float], name: str | None = None) -> Aggregated:
     >>> p, state
     (array([0.4375]), (array([1.]), array([1.5])))
     """
-    held = {f"beta_{i}": float(beta) for i, beta in enumerate(betas, 1)}
+    if not isinstance(betas, Iterable):
+        raise TypeError(f"betas: expected numbers in [0, 1], one at least; got {betas!r}")
+    held = {f"beta_{i}": in_unit_interval(f"betas[{i - 1}]", beta) for i, beta in enumerate(betas, 1)}
     if not held:
-        raise ValueError("betas: expected one number in [0, 1] at least; got none")
-    count = len(held)
-
-    def share(lr: float) -> float:
-        """lr / K."""
-        return lr / count
-
+        raise ValueError("betas: expected numbers in [0, 1], one at least; got none")
     return Aggregated(
         name=name,
-        state=tuple((f"velocity_{i}", "zero") for i in range(1, count + 1)),
+        state=tuple((f"velocity_{i}", "zero") for i in range(1, len(held) + 1)),
         hyper=("rate", *held),
-        derived={"rate": share},
+        derived={"rate": Share(len(held))},
         defaults=held,
         ranges=dict.fromkeys(held, ranges.UNIT_INTERVAL),
         formula="v_i ← β_i·v_i + g; p ← p − (lr/K)·Σv_i",

@@ -6,6 +6,7 @@ An average kept beside the optimiser costs a second pass over memory; as a furth
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastmomentum import checks
 from fastmomentum.compose import Composite
 from fastmomentum.parts import Function, Part, Wrap, as_it_is
 from fastmomentum.ranges import UNIT_INTERVAL
@@ -129,14 +130,15 @@ def averaged(rule: str | Update, decay: float | None = None, *, name: str | None
     (array([-0.5]), array([0.]), array([3.]))
     """
     inner = find(rule)
-    follower = MEAN if decay is None else replace(EXPONENTIAL, defaults={"average_decay": decay})
+    follower = MEAN
+    if decay is not None:
+        follower = replace(EXPONENTIAL, defaults={"average_decay": checks.number("decay", decay, UNIT_INTERVAL)})
     return Averaged(
         rule=inner,
         follower=follower,
         name=name,
         state=(*inner.state, *follower.slots),
         first=inner.first,
-        gradient_at=inner.gradient_at,
         hyper=(*inner.hyper, *follower.hyper),
         defaults={**inner.defaults, **follower.defaults},
         ranges={**inner.ranges, **follower.ranges},

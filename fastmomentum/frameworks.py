@@ -10,19 +10,15 @@ None of these is imported here: what comes is read as arrays on the host, and wh
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-import numpy as np
-
-from fastmomentum import checkpoint, checks, torch_states
+from fastmomentum import torch_states
+from fastmomentum import velocities as moved
 from fastmomentum.engine import Engine
-from fastmomentum.torch_states import form_of
-from fastmomentum.turns import free
 
 
 class Movable:
     """What :class:`fastmomentum.Momentum` has for moving runs from and to other frameworks."""
 
     _engine: Engine
-    _single: bool
 
     @classmethod
     def from_torch(cls, state_dict: Mapping[str, Any], params: Any, *, steps: int = 0, **settings: Any) -> Self:
@@ -39,7 +35,7 @@ class Movable:
             The number of updates done, which torch does not save: where a function of the step, assigned to :attr:`lr`
             in place of the number that a scheduler had come to, is to go on.
         **settings
-            What else Momentum takes for the optimiser as a whole: max_norm, threads and the like.
+            What else Momentum takes and torch's groups do not say: max_norm, threads and the like.
 
         Raises
         ------
@@ -57,10 +53,14 @@ class Movable:
         [array([2.5]), array([1.])]
         """
         layout, buffers = torch_states.read(state_dict, params)
-        return cls._moved("momentum_buffer", buffers, steps, rule="pytorch", **layout, **settings)
+        moved.refuse_known((*torch_states.NUMBERS, *torch_states.SWITCHES, "rule"), settings)
+        return cls._moved(torch_states.BUFFER, buffers, steps, late=True, rule="pytorch", **layout, **settings)
 
     def to_torch(self, tensor: Callable[[Any], Any]) -> dict[str, Any]:
         """momentum_buffer ← v, but for arrays whose first step is still to come: torch gives them their own.
+
+        With momentum 0 torch keeps no velocity; v, the last gradient then, goes along all the same, and counts there if
+        the momentum is raised.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class Movable:
         >>> opt.to_torch(np.asarray)["state"]  # with torch: sgd.load_state_dict(opt.to_torch(torch.from_numpy))
         {0: {'momentum_buffer': array([1., 1.])}}
         """
-        return torch_states.write(self._engine, self._velocities("to_torch", "pytorch"), tensor)
+        return torch_states.write(self._engine, moved.copies(self._engine, "to_torch", "pytorch"), tensor)
 
     @classmethod
     def from_optax(cls, trace: Any, params: Any, *, lr: Any, momentum: Any, steps: int = 0, **settings: Any) -> Self:
@@ -118,6 +118,7 @@ class Movable:
         >>> opt.velocity, opt.params
         (array([3.]), array([-0.75]))
         """
+        moved.refuse_known(("rule",), settings)
         given = {"params": params, "lr": lr, "momentum": momentum}
         return cls._moved("trace", trace, steps, rule="pytorch", **given, **settings)
 
@@ -143,11 +144,11 @@ class Movable:
         >>> opt.to_optax()
         array([1., 1.])
         """
-        velocities = self._velocities("to_optax", "pytorch")
+        found = moved.copies(self._engine, "to_optax", "pytorch")
         for group in self._engine.groups:
             if dampening := group.settings.get("dampening"):
                 raise ValueError(f"to_optax: expected dampening 0, as optax's trace has none; got {dampening}")
-        return velocities[0] if self._single else velocities
+        return self._one_or_all(found)
 
     @classmethod
     def from_keras(
@@ -182,6 +183,7 @@ class Movable:
         >>> opt.velocity, opt.to_keras(), opt.params
         (array([0.75]), array([-0.75]), array([-0.75]))
         """
+        moved.refuse_known(("rule",), settings)
         given = {"params": params, "lr": lr, "momentum": momentum}
         return cls._moved("velocities", velocities, steps, sign=-1, rule="classical", **given, **settings)
 
@@ -198,41 +200,19 @@ class Movable:
         ValueError
             If the rule is not classical or classical_nesterov.
         """
-        velocities = [_times(-1, velocity) for velocity in self._velocities("to_keras", "classical")]
-        return velocities[0] if self._single else velocities
+        return self._one_or_all(moved.copies(self._engine, "to_keras", "classical", sign=-1))
 
     @classmethod
-    def _moved(cls, name: str, velocities: Any, steps: int, sign: int = 1, **settings: Any) -> Self:
-        """The optimiser with these settings whose velocities are sign·velocities, at rest where there is none."""
+    def _moved(cls, name: str, found: Any, steps: int, sign: int = 1, *, late: bool = False, **settings: Any) -> Self:
+        """The optimiser with these settings whose velocities are sign·found."""
         if settings.get("lookahead"):
             raise ValueError(
                 "lookahead: expected False, as others' parameters are the points; nesterov=True goes on there"
             )
         opt = cls(**settings)
-        saved = checkpoint.pack(opt._engine)
-        given = checks.sequence(
-            name, velocities if isinstance(velocities, list | tuple) else [velocities], len(saved["state"])
-        )
-        for i, (velocity, state) in enumerate(zip(given, saved["state"])):
-            if velocity is not None:
-                state[0] = checks.array(f"{name}[{i}]", _times(sign, velocity), like=state[0], write=False)
-        saved |= {"steps": checks.whole("steps", steps), "started": [velocity is not None for velocity in given]}
-        checkpoint.unpack(saved, opt._engine)
+        moved.take(opt._engine, name, found, steps, sign, late)
         return opt
 
-    def _velocities(self, method: str, rule: str) -> list[Any]:
-        """Copies on the host, if the rule is this one."""
-        for group in self._engine.groups:
-            form_of(method, group, rule)
-        with free(self._engine.lock):
-            self._engine.finish()
-            return [velocity for (velocity,) in self._engine.held.fetch()]
-
-
-def _times(sign: int, value: Any) -> Any:
-    """sign·value, a new array on the host and in order, of an array of whatever framework."""
-    if hasattr(value, "detach"):  # torch's, perhaps on a device; its __array__ lacks what NumPy 2 asks for
-        value = value.detach().cpu().numpy()
-    found = (value if isinstance(value, np.ndarray) else np.asarray(value)).copy(order="C")
-    np.multiply(found, sign, out=found)
-    return found
+    def _one_or_all(self, values: list[Any]) -> Any:
+        """The value of the one array, or the list."""
+        raise NotImplementedError

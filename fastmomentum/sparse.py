@@ -1,52 +1,25 @@
 """`SparseRows`: momentum for tables of which a step touches few rows, an embedding's say, as if all had been updated.
 
 A row without a gradient does not rest: its velocity decays and carries it on. What so many steps do to it is a power of
-the rule's own matrix at g = 0, so it can wait until somebody looks at the row.
+the rule's own matrix at g = 0 (:mod:`fastmomentum.lapses`), so it can wait until somebody looks at the row.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmomentum import backends, checks
+from fastmomentum.kept_rows import KeptRows
+from fastmomentum.lapses import Array, Ints, added, numbers_of, prepare
 from fastmomentum.records import Update
-from fastmomentum.settings import settle
-from fastmomentum.theory.curvatures import Floats
-from fastmomentum.theory.linear import Form
-from fastmomentum.theory.powers import powers
-
-Array = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
+from fastmomentum.turns import free
 
 BLOCK = 4096
 """Rows that a flush takes at a time, so that what it needs in double precision stays small beside the table."""
 
 
-class Prepared(NamedTuple):
-    """A rule with its stages, its hyper-parameters as a kernel takes them, and its matrix at g = 0 in these numbers."""
-
-    update: Update
-    hyper: tuple[Any, ...]
-    matrix: Floats
-
-
-def _prepare(settings: Mapping[str, Any], dtype: np.dtype[Any]) -> Prepared:
-    for option in ("lookahead", "max_norm"):
-        if option in settings:
-            raise TypeError(f"{option}: expected of Momentum alone; got {settings[option]!r}")
-    update, given = settle(**settings)
-    hyper = checks.hyper(update, given, dtype)
-    size = 1 + len(update.state)
-    try:
-        forms = update.build()(*(Form({key: 1.0}) for key in range(size)), Form({}), *map(float, hyper))
-    except TypeError as error:
-        raise ValueError(f"rule: expected one that is linear in p, state and g; got {update}: {error}") from error
-    return Prepared(update, hyper, np.array([[form[key] for key in range(size)] for form in forms]))
-
-
-class SparseRows:
+class SparseRows(KeptRows):
     """Rows that are touched get the rule's update; the others what the same rule does at g = 0, when they are needed.
 
     For "pytorch", k steps at g = 0 are v ← μ^k·v, p ← p − lr·v·μ(1 − μ^k)/(1 − μ). Every linear rule has such a form,
@@ -68,13 +41,6 @@ class SparseRows:
     **settings
         What else the rule declares, and the options of :func:`fastmomentum.step` that are linear.
 
-    Attributes
-    ----------
-    state : tuple of ndarray
-        The rule's state slots, from rest, like `param`; behind as its rows are.
-    steps : int
-        Updates done.
-
     Raises
     ------
     TypeError, ValueError
@@ -88,6 +54,9 @@ class SparseRows:
 
     Reading or touching m rows costs O(m·width), and O(log k) products of small matrices for each k among them. Beside
     param and state it keeps eight bytes a row.
+
+    What a signal (Ctrl-C) interrupts is done whole or not at all; :attr:`steps` tells which. A table may be half
+    written then until the next call of any method, which writes the rest first.
 
     Examples
     --------
@@ -113,19 +82,13 @@ class SparseRows:
         backend: str | None = None,
         **settings: Any,
     ) -> None:
-        self.param = checks.array("param", param)
-        if self.param.ndim != 2:
-            raise ValueError(f"param: expected a table of rows, of two dimensions; got shape {self.param.shape}")
+        param = checks.array("param", param)
+        if param.ndim != 2:
+            raise ValueError(f"param: expected a table of rows, of two dimensions; got shape {param.shape}")
         self._backend = backends.choose(backend, ())
         if self._backend == "cuda":
             raise ValueError("backend: expected None, 'cpu' or 'numpy', as rows lie on the host; got 'cuda'")
-        self._settings = {"rule": rule, "lr": lr, "momentum": momentum, **settings}
-        self._now = _prepare(self._settings, self.param.dtype)
-        self.state: tuple[Array, ...] = tuple(
-            self.param.copy() if rest == "param" else np.zeros_like(self.param) for _, rest in self._now.update.state
-        )
-        self.steps = 0
-        self._seen = np.zeros(len(self.param), np.int64)
+        super().__init__(param, prepare({"rule": rule, "lr": lr, "momentum": momentum, **settings}, param.dtype))
 
     def read(self, rows: Sequence[int] | Array) -> Array:
         """A copy of these rows as they are now, of shape (len(rows), width): what a forward pass looks up.
@@ -135,9 +98,11 @@ class SparseRows:
         TypeError, ValueError
             If `rows` is no sequence of row numbers from 0.
         """
-        found = self._check_rows(rows)
-        self._catch_up(np.unique(found))
-        copy: Array = self.param[found]
+        different, place = np.unique(numbers_of(rows, len(self.param)), return_inverse=True)
+        with free(self._lock):
+            arrays = self._caught_up(different)
+            self._write(different, arrays, self.steps)
+        copy: Array = arrays[0][place]
         return copy
 
     def step(self, rows: Sequence[int] | Array, grads: Array) -> None:
@@ -155,25 +120,23 @@ class SparseRows:
         TypeError, ValueError
             If an argument cannot be served; nothing has been written then.
         """
-        found = self._check_rows(rows)
-        like = np.empty((found.size, self.param.shape[1]), self.param.dtype)
-        grads = checks.array("grads", grads, like=like, write=False)
-        touched, place = np.unique(found, return_inverse=True)
-        total = np.zeros((touched.size, self.param.shape[1]), self.param.dtype)
-        np.add.at(total, place, grads)
-        self._catch_up(touched)
-        arrays = tuple(array[touched].reshape(-1) for array in (self.param, *self.state))
-        kernel = backends.kernel(self._now.update, self.param.dtype, self._backend)
-        kernel(arrays, total.reshape(-1), self._now.hyper)
-        for array, values in zip((self.param, *self.state), arrays, strict=True):
-            array[touched] = values.reshape(total.shape)
-        self.steps += 1
-        self._seen[touched] = self.steps
+        found = numbers_of(rows, len(self.param))
+        shape = (found.size, self.param.shape[1])
+        if isinstance(grads, np.ndarray) and grads.shape != shape:
+            raise ValueError(f"grads: expected shape {shape}, a row for each of rows; got {grads.shape}")
+        grads = checks.array("grads", grads, like=np.empty(shape, self.param.dtype), write=False)
+        touched, total = added(found, grads)
+        with free(self._lock):
+            arrays = self._caught_up(touched)
+            now = self._run.now
+            kernel = backends.kernel(now.update, self.param.dtype, self._backend)
+            kernel(tuple(array.reshape(-1) for array in arrays), total.reshape(-1), now.hyper)
+            self._write(touched, arrays, self.steps + 1)
 
     def flush(self) -> None:
         """Bring all rows up to date, before the table is saved, say, or used elsewhere."""
-        for start in range(0, len(self.param), BLOCK):
-            self._catch_up(np.arange(start, min(start + BLOCK, len(self.param))))
+        with free(self._lock):
+            self._flush()
 
     def change(self, **settings: Any) -> None:
         """Go on with other settings, ``change(lr=0.01)``, from the next step on; it flushes, under the old ones.
@@ -185,29 +148,21 @@ class SparseRows:
         """
         if "rule" in settings:
             raise TypeError("rule: expected of SparseRows alone, as the state is the rule's; got it in change")
-        prepared = _prepare(self._settings | settings, self.param.dtype)
-        self.flush()
-        self._settings |= settings
-        self._now = prepared
+        with free(self._lock):
+            now = prepare({**self._run.now.settings, **settings}, self.param.dtype)
+            self._flush()
+            self._run = self._run._replace(now=now)
 
-    def _check_rows(self, rows: Any) -> Ints:
-        found = np.asarray(rows) if np.size(rows) else np.zeros(np.shape(rows), np.int64)
-        if found.ndim != 1 or found.dtype.kind not in "iu" or isinstance(rows, np.ma.MaskedArray):
-            raise TypeError(f"rows: expected a sequence of row numbers; got {checks.shown(rows)}")
-        if found.size and not 0 <= found.min() <= found.max() < len(self.param):
-            last = len(self.param) - 1
-            raise ValueError(f"rows: expected numbers from 0 to {last}; got {found.min()} to {found.max()}")
-        return found.astype(np.int64)
+    def _caught_up(self, rows: Ints) -> list[Array]:
+        """Copies of these rows of (param, *state) as they are now."""
+        self._finish()
+        arrays = [array[rows] for array in (self.param, *self.state)]
+        self._run.now.caught_up(arrays, self.steps - self._run.seen[rows])
+        return arrays
 
-    def _catch_up(self, rows: Ints) -> None:
-        """What these rows, each given once, have missed."""
-        missed = self.steps - self._seen[rows]
-        rows, missed = rows[missed > 0], missed[missed > 0]
-        different, which = np.unique(missed, return_inverse=True)
-        mantissa, exponent = powers(self._now.matrix, different)
-        power = np.ldexp(mantissa, exponent[:, None, None])[which]
-        arrays = (self.param, *self.state)
-        now = np.stack([array[rows] for array in arrays], axis=1).astype(np.float64)
-        for array, values in zip(arrays, np.moveaxis(power @ now, 1, 0), strict=True):
-            array[rows] = values
-        self._seen[rows] = self.steps
+    def _flush(self) -> None:
+        self._finish()
+        late = np.flatnonzero(self._run.seen != self.steps)
+        for start in range(0, late.size, BLOCK):
+            rows = late[start : start + BLOCK]
+            self._write(rows, self._caught_up(rows), self.steps)

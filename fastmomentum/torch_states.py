@@ -28,8 +28,7 @@ def read(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], li
     TypeError, ValueError
         If it is no state_dict of torch.optim.SGD, or one of other parameters.
     """
-    whole = isinstance(state_dict, Mapping) and {"state", "param_groups"} <= state_dict.keys()
-    if not whole or not all(isinstance(entry, Mapping) for entry in _entries(state_dict)):
+    if not _is_whole(state_dict):
         raise TypeError(
             "state_dict: expected that of a torch.optim.SGD, a dict with 'state' and 'param_groups'; "
             f"got {checks.shown(state_dict)}"
@@ -51,14 +50,21 @@ def read(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], li
     return {"params": parts, "lr": made[0]["lr"]}, buffers
 
 
-def _entries(state_dict: Mapping[str, Any]) -> list[Any]:
-    state = state_dict["state"]
-    return [state, *state_dict["param_groups"], *(state.values() if isinstance(state, Mapping) else ())]
+def _is_whole(state_dict: Any) -> bool:
+    if not isinstance(state_dict, Mapping):
+        return False
+    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
+        return False
+    return all(isinstance(entry, Mapping) for entry in (*groups, *state.values()))
 
 
 def _plain(value: Any) -> Any:
-    """Of a tensor, which torch takes for lr and weight_decay, the number in it."""
-    return value.item() if hasattr(value, "item") else value
+    """Of a tensor, which torch takes for lr and weight_decay, the number in it, if it has one."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):
+        return value
 
 
 def _differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -70,6 +76,11 @@ def _differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) 
             yield f"param_groups[{number}]: {name} is no setting of its; it has {', '.join(NUMBERS + SWITCHES)}"
         for name in sorted({"lr", "params"} - group.keys()):
             yield f"param_groups[{number}]: {name} is missing"
+        if not isinstance(keys := group.get("params", []), list | tuple) or not all(
+            isinstance(key, int) for key in keys
+        ):
+            yield f"param_groups[{number}]: expected params to be a list of numbers; got {checks.shown(keys)}"
+            return
     owned = {key for group in groups for key in group.get("params", ())}
     for key, entry in state.items():
         if key not in owned:
@@ -131,6 +142,7 @@ def _torchless(group: Group) -> Iterator[str]:
     """The options of a group that torch's have not."""
     if isinstance(find(group.settings["rule"]), Chain):
         yield "a chain"
+    known = (*NUMBERS, *SWITCHES, "rule", "correct")  # and pytorch's velocity holds no lr that there is to correct
     for name, value in group.settings.items():
-        if name not in (*NUMBERS, *SWITCHES, "rule", "lookahead") and (name not in OFF or value != OFF[name]):
+        if name not in known and value is not None and value is not False and (name not in OFF or value != OFF[name]):
             yield name

@@ -132,14 +132,32 @@ def test_an_array_that_starts_later_is_averaged_from_its_own_start():
     assert [(state[0][0], state[1][0]) for state in opt.state] == [(-2.0, 3.0), (-1.0, 1.0)]
 
 
+def test_the_first_mean_is_the_parameter_to_the_bit_however_far_it_went():
+    p = np.array([1e8, -1e8])
+    opt = fm.Momentum(p, rule=fm.averaged("sgd"), lr=1.0)
+    assert not opt.state[0].any()
+    opt.step(np.array([1e8 - 0.1, -1e8 + 0.3]))
+    assert_same_bits(opt.state[0], p)
+    assert abs(p).max() < 1
+
+
+def test_the_ranges_and_defaults_of_the_rule_stay_its_own():
+    p = np.ones(2)
+    for rule, setting in (("quasi_hyperbolic", {"nu": 1.5}), ("ema_corrected", {"momentum": 1.0})):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))}: expected a number in"):
+            fm.Momentum(p, rule=fm.averaged(rule, 0.9), lr=0.1, **setting)
+    assert fm.averaged("lion", 0.5).defaults == {"beta2": 0.99, "average_decay": 0.5}
+
+
 def test_a_form_that_would_leave_the_average_out_is_refused():
     p = np.ones(3)
     with pytest.raises(ValueError, match="no folded Nesterov form"):
         fm.Momentum(p, rule=fm.averaged("pytorch"), lr=0.1, nesterov=True)
     with pytest.raises(ValueError, match="no look-ahead form"):
         fm.Momentum(p, rule=fm.averaged("pytorch"), lr=0.1, lookahead=True)
-    with pytest.raises(ValueError, match=r"average_decay a number in \[0, 1\]; got 1.5"):
-        fm.averaged("pytorch", 1.5)
+    for decay, error in ((1.5, ValueError), (float("nan"), ValueError), (True, TypeError), ("lr", TypeError)):
+        with pytest.raises(error, match=rf"decay: expected a number in \[0, 1\]; got {decay!r}"):
+            fm.averaged("pytorch", decay)
     with pytest.raises(ValueError, match="rule must be one of"):
         fm.averaged("no such rule")
 

@@ -133,6 +133,10 @@ def test_a_velocity_at_zero_that_has_had_its_first_step_is_damped():
     assert opt.velocity == 0.5
 
 
+def test_a_group_without_momentum_has_none():
+    assert fm.Momentum.from_torch({"state": {}, "param_groups": [GROUP]}, np.ones(1)).momentum == 0.0
+
+
 def test_moving_copies():
     buffer, p = np.ones(2), np.zeros(2)
     saved = {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [EXACT | {"params": [0]}]}
@@ -196,8 +200,33 @@ GROUP = {"lr": 0.5, "params": [0]}
             TypeError,
             r"momentum_buffer\[0\]: expected .*float64",
         ),
+        ({"state": {}, "param_groups": None}, np.ones(1), TypeError, "expected that of"),
+        ({"state": {}, "param_groups": [GROUP | {"params": 3}]}, np.ones(1), ValueError, "params to be a list.*got 3"),
+        (
+            {"state": {}, "param_groups": [GROUP | {"params": [np.ones(1)]}]},
+            np.ones(1),
+            ValueError,
+            "params to be a list of numbers",
+        ),
+        ({"state": {}, "param_groups": [GROUP | {"lr": torch.ones(2)}]}, np.ones(1), TypeError, "lr: .*got Tensor"),
+        *(
+            (
+                {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [GROUP]},
+                np.ones(1),
+                TypeError,
+                r"momentum_buffer\[0\]: expected an array of float32 or float64; got ",
+            )
+            for buffer in (
+                *(
+                    torch.ones(1, dtype=torch.bfloat16),
+                    torch.ones(1, dtype=torch.float16),
+                    torch.ones(1, device="meta"),
+                ),
+                *(torch.ones(1, dtype=torch.float64).to_sparse(), np.array([True]), {}, "1", [[1.0], [1.0, 2.0]]),
+            )
+        ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_state_of_torchs_sgd_or_does_not_fit_is_refused(saved, params, error, reason):
     with pytest.raises(error, match=f"(?s){reason}"):
@@ -210,6 +239,7 @@ def test_what_is_no_state_of_torchs_sgd_or_does_not_fit_is_refused(saved, params
         ({"clip_value": 1.0}, "got clip_value"),
         ({"max_norm": 1.0, "skip_nonfinite": True}, "got max_norm, skip_nonfinite"),
         ({"decoupled_weight_decay": 0.1}, "got decoupled_weight_decay"),
+        ({"restart": 5}, "got restart"),
         ({"nesterov": True, "momentum_next": 0.5}, "got momentum_next"),
         ({"rule": fm.chain(fm.stages.scale(2.0), "pytorch")}, "got a chain"),
         ({"rule": "classical"}, "expected the rule pytorch or pytorch_nesterov; got 'classical'.*fm.convert"),
@@ -296,7 +326,8 @@ def test_functions_of_the_step_go_on_where_the_steps_say():
     ("name", "change", "error", "reason"),
     [
         ("optax", {"lookahead": True}, ValueError, "lookahead: expected False.*nesterov=True"),
-        ("keras", {"rule": "ema"}, TypeError, "rule"),
+        ("keras", {"rule": "ema"}, TypeError, "rule: expected to come with what is moved; got 'ema'"),
+        ("optax", {"rule": "ema"}, TypeError, "rule: expected to come with what is moved; got 'ema'"),
         ("optax", {"steps": -1}, ValueError, "steps: expected a whole number from 0"),
         ("optax", {"dampening": -1.0}, ValueError, "dampening"),
         (
@@ -320,5 +351,46 @@ def test_the_way_out_is_open_to_the_right_rules_alone():
     for settings, name in (({"rule": "classical"}, "to_optax"), ({}, "to_keras"), ({"lookahead": True}, "to_optax")):
         with pytest.raises(ValueError, match=f"{name}: expected the rule"):
             getattr(fm.Momentum(np.ones(2), lr=0.1, **settings), name)()
+    own = fm.Rule(lambda p, v, g, lr, mu: (p - lr * g, v), name="pytorch")
+    for rule in (own, fm.averaged("sgd", 0.9, name="pytorch")):  # another rule of the same name
+        with pytest.raises(ValueError, match="to_optax: expected the rule pytorch or pytorch_nesterov; got 'pytorch'"):
+            fm.Momentum(np.ones(2), lr=0.1, rule=rule).to_optax()
     with pytest.raises(ValueError, match="to_optax: expected dampening 0"):
         fm.Momentum(np.ones(2), lr=0.1, dampening=0.5).to_optax()
+
+
+@pytest.mark.parametrize("velocities", [None, [None], {"a": np.ones(2)}])
+@pytest.mark.parametrize(("name", "called"), [("optax", "trace"), ("keras", "velocities")])
+def test_a_velocity_that_is_not_there_is_refused(name, called, velocities):
+    with pytest.raises(TypeError, match=rf"{called}\[0\]: expected an array of float32 or float64; got (None|dict)"):
+        getattr(fm.Momentum, f"from_{name}")(velocities, np.zeros(2), lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "rule"])
+def test_what_torchs_groups_say_is_not_said_twice(name, groups):
+    saved = {"state": {}, "param_groups": [GROUP | {"params": [i]} for i in range(groups)]}
+    with pytest.raises(TypeError, match=f"{name}: expected to come with what is moved; got 0.25 beside it"):
+        fm.Momentum.from_torch(saved, [np.zeros(1) for _ in range(groups)], **{name: 0.25})
+
+
+@pytest.mark.parametrize(("rule", "out"), [("pytorch", "to_optax"), ("classical", "to_keras")])
+def test_a_step_that_signals_tore_apart_is_finished_before_its_velocities_leave(rule, out, monkeypatch):
+    arrays = [np.zeros(3, np.float32), np.zeros(3)]
+    grads = [np.ones_like(p) for p in arrays]
+    opt = fm.Momentum(arrays, rule=rule, lr=1.0, momentum=0.5)
+    opt.step(grads)
+    calls = opt._engine._launch._updates
+    second = calls.serial[1]
+
+    def torn(grads):
+        raise KeyboardInterrupt
+
+    calls.serial[1] = torn
+    monkeypatch.setattr(type(calls), "finish", lambda self: None)  # another signal, before it has done anything
+    with pytest.raises(KeyboardInterrupt):
+        opt.step(grads)
+    monkeypatch.undo()
+    calls.serial[1] = second
+    sign = 1 if out == "to_optax" else -1
+    assert [velocity[0] for velocity in getattr(opt, out)()] == [sign * 1.5] * 2

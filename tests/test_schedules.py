@@ -284,10 +284,24 @@ def test_beyond_its_end_a_schedule_holds_its_last_value(name):
     assert [SCHEDULES[name](t) for t in (10**6, 2**62)] == [HELD[name]] * 2
 
 
+def test_half_cosines_begin_exactly_where_they_say():
+    for schedule in (Cosine(0.1, 0.7, steps=9), WarmRestarts(0.1, 0.7, period=5), Cycle(0.1, 0.7, 0.0, steps=9)):
+        assert schedule(0) == 0.1
+    assert WarmRestarts(0.1, 0.7, period=5)(10) == 0.1
+
+
 def test_what_has_grown_beyond_double_precision_is_infinite():
     assert Exponential(1.0, 2.0)(1024) == Step(1.0, 2.0, every=2)(2048) == INF
     assert Exponential(1.0, 2.0)(1023) == Step(1.0, 2.0, every=2)(2047) == 2.0**1023
+    assert Exponential(-1.0, 2.0)(5000) == -INF
     assert Exponential(1.0, 0.5)(2**62) == 0.0
+
+
+def test_what_double_precision_holds_is_found_where_the_power_alone_leaves_it():
+    for schedule in (Exponential(0.0, 2.0), Step(0.0, 2.0, every=1)):
+        assert schedule(5000) == schedule(2**62) == 0.0
+    assert Exponential(1e-300, 10.0)(400) == pytest.approx(1e100, rel=1e-13)
+    assert Exponential(1e300, 0.1)(400) == pytest.approx(1e-100, rel=1e-12)
 
 
 @each
@@ -331,9 +345,28 @@ def test_fields_are_kept_as_python_s_own_numbers():
 def test_chebyshev_is_the_theory_s_own():
     assert fm.schedules.Chebyshev is fm.theory.Chebyshev
     assert Chebyshev(1, 9).lr == Chebyshev(1.0, 9.0).lr
+    another = fm.Rule(lambda p, v, g, lr, mu: (p - lr * g, v), name="pytorch")
+    for rule in (another, "ema", fm.chain(fm.stages.scale(2.0), "pytorch")):
+        with pytest.raises(ValueError, match="rule: expected one of heavy_ball, classical, pytorch; got "):
+            Chebyshev(1.0, 9.0, rule=rule)
+    assert Chebyshev(1.0, 9.0, rule=fm.rules.pytorch) == Chebyshev(1.0, 9.0, rule="pytorch")
     assert Chebyshev(1.0, 9.0).lr != Chebyshev(1.0, 9.5).lr
     assert Chebyshev(1.0, 9.0).lr != Chebyshev(1.0, 9.0).momentum
     assert eval(repr(Chebyshev(1.0, 9.0, rule="pytorch")), vars(fm.schedules)) == Chebyshev(1, 9, rule="pytorch")
+
+
+def test_the_bound_of_chebyshev_is_one_over_its_polynomial():
+    low, high = Fraction(1), Fraction(5, 4)
+    for t in range(100):
+        assert Chebyshev(*SPECTRUM).bound(t) == pytest.approx(float(1 / low), rel=1e-13)
+        low, high = high, 2 * Fraction(5, 4) * high - low
+
+
+@pytest.mark.parametrize("rule", ["heavy_ball", "classical", "pytorch"])
+def test_chebyshev_of_one_curvature_is_there_in_a_step(rule):
+    of = Chebyshev(4.0, 4.0, rule=rule)
+    assert [(of.lr(t), of.momentum(t)) for t in (0, 1, 10**9)] == [(0.25, 0.0)] * 3
+    assert [of.bound(t) for t in (0, 1)] == [1.0, 0.0]
 
 
 GOOD = {
@@ -375,6 +408,12 @@ def test_a_bad_argument_is_refused_with_its_name_and_what_was_expected(make, nam
     make(**GOOD[make])
     with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*; got "):
         make(**GOOD[make] | {name: value})
+
+
+def test_momenta_of_one_cycle_that_are_the_wrong_way_round_are_refused():
+    with pytest.raises(ValueError, match="low_momentum: expected a number up to high_momentum, 0.5; got 0.9"):
+        one_cycle(0.5, steps=10, low_momentum=0.9, high_momentum=0.5)
+    assert one_cycle(0.5, steps=10, low_momentum=0.9, high_momentum=0.9).momentum(5) == 0.9
 
 
 def test_a_peak_that_is_no_learning_rate_is_refused():
@@ -492,6 +531,26 @@ def test_a_growing_schedule_is_refused_where_it_leaves_the_arrays_dtype(dtype, l
         opt.step(np.ones(5, dtype))
     assert opt.steps == last
     assert (p == 1).all()
+
+
+def test_fields_of_one_s_own_schedule_are_checked_where_annotations_are_kept_as_text():
+    body = """
+from __future__ import annotations
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class Mine(Schedule):
+    start: float
+    every: int
+    parts: tuple[float, ...] = ()
+    def _value(self, t): return self.start
+    def _formula(self, t): return "mine"
+"""
+    names = {"Schedule": Schedule, "__name__": __name__}
+    exec(body, names)
+    assert names["Mine"](np.float32(0.5), 3)(7) == 0.5
+    for arguments, name in (((NAN, 3), "start"), ((0.5, 0), "every")):
+        with pytest.raises(ValueError, match=f"^{name}: expected .*; got "):
+            names["Mine"](*arguments)
 
 
 def test_the_base_has_no_formula_of_its_own():

@@ -1,5 +1,14 @@
 """Rows that wait: whatever rows are touched, the table is that of the dense run."""
 
+import copy
+import json
+import pickle
+import sys
+import warnings
+from functools import partial
+from itertools import count
+from threading import Thread
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -126,7 +135,7 @@ def test_a_row_catches_up_by_the_closed_form(momentum, missed):
     opt.step([0], np.array([[2.0]]))
     for _ in range(min(missed, 7)):
         opt.step([], np.zeros((0, 1)))
-    opt.steps = 1 + missed  # as if so many had been done: a million take a minute
+    opt.load_state_dict(opt.state_dict() | {"steps": 1 + missed})  # as if so many were done: a million take a minute
     opt.flush()
     decayed = momentum**missed
     # repeated squaring errs like `missed` multiplications
@@ -194,7 +203,8 @@ GOOD = {"rows": [0, 2], "grads": np.ones((2, 3))}
         ({"rows": [True, False]}, TypeError, "rows: expected a sequence of row numbers"),
         ({"rows": [[0, 2]]}, TypeError, "rows: expected a sequence of row numbers"),
         ({"rows": 1}, TypeError, "rows: expected a sequence of row numbers"),
-        ({"rows": [1]}, ValueError, r"grads: expected shape \(1, 3\)"),
+        ({"rows": [[0], [1, 2]]}, TypeError, "rows: expected a sequence of row numbers; got a list of 2"),
+        ({"rows": [1]}, ValueError, r"grads: expected shape \(1, 3\), a row for each of rows; got \(2, 3\)"),
         ({"grads": np.ones((2, 3), np.float32)}, TypeError, "grads: expected float64"),
         ({"grads": [[1.0] * 3] * 2}, TypeError, "grads: expected a NumPy array"),
     ],
@@ -245,3 +255,237 @@ def test_the_rule_and_the_table_are_fixed():
         fm.SparseRows(np.ones(3), lr=0.1)
     with pytest.raises(TypeError, match="rule: expected of SparseRows alone"):
         fm.SparseRows(np.ones((3, 1)), lr=0.1).change(rule="sgd")
+
+
+def test_a_gradient_that_comes_alone_keeps_its_sign_of_zero():
+    p, q, g = (np.full((1, 1), -0.0) for _ in range(3))
+    fm.SparseRows(p, lr=0.1, rule="sgd").step([0], g)
+    fm.step(q, None, g, lr=0.1, rule="sgd")
+    assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize("which", ["param", "velocity"])
+def test_an_array_made_read_only_is_refused_with_nothing_changed(which):
+    opt = fm.SparseRows(np.ones((4, 2)), lr=0.5)
+    opt.step([0, 1], np.ones((2, 2)))
+    array = opt.param if which == "param" else opt.state[0]
+    before = opt.param.copy(), opt.state[0].copy()
+    array.flags.writeable = False
+    for attempt in (lambda: opt.step([1], np.ones((1, 2))), lambda: opt.read([1])):
+        with pytest.raises(ValueError, match=f"{which}: expected a writeable array; got a read-only one"):
+            attempt()
+    assert opt.steps == 1
+    array.flags.writeable = True
+    opt.flush()
+    for found, expected in zip((opt.param, opt.state[0]), before, strict=True):
+        assert_same_bits(found, expected)
+
+
+def test_what_leaves_the_range_of_the_dtype_does_so_in_silence_and_whole():
+    touches = [([0], np.ones((1, 1), np.float32)), *[([], np.zeros((0, 1), np.float32))] * 50]
+    settings = {"lr": 0.1, "decoupled_weight_decay": 1e3, "backend": "cpu"}  # each step multiplies p by -99
+    p = np.ones((2, 1), np.float32)
+    opt = fm.SparseRows(p, **settings)
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows, grads in touches:
+            opt.step(rows, grads)
+        opt.flush()
+    assert np.isinf(p).all()
+    opt = fm.SparseRows(np.ones((2, 1), np.float32), lr=0.1, momentum=0.5)
+    opt.load_state_dict(opt.state_dict() | {"steps": 1000, "state": [np.ones((2, 1), np.float32)]})
+    with np.errstate(all="raise"):
+        opt.flush()
+    assert (opt.state[0] == 0).all()
+
+
+KEPT = [
+    {"rule": "pytorch", "nesterov": True, "weight_decay": 0.1},
+    {"rule": "aggmo"},
+    {"rule": "sgd", "decoupled_weight_decay": 0.1},
+    {"rule": fm.averaged("heavy_ball", 0.9)},
+]
+
+
+def run(opt, touches):
+    for number, (rows, grads) in enumerate(touches):
+        opt.step(rows, grads)
+        if number % 7 == 3:
+            opt.read([number % ROWS])
+
+
+def assert_same_rows(one, two):
+    assert one.steps == two.steps
+    for flushed in (False, True):
+        for found, expected in zip((one.param, *one.state), (two.param, *two.state), strict=True):
+            assert_same_bits(found, expected)
+        if not flushed:
+            one.flush()
+            two.flush()
+
+
+def taken_up(opt, tmp_path):
+    """As another process would, that has the table's file, the dict's arrays in another, and the rest as JSON."""
+    saved = opt.state_dict()
+    arrays = {f"state_{i}": slot for i, slot in enumerate(saved["state"])} | {"seen": saved["seen"]}
+    np.savez(tmp_path / "rows.npz", param=opt.param, **arrays)
+    meta = json.loads(json.dumps({key: value for key, value in saved.items() if key not in ("state", "seen")}))
+    with np.load(tmp_path / "rows.npz", allow_pickle=False) as found:
+        state = [found[f"state_{i}"] for i in range(len(arrays) - 1)]
+        again = fm.SparseRows(found["param"], rule=opt._run.now.settings["rule"], lr=9.0)
+        again.load_state_dict(meta | {"state": state, "seen": found["seen"]})
+    return again
+
+
+WAYS = {
+    "state_dict": taken_up,
+    "pickle": lambda opt, _: pickle.loads(pickle.dumps(opt)),
+    "deepcopy": lambda opt, _: copy.deepcopy(opt),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", KEPT, ids=names)
+def test_rows_taken_up_again_have_the_bits_of_those_that_never_stopped(form, way, tmp_path):
+    touches = list(some_touches(np.float32))
+    straight, stopped = (fm.SparseRows(table(np.float32), lr=0.05, **form) for _ in range(2))
+    run(straight, touches[:25])
+    run(stopped, touches[:25])
+    again = WAYS[way](stopped, tmp_path)
+    straight.change(lr=0.02)
+    again.change(lr=0.02)
+    run(straight, touches[25:])
+    run(again, touches[25:])
+    assert_same_rows(again, straight)
+    assert stopped.steps == 25
+    for array in (again.param, *again.state):
+        assert not any(np.may_share_memory(array, other) for other in (stopped.param, *stopped.state))
+
+
+def test_a_saved_state_in_another_order_of_memory_is_taken():
+    ours, theirs = (fm.SparseRows(np.ones((3, 2)), lr=0.5) for _ in range(2))
+    ours.step([0, 1], np.array([[1.0, 2.0], [3.0, 4.0]]))
+    saved = ours.state_dict()
+    theirs.param[:] = ours.param
+    theirs.load_state_dict(saved | {"state": [np.asfortranarray(slot) for slot in saved["state"]]})
+    for opt in (ours, theirs):
+        opt.step([0], np.ones((1, 2)))
+    assert_same_rows(theirs, ours)
+
+
+def test_a_saved_state_shares_no_memory():
+    opt = fm.SparseRows(np.ones((3, 1)), lr=0.5)
+    saved = opt.state_dict()
+    again = fm.SparseRows(np.ones((3, 1)), lr=0.5)
+    again.load_state_dict(saved)
+    opt.step([0], np.ones((1, 1)))
+    again.step([0, 1], np.ones((2, 1)))
+    assert saved["seen"].tolist() == [0, 0, 0]
+    assert not saved["state"][0].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        (3, TypeError, "state_dict: expected a dict from state_dict.*; got 3"),
+        ({"schema": 2}, ValueError, "schema: expected 1; got 2"),
+        ({"rule": "ema"}, ValueError, "rule: expected 'pytorch'; got 'ema'"),
+        ({"made_of": "another"}, ValueError, "made_of: expected .*; got 'another'"),
+        ({"more": 1}, ValueError, "more: unknown"),
+        ({"steps": -1}, ValueError, "steps: expected a whole number from 0 .*; got -1"),
+        ({"steps": 2.0}, ValueError, "steps: expected a whole number from 0 .*; got 2.0"),
+        ({"steps": 0}, ValueError, "seen: expected numbers from 0 to steps; got 0 to 1"),
+        ({"seen": np.array([0, -1, 0])}, ValueError, "seen: expected numbers from 0 to steps; got -1 to 0"),
+        ({"seen": np.zeros(2, np.int64)}, ValueError, r"seen: .*shape \(3,\); got .*shape \(2,\)"),
+        ({"seen": [0, 0, 0]}, ValueError, "seen: expected an array of int64"),
+        ({"state": []}, ValueError, r"state: expected \[an array of float64, shape \(3, 1\)\]; got \[\]"),
+        ({"state": [np.zeros((3, 1), np.float32)]}, ValueError, "state: expected .*float64.*; got .*float32"),
+        ({"settings": {"lr": -1.0}}, ValueError, "lr: expected a finite number >= 0; got -1.0"),
+        ({"settings": {"lr": 0.1, "rule": "sgd"}}, ValueError, "settings: expected a dict of those beside the rule"),
+        ({"schema": 0, "steps": None}, ValueError, "(?s)schema: .*steps: "),
+    ],
+    ids=str,
+)
+def test_a_saved_state_that_does_not_fit_is_refused_with_nothing_changed(change, error, reason):
+    opt = fm.SparseRows(np.ones((3, 1)), lr=0.5)
+    opt.step([0], np.ones((1, 1)))
+    before = pickle.dumps(opt)
+    with pytest.raises(error, match=reason):
+        opt.load_state_dict(change if change == 3 else opt.state_dict() | change)
+    with pytest.raises(ValueError, match="steps: missing"):
+        opt.load_state_dict({key: value for key, value in opt.state_dict().items() if key != "steps"})
+    assert pickle.dumps(opt) == before
+
+
+def interrupted(call, at):
+    """Whether the call came to so many instructions of those that write, before which a signal is sent."""
+    left = at
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if frame.f_code.co_name not in ("_write", "_finish"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_a_signal_finds_a_step_done_or_not_begun():
+    touches = list(some_touches(np.float64, steps=4, seed=3))
+    straight = fm.SparseRows(table(np.float64), lr=0.05)
+    run(straight, touches)
+    straight.flush()
+    ways = set()
+    for at in count():
+        opt = fm.SparseRows(table(np.float64), lr=0.05)
+        run(opt, touches[:2])
+        torn = interrupted(partial(opt.step, *touches[2]), at)
+        ways.add(opt.steps)
+        saved = opt.state_dict()
+        again = fm.SparseRows(opt.param.copy(), lr=0.05)
+        again.load_state_dict(saved)
+        assert opt.steps == again.steps
+        run(opt, touches[opt.steps :])
+        run(again, touches[again.steps :])
+        torn |= interrupted(opt.flush, at)
+        for each in (opt, again):
+            each.flush()
+            assert_same_bits(each.param, straight.param)
+            assert_same_bits(each.state[0], straight.state[0])
+        if not torn:
+            break
+    assert ways == {2, 3}
+    assert at > 50
+
+
+def test_one_caller_is_served_at_a_time():
+    opt = fm.SparseRows(np.ones((4, 1)), lr=0.5)
+    refused = []
+
+    def another():
+        for attempt in (opt.flush, opt.state_dict, lambda: opt.read([0]), lambda: opt.step([0], np.ones((1, 1)))):
+            try:
+                attempt()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    with opt._lock:
+        thread = Thread(target=another)
+        thread.start()
+        thread.join()
+    assert len(refused) == 4
+    assert all("one caller at a time" in reason for reason in refused)
+    assert opt.steps == 0

@@ -1,5 +1,7 @@
 """The variants, each against a loop of its own, its paper's special cases, and its theory against what is measured."""
 
+import copy
+import pickle
 from fractions import Fraction
 
 import numba
@@ -275,11 +277,32 @@ def test_what_a_variant_cannot_be_is_refused():
         fm.step(p, two, p.copy(), rule="ema_corrected", lr=0.1, momentum=1.0)
     with pytest.raises(ValueError, match=r"nu: expected a number in \[0, 1\]; got 1.5"):
         fm.step(p, two[0], p.copy(), rule="quasi_hyperbolic", lr=0.1, nu=1.5)
-    with pytest.raises(ValueError, match="betas: expected one number"):
-        fm.rules.aggregated([])
-    with pytest.raises(ValueError, match=r"beta_2 a number in \[0, 1\]; got 1.5"):
-        fm.rules.aggregated([0.5, 1.5])
+    for betas, error, reason in (
+        ([], ValueError, r"betas: expected numbers in \[0, 1\], one at least; got none"),
+        (0.9, TypeError, r"betas: expected numbers in \[0, 1\], one at least; got 0.9"),
+        ([0.5, 1.5], ValueError, r"betas\[1\]: expected a number in \[0, 1\]; got 1.5"),
+        ([True], TypeError, r"betas\[0\]: expected a number in \[0, 1\]; got True"),
+        ("12", TypeError, r"betas\[0\]: expected a number in \[0, 1\]; got '1'"),
+    ):
+        with pytest.raises(error, match=reason):
+            fm.rules.aggregated(betas)
     assert (p == 1).all()
+
+
+@pytest.mark.parametrize(
+    "rule", [*VARIANTS, fm.rules.aggregated([0.5, 0.9]), fm.averaged("lion"), fm.averaged("aggmo", 0.9)], ids=str
+)
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
+def test_a_variant_can_be_copied_and_pickled(rule, again):
+    grads = gradients(20, np.float32)
+    opt = fm.Momentum(np.ones(20, np.float32), rule=fm.rules.find(rule), lr=0.1)
+    opt.step(grads[0])
+    other = again(opt)
+    for each in (opt, other):
+        each.step(grads[1])
+    assert other.params is not opt.params
+    for one, two in zip((other.params, *other.state), (opt.params, *opt.state), strict=True):
+        assert_same_bits(one, two)
 
 
 def test_a_variant_resumes_from_a_file_to_the_bit(tmp_path):

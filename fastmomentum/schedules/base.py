@@ -183,10 +183,10 @@ def shown(number: float) -> str:
 
 
 def _checked(name: str, kind: Any, value: Any, allowed: Range) -> Any:
-    if kind is float:
+    if kind in (float, "float"):  # as text where annotations are left as they were written
         return checks.number(name, value, allowed)
-    if kind is int:
+    if kind in (int, "int"):
         return checks.whole(name, value, least=1)
-    if not isinstance(value, kind):
+    if isinstance(kind, type) and not isinstance(value, kind):
         raise TypeError(f"{name}: expected a {kind.__name__}; got {checks.shown(value)}")
     return value

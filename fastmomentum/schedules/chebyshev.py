@@ -55,7 +55,7 @@ class Chebyshev:
     def __post_init__(self) -> None:
         low, high = checks.ends(self.m, self.L)
         name = find(self.rule).name
-        if name not in FORMS:
+        if name not in FORMS or find(name) is not find(self.rule):
             raise ValueError(f"rule: expected one of {', '.join(FORMS)}; got {find(self.rule)}")
         for key, value in {"m": low, "L": high, "rule": name}.items():
             object.__setattr__(self, key, value)

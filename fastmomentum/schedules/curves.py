@@ -114,7 +114,7 @@ class Exponential(Schedule):
     factor: float
 
     def _value(self, t: int) -> float:
-        return self.start * _power(self.factor, t)
+        return grown(self.start, self.factor, t)
 
     def _formula(self, t: str) -> str:
         return f"{shown(self.start)}·{shown(self.factor)}^{t}"
@@ -157,15 +157,15 @@ class Step(Schedule):
     every: int
 
     def _value(self, t: int) -> float:
-        return self.start * _power(self.factor, t // self.every)
+        return grown(self.start, self.factor, t // self.every)
 
     def _formula(self, t: str) -> str:
         return f"{shown(self.start)}·{shown(self.factor)}^⌊{t}/{self.every}⌋"
 
 
 def half_cosine(start: float, end: float, share: float) -> float:
-    """From start to end as the share goes from 0 to 1; exactly the end at 1."""
-    return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0)
+    """From start to end as the share goes from 0 to 1; exactly these at both."""
+    return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0) if share else start
 
 
 def half_cosine_formula(start: float, end: float, share: str) -> str:
@@ -173,8 +173,9 @@ def half_cosine_formula(start: float, end: float, share: str) -> str:
     return f"{shown(end)} + ({shown(start)} − {shown(end)})·(1 + cos(π·{share}))/2"
 
 
-def _power(factor: float, count: int) -> float:
+def grown(start: float, factor: float, count: int) -> float:
+    """start·factor^count, by halves: the power alone may leave double precision where the product does not."""
     try:
-        return factor**count
+        return start * factor ** (count // 2) * factor ** (count - count // 2)
     except OverflowError:  # Python's own way; infinity is what optimisers know to refuse
-        return inf
+        return start * inf if start else start

@@ -193,4 +193,6 @@ def one_cycle(
     last = first / checks.number("end_ratio", end_ratio, ABOVE_ZERO)
     low = checks.number("low_momentum", low_momentum, UNIT_INTERVAL)
     high = checks.number("high_momentum", high_momentum, UNIT_INTERVAL)
+    if low > high:
+        raise ValueError(f"low_momentum: expected a number up to high_momentum, {high}; got {low}")
     return Pair(Cycle(first, peak, last, steps, rise), Cycle(high, low, high, steps, rise))
