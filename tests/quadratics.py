@@ -7,6 +7,7 @@ from functools import cache
 from math import sqrt
 
 import numpy as np
+from labels import label
 from oracles import POSITIONS, update
 
 FORMS = [
@@ -27,7 +28,7 @@ PLAIN = [form for form in FORMS if "weight_decay" not in form[1]]
 
 def form_id(value):
     """What pytest calls a form."""
-    return "-".join([f"{k}={v}" for k, v in value.items()]) or "plain" if isinstance(value, dict) else str(value)
+    return label(value) or "plain"
 
 
 def ahead(rule, options):

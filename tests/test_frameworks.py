@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from labels import label
 from oracles import assert_same_bits
 
 import fastmomentum as fm
@@ -246,7 +247,7 @@ def test_what_is_no_state_of_torchs_sgd_or_does_not_fit_is_refused(saved, params
         ({"lookahead": True}, "got 'pytorch_lookahead'.*opt.point"),
         ({"rule": "heavy_ball"}, "got 'heavy_ball'"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_torch_does_not_have_is_refused(settings, reason):
     with pytest.raises(ValueError, match=f"to_torch: .*{reason}"):

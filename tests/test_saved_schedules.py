@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
+from labels import label
 from oracles import assert_same_bits
 
 import fastmomentum as fm
@@ -92,7 +93,7 @@ def test_a_sequence_as_long_as_can_be_called_can_be_packed():
     assert (long(299), long(300)) == (0.25, 0.5)
 
 
-@pytest.mark.parametrize("value", [Mine(), Mine().then(Constant(0.1), after=1), falling, 0.1, None], ids=str)
+@pytest.mark.parametrize("value", [Mine(), Mine().then(Constant(0.1), after=1), falling, 0.1, None], ids=label)
 def test_what_is_not_the_packages_own_is_not_packed(value):
     assert not schedules.is_packable(value)
     with pytest.raises(TypeError, match=r"schedule: expected one made of fastmomentum\.schedules alone"):

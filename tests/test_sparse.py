@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from labels import label
 from oracles import assert_same_bits
 
 import fastmomentum as fm
@@ -235,7 +236,7 @@ def test_a_refused_step_changes_nothing(change, error, reason):
         ({"beta": 0.5}, TypeError, "beta: rule 'pytorch' takes no such"),
         ({"backend": "cuda"}, (ValueError, RuntimeError), "cuda"),
     ],
-    ids=str,
+    ids=label,
 )
 def test_what_cannot_wait_is_refused(settings, error, reason):
     with pytest.raises(error, match=reason):

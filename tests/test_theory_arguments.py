@@ -123,7 +123,7 @@ def cases():
 
 @pytest.mark.parametrize(
     ("function", "good", "change", "reason"),
-    [pytest.param(*case, id=f"{case[0].__name__}-{case[2]}") for case in cases()],
+    [pytest.param(*case, id=f"{case[0].__name__}-{label(case[2])}") for case in cases()],
 )
 def test_a_bad_argument_is_refused_with_its_name_and_what_was_expected(function, good, change, reason):
     function(**good)
