@@ -20,16 +20,46 @@ def cases_of(record: dict[str, Any]) -> list[Summary]:
     return [Summary(**case) for case in record["cases"]]
 
 
+SHOWN = ("float32, n = 100", "float32, n = 10,000", "float32, n = 1,000,000", "float32, n = 16,000,000")
+"""Of single arrays those that README shows."""
+TOPICS = (
+    "log ρ over the (αh, μ) plane",
+    "iterations to 1e-8, the initial",
+    "stationary",
+    "iterations near",
+    "optimal tunings",
+)
+"""Of predictions those that README shows."""
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """Where and when it was measured."""
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if name != "fastmomentum")
+    return f"{record['processor']}; {versions}; {record['date']}; {record['processes']} processes."
+
+
+def excerpt(record: dict[str, Any]) -> list[str]:
+    """Some sizes, on one core."""
+    lines = [conditions(record), "", f"| one core | {' | '.join(PEERS)} |", f"|{'---|' * (1 + len(PEERS))}"]
+    for each in cases_of(record):
+        single = each.case.startswith("float")
+        if each.threads == 1 and "torch fused" in each.runs and (each.case in SHOWN or not single):
+            lines.append(f"| {each.case} | {_ratios(each)} |")
+    return lines
+
+
+def _ratios(each: Summary) -> str:
+    return " | ".join(f"{each.ratio(name):.2f}" if name in each.runs else "" for name in PEERS)
+
+
 def measured(record: dict[str, Any]) -> list[str]:
     """What the benchmarks measured: contenders by size, then goals."""
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if name != "fastmomentum")
-    lines = [f"{record['processor']}; {versions}; {record['date']}; {record['processes']} processes.", ""]
+    lines = [conditions(record), ""]
     lines += [f"| case | threads | GB/s | of the ceiling | {' | '.join(PEERS)} |", f"|{'---|' * (4 + len(PEERS))}"]
     for each in cases_of(record):
         if "torch fused" in each.runs:
             share = f"{each.ceiling:.2f}" if each.ceiling else ""
-            ratios = " | ".join(f"{each.ratio(name):.2f}" if name in each.runs else "" for name in PEERS)
-            lines.append(f"| {each.case} | {each.threads} | {each.rate:.1f} | {share} | {ratios} |")
+            lines.append(f"| {each.case} | {each.threads} | {each.rate:.1f} | {share} | {_ratios(each)} |")
     lines += ["", "| aimed at | measured | aim |", "|---|---|---|"]
     for result in headlines(cases_of(record)):
         figure = f"{result.value:.3g} {result.unit}"
@@ -56,19 +86,21 @@ def tried(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def validated(record: dict[str, Any]) -> list[str]:
-    """The worst that the validation saw of every kind of prediction."""
+def validated(record: dict[str, Any], topics: tuple[str, ...] = ("",)) -> list[str]:
+    """The worst that the validation saw of every kind of prediction that begins so."""
     lines = ["| predicted (and in what the error is) | predictions | largest error | limit |", "|---|---|---|---|"]
     rows = [Row(**{name: row[name] for name in Row._fields}) for row in record["rows"]]
-    for row, count in worst(rows, "topic"):
+    for row, count in worst([row for row in rows if row.topic.startswith(topics)], "topic"):
         limit = f"{row.limit:.3g}{'' if row.holds else ' (missed)'}"
         lines.append(f"| {row.topic} | {count} | {row.error:.2g} | {limit} |")
     return lines
 
 
 TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[str]]]] = {
-    "measured": ("README.md", "cpu.json", measured),
-    "validated": ("README.md", "validation.json", validated),
+    "excerpt": ("README.md", "cpu.json", excerpt),
+    "foretold": ("README.md", "validation.json", lambda record: validated(record, TOPICS)),
+    "measured": ("benchmarks/README.md", "cpu.json", measured),
+    "validated": ("benchmarks/README.md", "validation.json", validated),
     "predicted": ("benchmarks/README.md", "cpu.json", predicted),
     "tried": ("benchmarks/README.md", "cpu.json", tried),
     "solvers": ("benchmarks/README.md", "solvers.json", solvers.table),

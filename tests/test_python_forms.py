@@ -12,7 +12,7 @@ from oracles import RULES, assert_same_bits, rest, update
 
 import fastmomentum as fm
 from fastmomentum import backends
-from fastmomentum.backends import cpu, headers, norms
+from fastmomentum.backends import cpu, headers, norms, trees
 
 
 def views_in_python(kinds):
@@ -31,20 +31,26 @@ def spans_in_python(arrays):
     return tuple(x for start, a in zip(starts, arrays, strict=True) for x in (start, start + a.nbytes))
 
 
-def add_rows_in_python(lanes, values, rows):
-    for row in values[: rows * norms.LANES].reshape(rows, norms.LANES).astype(np.float64):
-        lanes += row * row
+def add_rows_in_python(pairs, together):
+    def add_rows(lanes, arrays, rows):
+        doubles = [array[: rows * trees.LANES].astype(np.float64) for array in arrays]
+        for k, (one, other) in enumerate(pairs):
+            for row in (doubles[one] * doubles[other]).reshape(rows, trees.LANES):
+                lanes[k * trees.LANES : (k + 1) * trees.LANES] += row
+
+    return add_rows
 
 
 @pytest.fixture(autouse=True)
 def in_python(monkeypatch):
     monkeypatch.setattr(backends, "_kept", {})
-    for module in (cpu, norms):
+    for module in (cpu, trees):
         monkeypatch.setattr(module, "compiled", lambda function, signature: function)
         monkeypatch.setattr(module, "make_views", views_in_python)
-    monkeypatch.setattr(cpu, "to_fixed_tuple", lambda row, length: tuple(row[:length]))
+    for module in (cpu, norms):
+        monkeypatch.setattr(module, "to_fixed_tuple", lambda row, length: tuple(row[:length]))
     monkeypatch.setattr(cpu, "spans", spans_in_python)
-    monkeypatch.setattr(norms, "_add_rows", add_rows_in_python)
+    monkeypatch.setattr(trees, "_make_add_rows", add_rows_in_python)
     monkeypatch.setattr(headers, "_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
     monkeypatch.setattr(headers, "_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
 
@@ -108,10 +114,24 @@ def test_the_norm_in_python_is_the_reference_s():
     found = []
     for backend in ("cpu", "numpy"):
         rng = np.random.default_rng(23)
-        params = [np.zeros(100), np.zeros(33), np.zeros(norms.CHUNK + 5)]
+        params = [np.zeros(100), np.zeros(33), np.zeros(trees.CHUNK + 5)]
         opt = fm.Momentum(params, lr=1.0, max_norm=0.5, backend=backend)
         opt.step([rng.standard_normal(p.size) for p in params])
         with pytest.raises(TypeError, match="grads"):
             opt.step([np.ones(100, np.float32), None, None])
         found.append(np.concatenate(params))
     assert_same_bits(*found)
+
+
+@pytest.mark.parametrize("rule", ["pytorch", "heavy_ball", "aggmo"])
+def test_what_a_trace_measures_in_python_is_the_reference_s(rule):
+    rng = np.random.default_rng(4)
+    grads, traces = [rng.standard_normal(70).astype(np.float32) for _ in range(3)], []
+    for backend in ("cpu", "numpy"):
+        opt = fm.Momentum(np.ones(70, np.float32), rule=rule, lr=0.1, backend=backend)
+        traces.append(opt.trace())
+        for grad in grads:
+            opt.step(grad)
+    for name in ("velocity", "gradient", "cosine", "step"):
+        assert_same_bits(getattr(traces[0], name), getattr(traces[1], name))
+    assert traces[0].step.all()
