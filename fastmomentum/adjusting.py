@@ -14,7 +14,31 @@ class Adjustable:
 
     @property
     def lr(self) -> Any:
-        """The learning rate of the next update, a list where groups differ; may be set, to a function too."""
+        """The learning rate of the next update, a list where groups differ; may be set, to a function too.
+
+        What a new one does to a run that has velocity, at once and without ``correct=True``:
+
+        - pytorch, ema and their Nesterov forms, aggmo, quasi_hyperbolic, ema_corrected: the velocity holds gradients,
+          and all of it goes on at the new rate.
+        - classical and classical_nesterov: the velocity holds lr·g, and goes on at the old rate until it has died out
+          (a share μ^n is left after n updates); only new gradients get the new one.
+        - heavy_ball and nesterov_positions: as classical; it is p − q that holds lr·g.
+        - sgd, signum, lion: nothing is kept that lr was multiplied with.
+
+        With ``correct=True`` the second and third go over to the new rate as the first do.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> for correct in (False, True):
+        ...     opt = fm.Momentum(np.zeros(1), rule="classical", lr=1.0, momentum=0.5, correct=correct)
+        ...     opt.step(np.ones(1))
+        ...     opt.lr = 0.25
+        ...     opt.step(np.zeros(1))
+        ...     print(opt.params)
+        [-1.5]
+        [-1.125]
+        """
         return self._setting("lr")
 
     @lr.setter

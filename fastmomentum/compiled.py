@@ -129,7 +129,7 @@ class CompiledLaunch(HostLaunch):
         """See :class:`HostLaunch`."""
         if self._looks is None:
             self._motions = np.zeros((len(self._jobs), WIDTH))
-            self._looks = self._sums_by(_look_kernel, self._motions, WIDTH * LANES + 3 * BLOCK)
+            self._looks = self._sums_by(_look_kernel, self._motions, WIDTH * LANES + 3 * BLOCK // 8)
         self._motions[:] = 0.0
         if not self._looks.attempt(grads):
             return None

@@ -40,8 +40,9 @@ WIDTH = len(Motion._fields)
 PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (1, 2), (3, 3), (4, 4))
 """Which of v, g, p⁺ − p, v⁺ and p are multiplied in the fields of a Motion."""
 
-BLOCK = 1024
-"""Elements whose v, p⁺ − p and v⁺ lie in scratch until their products are added: few enough for the first cache."""
+BLOCK = 2048
+"""Bytes of v, p⁺ − p and v⁺ that lie in scratch until their products are added. Measured at 10⁷ elements: a quarter to
+a half of the time of a look is won over four times as much, after which memory has stood idle for too long."""
 
 
 def make_motion(rule: Update, wrap: Wrap = as_it_is) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ def make_add_motion(rule: Update, dtype: np.dtype[Any]) -> Any:
     In two turns, block by block: one loop over the elements that LLVM vectorises, as it does the update's, then rows of
     products, eight lanes of all seven sums at once (what 32 registers hold).
     """
-    arrays, taken, kind = 1 + len(rule.state), len(rule.hyper), dtype.type
+    arrays, taken, kind, block = 1 + len(rule.state), len(rule.hyper), dtype.type, BLOCK // dtype.itemsize
     motion, add = make_motion(rule, register_jitable), make_add(PAIRS, 8)
     load, cut = make_load(arrays), make_cut(arrays + 1)
 
@@ -37,9 +37,9 @@ def make_add_motion(rule: Update, dtype: np.dtype[Any]) -> Any:
     def add_motion(lanes: Any, chunk: Any, hyper: Any) -> None:
         row = to_fixed_tuple(hyper, taken)
         spare = lanes[WIDTH * LANES :].view(kind)
-        v, moved, left = spare[:BLOCK], spare[BLOCK : 2 * BLOCK], spare[2 * BLOCK : 3 * BLOCK]
-        for start in range(0, chunk[0].size, BLOCK):
-            part = cut(chunk, start, min(start + BLOCK, chunk[0].size))
+        v, moved, left = spare[:block], spare[block : 2 * block], spare[2 * block : 3 * block]
+        for start in range(0, chunk[0].size, block):
+            part = cut(chunk, start, min(start + block, chunk[0].size))
             g, p = part[arrays], part[0]
             fill(v[: g.size], moved[: g.size], left[: g.size], part[:arrays], g, row)
             add(lanes, (v[: g.size], g, moved[: g.size], left[: g.size], p))
