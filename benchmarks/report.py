@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import solvers
+from benchmarks import solvers, tracing
 from benchmarks.summary import Summary, headlines, regimes
 from fastmomentum.validation.rows import Row, worst
 
@@ -103,6 +103,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[str]]]] = {
     "validated": ("benchmarks/README.md", "validation.json", validated),
     "predicted": ("benchmarks/README.md", "cpu.json", predicted),
     "tried": ("benchmarks/README.md", "cpu.json", tried),
+    "traced": ("benchmarks/README.md", "tracing.json", tracing.traced),
     "solvers": ("benchmarks/README.md", "solvers.json", solvers.table),
 }
 """What stands between marks of this name: in which file, from which record, and how it is written."""

@@ -23,9 +23,8 @@ def compared(rule: str, elements: int, dtype: str, rounds: int) -> dict[str, Any
     """Both sides on arrays of their own optimisers, in turn."""
     rng = np.random.default_rng(0)
     grad = rng.standard_normal(elements).astype(dtype)
-    sides = {
-        name: fm.Momentum(np.ones(elements, dtype), rule=rule, lr=1e-3) for name in ("plain", "recorded", "stopped")
-    }
+    made = partial(fm.Momentum, rule=rule, lr=1e-3)
+    sides = {name: made(np.ones(elements, dtype)) for name in ("plain", "recorded", "stopped")}
     sides["recorded"].trace()
     sides["stopped"].trace().stop()
     seconds = alternate({name: partial(opt.step, grad) for name, opt in sides.items()}, rounds)
@@ -41,14 +40,10 @@ def compared(rule: str, elements: int, dtype: str, rounds: int) -> dict[str, Any
 def traced(record: dict[str, Any]) -> list[str]:
     """Case by case, on what machine."""
     lines = [f"{record['processor']}; {record['date']}; one thread; median of {record['rounds']}.", ""]
-    lines += [
-        "| case | a recorded step over a plain one | the same in bytes | with the trace stopped |",
-        "|---|---|---|---|",
-    ]
-    return lines + [
-        f"| {each['case']} | {each['measured']:.2f} | {each['bytes']:.2f} | {each['off']:.2f} |"
-        for each in record["cases"]
-    ]
+    lines += ["| case | recorded over plain | the same in bytes | stopped over plain |", "|---|---|---|---|"]
+    for each in record["cases"]:
+        lines.append(f"| {each['case']} | {each['measured']:.2f} | {each['bytes']:.2f} | {each['off']:.2f} |")
+    return lines
 
 
 def main() -> None:
