@@ -16,6 +16,8 @@ from fastmomentum.ranges import ABOVE_ZERO, Range
 from fastmomentum.records import Update
 
 Array = npt.NDArray[Any]
+REST = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}
+"""How users make a state at rest."""
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -170,17 +172,24 @@ def _plain(name: str, value: object) -> Array:
         return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. "
-            "numpy.array(..., dtype=numpy.float32) makes one"
+            f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. {way_to_one(value)}"
         )
     return np.asarray(value)
+
+
+def way_to_one(value: object) -> str:
+    """How an array is had from what came."""
+    if hasattr(value, "detach"):
+        return "Of a torch tensor on the host .detach().numpy() is one, on the same memory"
+    return "numpy.array(..., dtype=numpy.float32) makes one"
 
 
 def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
     dtype = value.dtype
     if dtype not in DTYPES:
         order = "" if dtype.isnative else " in another byte order than this machine's"
-        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}")
+        way = ".astype(numpy.float32) makes one"
+        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}. {way}")
     if like is not None and dtype != like.dtype:
         raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype}")
     if like is not None and value.shape != like.shape:
@@ -213,7 +222,8 @@ def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
-        meaning = f" ({', '.join(slots)}), like param in dtype and shape" if slots else ""
+        rests = [f"{slot} ({REST[at]} at rest)" for slot, at in rule.state]
+        meaning = f", like param in dtype and shape: {', '.join(rests)}" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {shown(value)}")
     return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
 

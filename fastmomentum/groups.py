@@ -1,6 +1,6 @@
 """Parameter groups: which arrays an optimiser updates, and with which settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -126,6 +126,8 @@ def _held(name: str, value: Any) -> Any:
     """
     if name in SCHEDULED and not isinstance(value, float | int) and is_on_device(value):
         return scalars.DeviceScalar(scalars.view(name, value))
+    if name in SCHEDULED and isinstance(value, type):
+        raise TypeError(f"{name}: expected a number or a function of the step; got the class {value.__name__} itself")
     return checks.held(value)
 
 
@@ -139,6 +141,11 @@ class Layout(NamedTuple):
     single: bool
 
 
+def _listed(params: Any) -> Any:
+    """What can be read but once, as a list: a generator, or the values of a dict."""
+    return list(params) if isinstance(params, Iterator | ValuesView) else params
+
+
 def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
     """Arrays, their names in messages, and groups, from what the user passed as `params`.
 
@@ -150,10 +157,11 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
     """
     if is_array(params):
         return Layout([params], ["params"], [Group(shared)], [0], True)
+    params = _listed(params)
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence of arrays, or a sequence of dicts with 'params'; "
-            f"got {checks.shown(params)}"
+            f"got {checks.shown(params)}. {checks.way_to_one(params)}"
         )
     if not len(params):
         raise ValueError("params: expected at least one array; got none")
@@ -168,9 +176,7 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
         for name in WHOLE:
             if name in entry:
                 raise TypeError(f"{where}: {name} is expected of the optimiser as a whole; got it in a group")
-        mine = entry["params"]
-        if is_array(mine):
-            mine = [mine]
+        mine = [entry["params"]] if is_array(entry["params"]) else _listed(entry["params"])
         if not isinstance(mine, Sequence) or isinstance(mine, str):
             raise TypeError(f"{where}['params']: expected an array or a sequence of them; got {checks.shown(mine)}")
         settings = {name: value for name, value in entry.items() if name != "params"}

@@ -393,3 +393,32 @@ def test_a_dtype_object_of_its_own_is_no_other_dtype():
     opt.step(g)
     fm.step(p, np.zeros(3, F4), g, lr=1.0)
     np.testing.assert_array_equal(p, -2.0)
+
+
+def test_messages_say_what_to_do():
+    """The errors of a newcomer, each with the way out."""
+    torch = pytest.importorskip("torch")
+    p, g = np.ones(3), np.ones(3)
+    for call, says in (
+        (lambda: fm.step([1.0, 2.0, 3.0], None, g, lr=0.1), "numpy.array(..., dtype=numpy.float32) makes one"),
+        (lambda: fm.step(np.ones(3, int), None, g, lr=0.1), "got int64. .astype(numpy.float32) makes one"),
+        (lambda: fm.step(p, None, g, lr=0.1), "velocity (numpy.zeros_like(param) at rest); got None"),
+        (lambda: fm.step(p, None, g, lr=0.1, rule="heavy_ball"), "previous (param.copy() at rest); got None"),
+        (
+            lambda: fm.Momentum(torch.nn.Parameter(torch.ones(3)), lr=0.1),
+            ".detach().numpy() is one, on the same memory",
+        ),
+        (lambda: fm.Momentum(p, lr=0.1).step(torch.ones(3)), ".detach().numpy() is one, on the same memory"),
+        (lambda: fm.Momentum(p, lr=fm.schedules.Nesterov), "got the class Nesterov itself"),
+        (lambda: fm.Momentum(np.ones((2, 3)).T, lr=0.1), "numpy.ascontiguousarray"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as raised:
+            call()
+        assert says in str(raised.value)
+
+
+def test_parameters_may_come_from_a_generator_or_a_dict_s_values():
+    arrays = {"w": np.ones(3), "b": np.ones(2)}
+    for params in (arrays.values(), iter(arrays.values()), [{"params": (a for a in arrays.values())}]):
+        opt = fm.Momentum(params, lr=0.1)
+        assert all(ours is theirs for ours, theirs in zip(opt.params, arrays.values(), strict=True))
