@@ -16,8 +16,7 @@ from fastmomentum.ranges import ABOVE_ZERO, Range
 from fastmomentum.records import Update
 
 Array = npt.NDArray[Any]
-REST = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}
-"""How users make a state at rest."""
+REST = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}  # how users make it
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
