@@ -4,10 +4,12 @@ The public names are loaded when they are first used: importing the package impo
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastmomentum import jit, rules, schedules, stages, theory
+    from fastmomentum import plots as plots
     from fastmomentum.averaging import averaged
     from fastmomentum.backends.threads import set_threads
     from fastmomentum.chains import chain
@@ -65,7 +67,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _home:
         value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
-    elif name in __all__:
+    elif name in __all__ or name == "plots":  # which __all__ leaves out: import * goes without matplotlib
         value = import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -74,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return __all__ if find_spec("matplotlib") is None else sorted([*__all__, "plots"])
