@@ -26,6 +26,9 @@ DASHES = ("-", "--", "-.", ":", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 
 MARKERS = "osD^vP*X"
 
+WIDEST, NARROWEST = 4.5, 1.3
+"""Widths of the first of many lines, and of the last."""
+
 BELOW = 4.2
 """How far below the axis, in heights of its letters, there is room beneath tick labels and axis label."""
 
@@ -41,6 +44,11 @@ class Style(NamedTuple):
 def styles(count: int) -> Iterator[Style]:
     """So many of them, always the same."""
     return islice(map(Style, cycle(COLOURS), cycle(DASHES), cycle(MARKERS)), count)
+
+
+def widths(count: int) -> Floats:
+    """So many line widths: the first lies below, and shows on both sides of a later one upon it."""
+    return np.linspace(min(1.8 + 0.3 * (count - 1), WIDEST), 1.8 if count == 1 else NARROWEST, count)
 
 
 def axis_of(ax: object) -> Axes:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fastmomentum import checks
-from fastmomentum.plots.axes import Floats, axis_of, curve, labelled, legend, positive, styles
+from fastmomentum.plots.axes import Floats, axis_of, curve, labelled, legend, positive, styles, widths
 from fastmomentum.ranges import ABOVE_ZERO
 
 DOTS = 40
@@ -17,6 +17,8 @@ DOTS = 40
 
 def losses(curves: Mapping[str, Any], ax: Axes | None = None, *, times: Mapping[str, Any] | None = None) -> Axes:
     """Loss over steps, or over seconds, on a logarithmic axis.
+
+    Curves are drawn the wider the earlier they come, so that several upon one another can be told apart.
 
     Parameters
     ----------
@@ -196,9 +198,9 @@ def _prepare(axis: Axes, across: str, up: str) -> None:
 
 def _lines(axis: Axes, at: Mapping[str, Floats], curves: Mapping[str, Floats]) -> list[Line2D]:
     found: list[Line2D] = []
-    for (label, values), style in zip(curves.items(), styles(len(curves))):
+    for (label, values), style, width in zip(curves.items(), styles(len(curves)), widths(len(curves))):
         alone = style.marker if values.size == 1 else None
-        look = {"color": style.color, "linestyle": style.linestyle, "marker": alone, "linewidth": 1.8}
+        look = {"color": style.color, "linestyle": style.linestyle, "marker": alone, "linewidth": width}
         found += axis.plot(at[label], values, label=label, **look)
     return found
 

@@ -8,15 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fastmomentum import checks
-from fastmomentum.plots.axes import Floats, axis_of, labelled, legend, numbers, styles
+from fastmomentum.plots.axes import Floats, axis_of, labelled, legend, numbers, styles, widths
 from fastmomentum.ranges import ABOVE_ZERO
 
 POINTS = 201
 """Of the grid on which the function is taken, along each axis."""
 
 CONTOURS = 12
-WIDEST, NARROWEST = 4.5, 1.3
-"""Widths of the first and the last path: the first lies below, and shows on both sides of a later one upon it."""
 
 
 def trajectories(
@@ -82,8 +80,7 @@ def trajectories(
     axis = axis_of(ax)
     _contours(axis, x, y, z)
     handles = []
-    widths = np.linspace(WIDEST if len(runs) > 1 else 2.0, NARROWEST, len(runs))
-    for (label, each), style, width in zip(runs.items(), styles(len(runs)), widths):
+    for (label, each), style, width in zip(runs.items(), styles(len(runs)), widths(len(runs))):
         for run in each:
             look = {"color": style.color, "linestyle": style.linestyle, "linewidth": width}
             (line,) = axis.plot(

@@ -46,7 +46,8 @@ def rates(
     kappa : float, optional
         κ ≥ 1, for the tuned line.
     widest : float, optional
-        The greatest αh > 0; by default what is stable with β = 0.9, or tuned, and a sixth more.
+        The greatest αh > 0; by default a sixth beyond what is stable with β = 0 or 0.9 (up to three times what
+        is with 0), and beyond what is tuned.
     **hyper
         What else the rule declares, and the options of :func:`fastmomentum.step`.
 
@@ -77,9 +78,10 @@ def rates(
     k = None if kappa is None else checks.number("kappa", kappa, AT_LEAST_ONE)
     tuned = None if k is None else theory.optimal(1.0, k, rule=rule, **hyper)
     if widest is None:
-        stable = float(theory.max_stable_lr(0.9, 1.0, rule=rule, **hyper))
-        ends = [stable] if tuned is None or k is None else [stable, tuned.lr * k]
-        edge = 7.0 / 6.0 * max(ends) if 0.0 < max(ends) < np.inf else 4.5
+        edge = _edge(
+            theory.max_stable_lr([0.0, 0.9], 1.0, rule=rule, **hyper),
+            0.0 if tuned is None or k is None else tuned.lr * k,
+        )
     else:
         edge = checks.number("widest", widest, ABOVE_ZERO)
     ah, beta = np.linspace(edge / RATES, edge, RATES), np.linspace(0.0, HIGHEST, MOMENTA)
@@ -104,6 +106,11 @@ def rates(
     if handles:
         legend(axis, handles, below=True)
     return axis
+
+
+def _edge(stable: Floats, tuned: float) -> float:
+    plain, heavy = (float(each) if np.isfinite(each) else 0.0 for each in stable)
+    return 7.0 / 6.0 * max(plain, min(heavy, 3.0 * plain), tuned) or 4.5
 
 
 def _critical(axis: Axes, found: Known) -> list[Line2D]:

@@ -102,7 +102,7 @@ def throughput(
         look = {"color": "#666666", "linestyle": (0, (1, 1)), "linewidth": 2.0, "zorder": 1}
         handles += axis.plot([case.elements for case, _ in bounded], values, label="ceiling: fastest stream", **look)
     on = "" if counted is None else f", {counted} thread{'s' * (counted > 1)}"
-    axis.set(xlabel=f"size of the array [elements of {dtype}{on}]", ylabel=UNITS[unit])
+    axis.set(xlabel=f"size [{dtype} elements]{on}", ylabel=UNITS[unit])
     axis.grid(alpha=0.3)
     legend(axis, handles)
     return axis
