@@ -254,6 +254,8 @@ def test_trajectories_take_any_function_and_leave_gaps_where_a_run_left_the_numb
     np.testing.assert_array_equal(lines(axis)["gone"].get_xydata(), path)
     np.testing.assert_array_equal(lines(axis)["minimum"].get_xydata(), [[0.1, 0.0]])
     png(axis.figure)
+    path[1] = 1e308, -1e308
+    png(fm.plots.trajectories((2, 20), {"gone": path}).figure)
     flat = fm.plots.trajectories(lambda x, y: 0 * x, {"still": [[0.0, 0.0]]})
     assert "minimum" not in lines(flat)
     assert not any(isinstance(each, QuadContourSet) for each in flat.collections)

@@ -16,6 +16,9 @@ POINTS = 201
 
 CONTOURS = 12
 
+FARTHEST = 1e100
+"""Coordinates beyond it do not widen the picture: squares of them are no numbers any more."""
+
 
 def trajectories(
     function: Callable[[Floats, Floats], Any] | Sequence[float],
@@ -69,7 +72,7 @@ def trajectories(
     if minimum is not None:
         lowest = _pair("minimum", minimum)
     every = np.concatenate([each.reshape(-1, 2) for each in runs.values()] + ([] if lowest is None else [[lowest]]))
-    seen = every[np.isfinite(every).all(axis=1)]
+    seen = every[(np.abs(every) < FARTHEST).all(axis=1)]
     if not len(seen):
         raise ValueError("paths: expected a finite point somewhere; got none")
     low, high = seen.min(axis=0), seen.max(axis=0)
@@ -130,9 +133,10 @@ def _values(f: Callable[[Floats, Floats], Any], x: Floats, y: Floats) -> Floats:
 
 def _contours(axis: Axes, x: Floats, y: Floats, z: Floats) -> None:
     finite = z[np.isfinite(z)]
-    if finite.size and finite.max() > finite.min():
-        share = (np.arange(1, CONTOURS) / CONTOURS) ** 2
-        levels = finite.min() + (finite.max() - finite.min()) * share
+    with np.errstate(over="ignore"):
+        span = np.ptp(finite) if finite.size else 0.0
+    if 0.0 < span < np.inf:
+        levels = finite.min() + span * (np.arange(1, CONTOURS) / CONTOURS) ** 2
         axis.contour(x, y, np.ma.masked_invalid(z), levels, colors="#aaaaaa", linewidths=0.7)
 
 
