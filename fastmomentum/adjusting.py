@@ -61,9 +61,7 @@ class Adjustable:
         return values[0] if same else values
 
     def _set(self, name: str, value: Any) -> None:
-        groups = self._engine.groups
-        values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * len(groups), len(groups))
-        changed = [group.replace(**{name: mine}) for group, mine in zip(groups, values)]
-        self._engine.check_groups(changed, self._engine.time)
+        count = len(self._engine.groups)
+        values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
         with free(self._engine.lock):
-            self._engine.adjust(changed)
+            self._engine.adjust(name, values)

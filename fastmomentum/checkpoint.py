@@ -63,31 +63,19 @@ def unpack(saved: Mapping[str, Any], engine: Engine) -> None:
     TypeError, ValueError
         If it does not fit; the message lists all differences, and nothing has been changed.
     """
-    check_fits(saved, like=pack(engine))
-    skip = checks.switch("skip_nonfinite", saved["skip_nonfinite"])
-    groups = [_continued(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
-    for name in WHOLE:
-        if len({repr(group.settings.get(name)) for group in groups}) > 1:
-            raise ValueError(f"state_dict: expected one {name} for all groups; got several")
-    if any(group.update.state != engine.update.state for group in groups):
-        raise ValueError(
-            "state_dict: expected the state of this optimiser's rule; got lookahead where it has none, or none"
-        )
-    resets = list(saved["resets"])
-    engine.check_groups(groups, saved["steps"] - began(check_restart(groups), resets))
-    before = engine.steps, engine.skipped, engine.skip_nonfinite, engine.resets
     with free(engine.lock):
-        engine.check_arrays()
-        engine.steps, engine.skipped, engine.skip_nonfinite = saved["steps"], saved["skipped"], skip
-        engine.resets = resets
-        try:
-            engine.take_groups(groups)
-        except BaseException:
-            engine.steps, engine.skipped, engine.skip_nonfinite, engine.resets = before
-            raise
-        engine.held.write(saved["state"])
-        engine.loads += 1
-        engine.started, engine.value = list(saved["started"]), saved.get("value")
+        check_fits(saved, like=pack(engine))
+        skip = checks.switch("skip_nonfinite", saved["skip_nonfinite"])
+        groups = [_continued(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
+        for name in WHOLE:
+            if len({repr(group.settings.get(name)) for group in groups}) > 1:
+                raise ValueError(f"state_dict: expected one {name} for all groups; got several")
+        if any(group.update.state != engine.update.state for group in groups):
+            raise ValueError(
+                "state_dict: expected the state of this optimiser's rule; got lookahead where it has none, or none"
+            )
+        engine.check_groups(groups, saved["steps"] - began(check_restart(groups), saved["resets"]))
+        engine.load(saved, groups, skip)
 
 
 def _continued(group: Group, saved: Mapping[str, Any]) -> Group:

@@ -36,7 +36,10 @@ class Engine(Kept):
                 self._stream = stream
             quick = self._quick
             if quick is None or len(grads) != self._count or not quick(grads):
-                self._step_anew(checks.sequence("grads", grads, self._count))
+                try:
+                    self._step_anew(checks.sequence("grads", grads, self._count))
+                finally:
+                    self.finish()
 
     def _run(self, grads: list[Any]) -> bool:
         """Count an update, done or skipped; or answer False, with nothing written, if it cannot be."""
@@ -47,17 +50,17 @@ class Engine(Kept):
     def _step_anew(self, grads: list[Any]) -> None:
         """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
         self._quick = None
-        if self._owed is not None:
-            self.finish()
-            self._owed = None  # of a step that was refused
+        self.finish()
+        self._owed = None  # of a step that was refused
         active = [grad is not None for grad in grads]
         scheduled = any(group.scheduled for group in self.groups)
+        follows = scheduled or self.restart is not None
         rows = Rows(self.groups, self.time if scheduled else 0)  # a device may have to be waited for to know it
         first = self._at_first_step(active, rows)
-        if scheduled:
+        if follows:
             idle = [i for i, a in enumerate(active) if not a]
             moved = self._moved(idle, self.groups, self.time + 1)
-            self._owed = self.steps + 1, partial(self._leave, idle, moved)
+            self._owed = self.steps + 1, partial(self._follow, idle, moved)
         # Whether a device left the update out is asked only where what follows depends on it.
         tells = self.skip_nonfinite and (self.backend != "cuda" or bool(first) or scheduled)
         before = self.skipped if tells else 0
@@ -68,14 +71,13 @@ class Engine(Kept):
         if tells and self.skipped != before:
             return
         self.started = [started or a for started, a in zip(self.started, active)]
-        if scheduled:
-            self.finish()
-        if self.restart is not None:
-            self._restart_if_due()
-        elif usual and any(active) and not first and not scheduled:
+        if usual and any(active) and not first and not follows:
             self._quick = self._run if self._measures else self._launch.run
 
-    def _restart_if_due(self) -> None:
+    def _follow(self, idle: Sequence[int], moved: Sequence[tuple[Any, Any]]) -> None:
+        """What comes with an update: arrays that were no part of it go over to the next, and a restart may be due."""
+        self._put(moved)
+        self.look_ahead(idle)
         reason = reason_for(self.restart, self.groups, self.time, self.slope)
         if reason:
             resets = [*self.resets, (self.steps, reason, WHOLE)]
@@ -100,10 +102,9 @@ class Engine(Kept):
 
     def _build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays; make the table of them; return the gradients as plain arrays."""
-        self.finish()
         plain, written = self.held.look(grads)
         jobs = [Job(self.held.arrays(i), self.groups[group].update, group) for i, group in enumerate(self.group_of)]
-        self._active, self._quick = [], None
+        self._active, self._quick, self._watched = [], None, False  # until all is made: counts have left the old launch
         self._launch = make_launch(self.backend, jobs, written, self._progress, self.threads, self.held.device)
         self._launch.use(self._stream)
         self._launch.watch(self.observers)

@@ -1,6 +1,6 @@
 """What an optimiser keeps between its steps, and every change of it but the steps themselves."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -10,14 +10,15 @@ from fastmomentum.backends.threads import default
 from fastmomentum.compose import Chain
 from fastmomentum.groups import Group, Layout
 from fastmomentum.holdings import ALL_ROWS, Holdings
-from fastmomentum.launch import Launch, Observer
+from fastmomentum.launch import Observer
 from fastmomentum.lookahead import LookAhead
 from fastmomentum.progress import Progress
 from fastmomentum.records import Update
 from fastmomentum.restarts import GRADIENT, Slope, began, check_restart
+from fastmomentum.wholeness import Whole
 
 
-class Kept:
+class Kept(Whole):
     """Parameters, their state and settings.
 
     Attributes
@@ -53,16 +54,14 @@ class Kept:
     """
 
     _stream: Any = None
-    _owed: tuple[int, Callable[[], None]] | None = None  # what is to be done, whole, once there are so many steps
     restart: str | int | None = None
     _began = 0
     value: float | None = None
     loads = changes = 0
     observer: Observer | None = None
     slope: Slope | None = None
-    _launch: Launch
     _active: list[bool]
-    _quick: Callable[[list[Any]], bool] | None
+    _watched: bool
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
@@ -128,8 +127,11 @@ class Kept:
         self.resets = list(resets)
         self._began = began(self.restart, self.resets)
 
-    def adjust(self, groups: list[Group]) -> None:
-        """Use these settings, which have been checked, from the next update on; with correct=True state follows lr."""
+    def adjust(self, name: str, values: Sequence[Any]) -> None:
+        """Use these values, one a group, from the next update on; with correct=True state follows lr."""
+        self.finish()
+        groups = [group.replace(**{name: value}) for group, value in zip(self.groups, values)]
+        self.check_groups(groups, self.time)
         moved = self._moved(range(self._count), groups, self.time)
         if moved:
             self.check_arrays()
@@ -153,13 +155,23 @@ class Kept:
                 found += self.held.moved(i, before.update, lr, lr_next)
         return found
 
+    def load(self, saved: Mapping[str, Any], groups: list[Group], skip: bool) -> None:
+        """Go on from a saved state, which has been checked, with these settings."""
+        self.check_arrays()
+        self._carry_out(partial(self._load, saved, groups, skip))
+
+    def _load(self, saved: Mapping[str, Any], groups: list[Group], skip: bool) -> None:
+        self.loads += 1
+        self.steps, self.skipped, self.skip_nonfinite = saved["steps"], saved["skipped"], skip
+        self.resets, self.started, self.value = list(saved["resets"]), list(saved["started"]), saved.get("value")
+        self.take_groups(groups)
+        self.held.write(saved["state"])
+
     def report(self, value: float, record: tuple[int, str, str]) -> bool:
         """Restart, with this record, if the objective has risen."""
         risen = self.value is not None and value > self.value
         if risen:
-            self.check_arrays()
-            resets = [*self.resets, record]
-            self._carry_out(partial(self._rest, range(self._count), ALL_ROWS, resets))
+            self.reset(range(self._count), ALL_ROWS, record)
         self.value = value
         return risen
 
@@ -168,32 +180,27 @@ class Kept:
         """Who watches every update."""
         return [observer for observer in (self.slope, self.observer) if observer is not None]
 
-    def watch(self, observer: Observer | None) -> None:
-        """Have every update observed from now on, or by nobody."""
-        self._have_watched(observer, self.slope)
+    def check_watchable(self, asked: str) -> None:
+        """Refuse what is to watch updates, and is called so, where these are not waited for."""
+        if self.backend == "cuda":
+            raise TypeError(f"{asked}: expected arrays on the host; got some on a device, where no step is waited for")
 
-    def _have_watched(self, observer: Observer | None, slope: Slope | None) -> None:
-        before = self.observer, self.slope
+    def watch(self, observer: Observer | None, slope: Slope | None) -> None:
+        """Have every update observed by these from now on."""
         self.observer, self.slope = observer, slope
-        try:
-            self._launch.watch(self.observers)
-        except BaseException:
-            self.observer, self.slope = before
-            raise
+        self._launch.watch(self.observers)
         self._active, self._quick = [], None
-
-    def _carry_out(self, action: Callable[[], None]) -> None:
-        """Do, whole, what may be done twice: where a signal interrupts it, whatever comes next begins with it."""
-        self._quick, self._owed = None, (0, action)
-        self.finish()
 
     def check_arrays(self) -> None:
         """Refuse, before several are written, if one cannot be."""
+        self.finish()
         self._build([None] * self._count)
         self._owed = None  # of a step that was refused
 
     def check_groups(self, groups: Sequence[Group], step: int) -> None:
         """Refuse settings that the kernel of some array could not take at this step."""
+        if check_restart(groups) == GRADIENT:
+            self.check_watchable("restart")
         used = {(number, param.dtype) for number, param in zip(self.group_of, self.held.params)}
         for number, group in enumerate(groups):
             if self.backend != "cuda":
@@ -204,16 +211,11 @@ class Kept:
 
     def take_groups(self, groups: list[Group]) -> None:
         """Use these settings, which have been checked."""
-        before, self.groups = self.groups, groups
-        if [group.update.structure for group in groups] != [group.update.structure for group in before]:
-            try:
-                self._build([None] * self._count)
-            except BaseException:
-                self.groups = before
-                raise
-        self._quick = None
+        if [group.update.structure for group in groups] != [group.update.structure for group in self.groups]:
+            self._watched = False  # the next step makes its calls anew
+        self.groups, self._quick = groups, None
         if (restart := check_restart(groups)) != self.restart:
-            self._have_watched(self.observer, Slope() if restart == GRADIENT else None)
+            self.watch(self.observer, Slope() if restart == GRADIENT else None)
             self.restart = restart
         self.take_resets(self.resets)
         limit = groups[0].settings.get("max_norm")
@@ -221,22 +223,9 @@ class Kept:
         self._measures = self.skip_nonfinite or self._max_norm is not None
         self.look_ahead(range(self._count))
 
-    def _leave(self, idle: Sequence[int], moved: Sequence[tuple[Any, Any]]) -> None:
-        """Take over to the next update the arrays that were not part of the last."""
-        self._put(moved)
-        self.look_ahead(idle)
-
     def look_ahead(self, which: Iterable[int]) -> None:
         """Put the points of these arrays where the momentum of the next update will carry them."""
         rule = self.update.rule if isinstance(self.update, Chain) else self.update
         if isinstance(rule, LookAhead):
             groups = [self.groups[number] for number in self.group_of]
             self.held.look_ahead(which, rule, groups, self.time, self._stream)
-
-    def finish(self) -> None:
-        """Do what signals may have left of a step, or of what :meth:`_carry_out` was to do."""
-        if "_launch" in self.__dict__:
-            self._launch.finish()
-        if self._owed is not None and self.steps >= self._owed[0]:
-            self._owed[1]()
-            self._owed = None

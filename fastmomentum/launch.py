@@ -68,15 +68,7 @@ class Launch(Protocol):
 
 
 class Observer(Protocol):
-    """What watches updates.
-
-    Attributes
-    ----------
-    asked : str
-        What it is called where it was asked for.
-    """
-
-    asked: str
+    """What watches updates."""
 
     def begin(self, grads: list[Any], launch: "HostLaunch") -> Callable[[], None] | None:
         """Look before an update; what is to be done when it is done, or None if it cannot be."""

@@ -52,21 +52,19 @@ def began(restart: str | int | None, resets: Sequence[tuple[int, str, str]]) -> 
 class Slope:
     """Whether an update goes up the gradient: the sign of g·(p⁺ − p), of all arrays together."""
 
-    asked = "restart"
     rises = False
 
     def begin(self, grads: list[Any], launch: HostLaunch) -> Callable[[], None] | None:
-        """See :class:`fastmomentum.launch.Observer`."""
-        self.rises = False  # of an update that is left out, say
+        """See :class:`fastmomentum.launch.Observer`; it is known before the update, lest a signal come between."""
         motions = launch.look(grads)
         if motions is None:
             return None
-        rises = in_order(motion.slope for motion in motions.values()) > 0.0
+        self.rises = in_order(motion.slope for motion in motions.values()) > 0.0
+        return _nothing
 
-        def end() -> None:
-            self.rises = rises
 
-        return end
+def _nothing() -> None:
+    pass
 
 
 def reason_for(restart: str | int | None, groups: Sequence[Group], time: int, slope: Slope | None) -> str | None:

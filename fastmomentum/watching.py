@@ -16,8 +16,6 @@ from fastmomentum.turns import free
 class Watch:
     """What an engine calls at each update, for a trace."""
 
-    asked = "trace"
-
     def __init__(self, trace: Trace, engine: Engine) -> None:
         self._trace, self._engine = trace, engine
         self._loads, self._changes = -1, 0
@@ -119,18 +117,19 @@ class Watchable:
         (array([0., 5.]), array([5. , 2.5]), array([2.5, 2.5]))
         """
         engine, every = self._engine, checks.whole("every", every, 1)
+        engine.check_watchable("trace")
         trace = Trace(engine.update)
         trace.every, trace._groups = every, [group.settings for group in engine.groups]
         trace._told_by = engine
         watch = Watch(trace, engine)
         with free(engine.lock):
-            engine.watch(watch)
+            engine.watch(watch, engine.slope)
 
         def end() -> None:
             with free(engine.lock):
                 trace._resets, trace._told_by = trace.resets, None
                 if engine.observer is watch:
-                    engine.watch(None)
+                    engine.watch(None, engine.slope)
 
         trace._end = end
         return trace

@@ -196,3 +196,14 @@ def test_values_are_reported_to_the_function_scheme_alone():
     opt = fm.Momentum(np.ones(2), lr=0.1, restart="gradient")
     with pytest.raises(ValueError, match="restart: expected 'function'"):
         opt.report(1.0)
+
+
+def test_a_rate_that_takes_the_scheme_its_schedule_is_refused_and_nothing_is_changed():
+    lr = fm.schedules.WarmRestarts(0.5, 0.1, period=3)
+    opt = fm.Momentum(np.ones(2), lr=lr, restart="schedule")
+    opt.step(np.ones(2))
+    with pytest.raises(ValueError, match="restart: expected an lr or momentum of fastmomentum.schedules"):
+        opt.lr = 0.5
+    assert opt.lr == lr(1)
+    opt.step(np.ones(2))
+    assert opt.steps == 2
