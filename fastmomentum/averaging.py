@@ -69,7 +69,6 @@ def _followed(update: Function, follow: Function, slots: int, own: int, taken: i
 class Averaged(Composite):
     """A rule, or a chain, and slots that follow the parameter; made by :func:`averaged`."""
 
-    rule: Update
     follower: Follower
 
     @property

@@ -20,7 +20,7 @@ from itertools import combinations
 from typing import Any
 
 from fastmomentum import checks
-from fastmomentum.compose import Composite, Piece
+from fastmomentum.compose import Chain, Composite, Piece
 from fastmomentum.parts import Function, Part, Wrap, as_it_is
 from fastmomentum.ranges import ABOVE_ZERO
 from fastmomentum.records import Update
@@ -44,10 +44,14 @@ def _stretch_position(p: Any, q: Any, stretch: Any) -> Any:
     return q + stretch * (q - p)
 
 
-_SHARED: dict[str, Any] = {"defaults": {"lr_next": "lr"}, "ranges": {"lr": ABOVE_ZERO, "lr_next": ABOVE_ZERO}}
+_NEXT, _RANGES = {"lr_next": "lr"}, {"lr": ABOVE_ZERO, "lr_next": ABOVE_ZERO}
+_KEPT = {**_RANGES, "carry": ABOVE_ZERO}
+"""A carry that the dtype cannot tell from 0 would lose the velocity."""
 CARRIES = {
-    "zero": Piece(_carry_velocity, hyper=("carry",), derived={"carry": carry_over}, **_SHARED),
-    "param": Piece(_stretch_position, hyper=("stretch",), derived={"stretch": stretch_by}, **_SHARED),
+    "zero": Piece(_carry_velocity, hyper=("carry",), derived={"carry": carry_over}, defaults=_NEXT, ranges=_KEPT),
+    "param": Piece(
+        _stretch_position, hyper=("stretch",), derived={"stretch": stretch_by}, defaults=_NEXT, ranges=_RANGES
+    ),
 }
 """For each kind of rest what takes a slot over to the next lr: ``function(p, slot, number) -> slot``."""
 
@@ -67,7 +71,6 @@ def _carried(update: Function, carry: Function, at: int, slots: int, taken: int)
 class Carrying(Composite):
     """A rule of which one slot, at this place among (p, *state), goes over to the next lr; made by :func:`carrying`."""
 
-    rule: Update
     at: int
 
     @property
@@ -144,6 +147,10 @@ def carried_slots(rule: Update) -> tuple[str, ...]:
     ValueError
         If there are none such.
     """
+    if isinstance(rule, Chain) and rule.proximal:
+        raise ValueError(f"correct: expected no proximal map, whose step is no multiple of lr; got {rule}")
+    if isinstance(rule, Composite):
+        return carried_slots(rule.rule)  # what stands around a rule carries none
     if "lr" not in rule.parameters:
         return ()
     expected = [2.0 * p for p in _path(rule, 1.0, ())]

@@ -7,7 +7,7 @@ compiled code: no option is a flag inside a kernel.
 from collections.abc import Callable
 from functools import lru_cache
 
-from fastmomentum.carrying import carrying
+from fastmomentum.carrying import carried_slots, carrying
 from fastmomentum.compose import Chain, PositionRule
 from fastmomentum.lookahead import look_ahead
 from fastmomentum.records import Stage, Update
@@ -128,9 +128,8 @@ def with_options(
         raise ValueError("lookahead=True: expected nesterov=False, the folded form of the same method; got both")
     if nesterov:
         rule = _in_another_form(rule, _nesterov_form)
-    if correct and isinstance(rule, Chain) and rule.proximal:
-        raise ValueError(f"correct: expected no proximal map, whose step is no multiple of lr; got {rule}")
     if correct:
+        carried_slots(rule)  # refuses what has none to go over
         rule = _in_another_form(rule, carrying)
     if lookahead and isinstance(rule, Chain) and rule.behind:
         raise ValueError(

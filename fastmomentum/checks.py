@@ -117,7 +117,8 @@ def hyper(rule: Part, given: Mapping[str, object], dtype: np.dtype[Any]) -> tupl
     with np.errstate(over="ignore"):
         row = tuple(dtype.type(value) for value in arguments)
     for name, value, cast in zip(rule.hyper, arguments, row, strict=True):
-        if np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any()):
+        lost = np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any())
+        if lost or (name in rule.ranges and float(cast) not in rule.range_of(name)):
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
     return row
 

@@ -112,7 +112,9 @@ class Piece(Part):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Composite(Update):
-    """An update made of parts, whose hyper-parameters stand one behind the other as the parts do."""
+    """An update made of a rule and other parts, whose hyper-parameters stand one behind the other as the parts do."""
+
+    rule: Update
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -166,7 +168,6 @@ class Chain(Composite):
         What stands in front of the rule, inside it (position rules alone) and behind it.
     """
 
-    rule: Update
     before: tuple[Stage, ...] = ()
     proximal: tuple[Stage, ...] = ()
     behind: tuple[Stage, ...] = ()

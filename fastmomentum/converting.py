@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from fastmomentum import checkpoint, checks
-from fastmomentum.conventions import FORMS, NOTHING, convert, form_name
+from fastmomentum.compose import Chain
+from fastmomentum.conventions import FORMS, NESTEROV, NOTHING, convert, form_name
 from fastmomentum.engine import Engine
 from fastmomentum.groups import SCHEDULED, WHOLE, Group
 from fastmomentum.ranges import RANGES
 from fastmomentum.records import Update
+from fastmomentum.rules import find
 from fastmomentum.turns import free
 
 
@@ -47,7 +49,8 @@ class Convertible:
             The other rule, of the same method.
         **settings
             What the other is to have otherwise than this one, for all groups: nesterov and dampening, say; and lr,
-            where it is a function of the step that the other rule needs in another scale.
+            where it is a function of the step that the other rule needs in another scale. What changes the method, a
+            decay say, leaves the trajectory.
 
         Returns
         -------
@@ -59,7 +62,8 @@ class Convertible:
         TypeError, ValueError
             If there is no exact conversion, now or at later steps: where lr is a function of the step and the old
             rule's state does not follow it (see ``correct``), or momentum is one and the share of the gradient that a
-            rule takes depends on it; where an array is still to have a first step undampened.
+            rule takes depends on it; where an array is still to have a first step undampened; with a look-ahead on one
+            side alone; between chains of other stages.
 
         Notes
         -----
@@ -76,27 +80,30 @@ class Convertible:
         (array([ 1. , -0.5]), 1)
         """
         engine = self._engine
+        for name in ("params", "momentum"):
+            if name in settings:
+                raise TypeError(f"{name}: expected none, as it goes over as it is; got {checks.shown(settings[name])}")
+        shared = {name: settings.pop(name, getattr(engine, name)) for name in ("backend", "threads", "skip_nonfinite")}
         with free(engine.lock):
             saved, params = checkpoint.pack(engine), engine.held.fetch_params()
             turns = [_turned(group, rule, settings, engine) for group in engine.groups]
         for turn, started in ((turns[number], started) for number, started in zip(engine.group_of, engine.started)):
             if turn.values["dampening"] and not started:
                 raise ValueError("dampening: expected 0, as an array is still to have its first step, undampened")
-        found = self._made_anew([turn.after.settings for turn in turns])
+        found = self._made_anew([turn.after.settings for turn in turns], shared)
         ours = checkpoint.pack(found._engine)
         for number, param, slots, kept in zip(engine.group_of, params, ours["state"], saved["state"]):
             state, _, _ = turns[number].over(kept[0] if kept else None, param)
             slots[:1] = [] if state is None else [state]
-        whole = {name: saved[name] for name in ("steps", "skipped", "skip_nonfinite", "resets", "value", "started")}
-        checkpoint.unpack(ours | whole, found._engine)
+        lasting = {name: saved[name] for name in ("steps", "skipped", "resets", "value", "started")}
+        checkpoint.unpack(ours | lasting, found._engine)
         found._engine.look_ahead(range(len(params)))
         return found
 
-    def _made_anew(self, groups: list[dict[str, Any]]) -> Self:
-        """An optimiser of the same parameters, with these settings for each group."""
+    def _made_anew(self, groups: list[dict[str, Any]], shared: dict[str, Any]) -> Self:
+        """An optimiser of the same parameters, with these settings for each group, and these for all."""
         engine = self._engine
-        whole = {name: value for name, value in groups[0].items() if name in WHOLE}
-        whole |= {"backend": engine.backend, "threads": engine.threads, "skip_nonfinite": engine.skip_nonfinite}
+        whole = {name: value for name, value in groups[0].items() if name in WHOLE} | shared
         own = [{name: value for name, value in group.items() if name not in WHOLE} for group in groups]
         members: list[list[Any]] = [[] for _ in groups]
         for number, param in zip(engine.group_of, engine.held.given):
@@ -117,6 +124,13 @@ def _turned(group: Group, rule: str | Update, settings: Mapping[str, Any], engin
     turn = Turn(probe, source, target, values)
     nothing = np.zeros(0)
     _, rate, momentum = turn.over(None if old.keeps == NOTHING else nothing, nothing)
+    if _stages(group.settings["rule"]) != _stages(rule):
+        raise ValueError(f"rule: expected {find(rule)} in a chain of the same stages as {find(group.settings['rule'])}")
+    if {old.method, new.method} == {NESTEROV} and source.endswith("_lookahead") != target.endswith("_lookahead"):
+        raise ValueError(
+            f"lookahead: expected as it was, as the parameters of {source!r} and {target!r} are not the same: those of "
+            "the one are the points of the other"
+        )
     follows = old.divides or old.keeps == NOTHING or group.correct
     mu = momentum if old.keeps == NOTHING else _value("momentum", group, momentum, settings, engine.time)
     if callable(mu) and not _goes_with_any_momentum(source, target, tau):
@@ -137,6 +151,12 @@ def _turned(group: Group, rule: str | Update, settings: Mapping[str, Any], engin
         "correct": settings.get("correct", not new.divides and new.keeps != NOTHING and follows),
     }
     return turn._replace(after=Group(changed | chosen))
+
+
+def _stages(rule: str | Update) -> list[str]:
+    """What stands in front of the rule in a chain."""
+    update = find(rule)
+    return [stage.description for stage in update.before] if isinstance(update, Chain) else []
 
 
 def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:

@@ -26,7 +26,6 @@ class LookAhead(Composite):
     Its second state slot is that point, which each update writes in the same pass, for the next one's lr and momentum.
     """
 
-    rule: Update
     piece: Piece
 
     @property

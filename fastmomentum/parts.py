@@ -32,7 +32,8 @@ class Part:
     defaults : mapping of str to float or str
         Values for what users leave out; a str names the hyper-parameter whose value is taken.
     ranges : mapping of str to Range
-        What values users may give, where :data:`fastmomentum.ranges.RANGES` does not say.
+        What values users may give, where :data:`fastmomentum.ranges.RANGES` does not say; and what derived ones may
+        come to in the arrays' dtype.
     """
 
     hyper: Sequence[str] = ()
@@ -91,7 +92,8 @@ class Part:
             raise TypeError(f"hyper: expected a sequence of names; got {self.hyper!r}")
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"name: expected a str; got {self.name!r}")
-        for field_name, known in (("derived", self.hyper), ("defaults", self.parameters), ("ranges", self.parameters)):
+        named = (*self.parameters, *self.hyper)
+        for field_name, known in (("derived", self.hyper), ("defaults", self.parameters), ("ranges", named)):
             for name in getattr(self, field_name):
                 if name not in known:
                     raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")

@@ -76,7 +76,7 @@ class Resettable:
         engine = self._engine
         which, part, said = _scope(engine, group, array, rows)
         with free(engine.lock):
-            engine.reset(which, part, Reset(engine.steps, reason, said))
+            engine.reset(which, part, Reset(engine.steps, str(reason), said))
 
     @property
     def restart(self) -> str | int | None:

@@ -181,6 +181,10 @@ class Trace:
             self._end()
             self._end = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of what is recorded; a copy, or what was pickled, records no more."""
+        return {**self.__dict__, "_resets": self.resets, "_told_by": None, "_end": None}
+
     def __len__(self) -> int:
         return len(self._steps)
 

@@ -52,6 +52,7 @@ def test_the_rules_own_functions_tell_which_state_carries_lr():
     for name in ("ema_corrected", "quasi_hyperbolic", "aggmo", "signum", "lion"):
         assert carried_slots(fm.rules.find(name)) == ()
     assert carried_slots(fm.averaged("classical", 0.9)) == ("velocity",)
+    assert carried_slots(fm.averaged(fm.chain(fm.stages.weight_decay(0.1), "heavy_ball"))) == ("previous",)
 
 
 def two(p, v, w, g, lr, mu, beta):
@@ -241,6 +242,11 @@ def squared(p, v, g, lr, mu):
             ValueError,
             "correct: expected no proximal map",
         ),
+        (
+            {"rule": fm.averaged(fm.chain("heavy_ball", fm.stages.soft_threshold(0.1))), "lr": 0.1},
+            ValueError,
+            "correct: expected no proximal map",
+        ),
         ({"rule": "classical", "lr": 0.1, "correct": 1}, TypeError, "correct: expected True or False"),
         ({"rule": "classical_nesterov", "lr": 0.1, "lr_next": 0.1}, ValueError, "lr_next: expected to follow from lr"),
     ],
@@ -263,6 +269,26 @@ def test_a_rate_that_falls_to_nothing_is_refused_before_anything_is_changed():
         opt.lr = 0.0
     assert opt.steps == 1
     assert_same_bits(np.array([p, opt.velocity]), np.array(before))
+
+
+def test_a_rate_that_would_lose_the_velocity_is_refused():
+    p, message = np.ones(3, np.float32), "carry: expected a number that float32 can hold; got 1.*e-60"
+    opt = fm.Momentum(p, rule="classical", lr=1e30, correct=True)
+    opt.step(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match=message):
+        opt.lr = 1e-30
+    opt.lr = lambda step: 1e30 if step < 2 else 1e-30
+    before = opt.velocity.copy()
+    with pytest.raises(ValueError, match=message):
+        opt.step(np.ones(3, np.float32))
+    assert (opt.lr, opt.steps) == (1e30, 1)
+    assert_same_bits(opt.velocity, before)
+
+
+def test_an_average_of_a_chain_goes_over():
+    rules = [fm.averaged(fm.chain(fm.stages.weight_decay(0.125), rule)) for rule in ("classical", "pytorch")]
+    paths = [path(rule, halving, gradients((4,)), correct=True) for rule in rules]
+    np.testing.assert_allclose(*paths, rtol=1e-14)
 
 
 def test_step_has_no_such_option():

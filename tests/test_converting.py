@@ -126,6 +126,9 @@ def halving(step):
     return 2.0 ** -(step // 3)
 
 
+DECAYED = fm.chain(fm.stages.weight_decay(0.125), "pytorch")
+
+
 def falling(step):
     return halving(step) / 2.0
 
@@ -174,6 +177,18 @@ def test_a_look_ahead_finds_its_point():
         ({"lr": 0.0}, {"rule": "classical"}, "lr: expected a finite number > 0"),
         ({"lr": 0.0, "rule": "classical"}, {"rule": "pytorch"}, "lr: expected > 0"),
         ({"decoupled_weight_decay": 0.1}, {"rule": "classical"}, "source: expected at most gradient stages"),
+        ({"rule": DECAYED}, {"rule": "classical"}, "rule: expected 'classical' in a chain of the same stages"),
+        (
+            {"lookahead": True},
+            {"rule": "pytorch", "lookahead": False, "nesterov": True},
+            "lookahead: expected as it was",
+        ),
+        ({"nesterov": True}, {"rule": "classical", "lookahead": True, "nesterov": False}, "lookahead: expected as it"),
+        (
+            {"lookahead": True},
+            {"rule": "nesterov_positions", "lookahead": False},
+            "lookahead: expected as it was, as the parameters of 'pytorch_lookahead'",
+        ),
     ],
     ids=lambda value: named(value) if isinstance(value, dict) else "",
 )
@@ -181,6 +196,27 @@ def test_what_would_leave_the_path_is_refused(settings, target, message):
     opt = made(params(), **settings)
     with pytest.raises(ValueError, match=message):
         opt.convert(**target)
+
+
+def test_a_chain_goes_over_to_one_of_the_same_stages():
+    expected, _ = walked(params(), gradients(), rule=DECAYED)
+    found, _ = walked(
+        params(), gradients(), 3, {"rule": fm.chain(fm.stages.weight_decay(0.125), "classical")}, rule=DECAYED
+    )
+    assert_same_bits(found, expected)
+
+
+def test_settings_of_the_whole_may_be_others():
+    new = made(params()).convert("classical", backend="numpy", skip_nonfinite=True, threads=2, restart=5)
+    new.step([np.full(4, np.nan)])
+    assert (new.skipped, new.steps, new.restart) == (1, 0, 5)
+    assert (new._engine.backend, new._engine.threads) == ("numpy", 2)
+
+
+@pytest.mark.parametrize("name", ["params", "momentum"])
+def test_what_goes_over_as_it_is_cannot_be_given(name):
+    with pytest.raises(TypeError, match=f"{name}: expected none, as it goes over as it is; got 0.25"):
+        made(params()).convert("classical", **{name: 0.25})
 
 
 def test_a_saved_run_of_another_rule_says_how_it_goes_on(tmp_path):

@@ -187,3 +187,10 @@ def test_a_reset_that_a_signal_tears_apart_is_whole_before_the_next_step(at, mon
     opt.step(again)
     assert_all_same(opt.velocity, again)
     assert opt.resets == [(1, "a test", "all")]
+
+
+def test_a_reason_is_kept_as_a_plain_str():
+    opt, _ = made()
+    opt.reset(np.str_("a word of an array"))
+    opt.load_state_dict(opt.state_dict())
+    assert opt.resets[0].reason == "a word of an array"

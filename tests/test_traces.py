@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -219,3 +220,21 @@ def test_a_trace_is_read_only_and_says_what_it_holds():
     for every in (0, 1.5, True):
         with pytest.raises((TypeError, ValueError), match="every"):
             opt.trace(every)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda trace: pickle.loads(pickle.dumps(trace))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_a_trace_is_of_what_is_recorded(copied):
+    p = np.ones(3)
+    opt = fm.Momentum(p, lr=0.1)
+    trace = opt.trace()
+    opt.step(p.copy())
+    opt.reset("because")
+    twin = copied(trace)
+    twin.stop()
+    opt.step(p.copy())
+    opt.reset("after the copy")
+    assert (len(trace), len(twin)) == (2, 1)
+    assert [reset.reason for reset in twin.resets] == ["because"]
+    assert_same_bits(twin.velocity, trace.velocity[:1])
