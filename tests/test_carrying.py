@@ -277,11 +277,12 @@ def test_a_rate_that_would_lose_the_velocity_is_refused():
     opt.step(np.ones(3, np.float32))
     with pytest.raises(ValueError, match=message):
         opt.lr = 1e-30
-    opt.lr = lambda step: 1e30 if step < 2 else 1e-30
+    opt.lr = lambda step: 1e30 if step < 3 else 1e-30
+    opt.step(np.ones(3, np.float32))
     before = opt.velocity.copy()
     with pytest.raises(ValueError, match=message):
         opt.step(np.ones(3, np.float32))
-    assert (opt.lr, opt.steps) == (1e30, 1)
+    assert (opt.lr, opt.steps) == (1e30, 2)
     assert_same_bits(opt.velocity, before)
 
 
