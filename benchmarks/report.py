@@ -23,11 +23,9 @@ def cases_of(record: dict[str, Any]) -> list[Summary]:
 SHOWN = ("float32, n = 100", "float32, n = 10,000", "float32, n = 1,000,000", "float32, n = 16,000,000")
 """Of single arrays those that README shows."""
 TOPICS = (
-    "log ρ over the (αh, μ) plane",
+    "log ρ over the (αh, μ) plane, by rule and regime, worst",
     "iterations to 1e-8, the initial",
-    "stationary",
     "iterations near",
-    "optimal tunings",
 )
 """Of predictions those that README shows."""
 

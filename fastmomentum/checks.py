@@ -188,8 +188,8 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
     dtype = value.dtype
     if dtype not in DTYPES:
         order = "" if dtype.isnative else " in another byte order than this machine's"
-        way = ".astype(numpy.float32) makes one"
-        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}. {way}")
+        came = f"{dtype.name}{order}. .astype(numpy.float32) makes one"
+        raise TypeError(f"{name}: expected an array of float32 or float64; got {came}")
     if like is not None and dtype != like.dtype:
         raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype}")
     if like is not None and value.shape != like.shape:
@@ -222,8 +222,8 @@ def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
-        rests = [f"{slot} ({REST[at]} at rest)" for slot, at in rule.state]
-        meaning = f", like param in dtype and shape: {', '.join(rests)}" if slots else ""
+        each = ", ".join(f"{slot} ({REST[at]} at rest)" for slot, at in rule.state)
+        meaning = f", like param in dtype and shape: {each}" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {shown(value)}")
     return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
 
@@ -236,6 +236,5 @@ def shown(value: object) -> str:
         return f"an array of {value.dtype}, shape {value.shape}"
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return type(value).__name__
+    kind = type(value).__name__
+    return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else kind
