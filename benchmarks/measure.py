@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 if sys.argv[1] == "1" and hasattr(os, "sched_setaffinity"):  # before XLA looks: it has no other limit
@@ -13,6 +14,7 @@ from benchmarks.timing import alternate
 
 def main() -> None:
     """Measure and print."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
     threads, smoke = int(sys.argv[1]), "--smoke" in sys.argv
     for case in cases(threads, smoke):
         told = {"case": case.name, "threads": threads, "elements": case.elements, "moved": case.moved}

@@ -1,10 +1,8 @@
 """The main job on real data: a small network on handwritten digits, trained by one rule after the other.
 
-Run as ``python -m fastmomentum.demo``; needs the extra ``cli``.
+Run as ``fastmomentum demo``; needs the extra ``cli``.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -13,12 +11,11 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from sklearn.datasets import load_digits
 
 import fastmomentum as fm
+from fastmomentum.terminal import Terminal
 
 Floats = npt.NDArray[np.float32]
 
@@ -168,32 +165,29 @@ def picture(runs: dict[str, Run], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; 0 if every form of momentum beats gradient descent and all bits are those of NumPy."""
-    parser = argparse.ArgumentParser(prog="demo", description=__doc__)
-    parser.add_argument("--picture", type=Path, default=Path("fastmomentum-demo.png"), help="where the curves go")
-    path = parser.parse_args(arguments).picture
-    console, data = Console(), load()
+def run(path: Path, terminal: Terminal) -> int:
+    """Run the demo, the curves to `path`; 0 if momentum beats gradient descent and all bits are those of NumPy."""
+    data = load()
     total = EPOCHS * (len(data.train[1]) // BATCH)
-    console.print(
+    terminal.show(
         f"{len(data.train[1])} images, {Network.size:,} parameters in one float32 array, {total} updates a rule"
     )
     runs = {}
-    with Progress(console=console) as progress:
+    with terminal.progress() as progress:
         for name, settings in RUNS.items():
             task = progress.add_task(name, total=total)
             runs[name] = train(settings, data, lambda task=task: progress.advance(task))
-    console.print(table(runs))
+    terminal.show(table(runs))
     picture(runs, path)
-    console.print(f"The loss curves are in {path}.")
+    terminal.say(f"The loss curves are in {path}.")
     slow = [name for name, run in runs.items() if name != PLAIN and not run.losses[-1] < runs[PLAIN].losses[-1]]
     different = [name for name, run in runs.items() if not run.same_bits]
-    for name in slow:
-        console.print(f"FAILED: {name} does not beat gradient descent")
-    for name in different:
-        console.print(f"FAILED: the bits of {name} are not those of the NumPy backend")
-    return 1 if slow or different else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    failed = [f"{name} does not beat gradient descent" for name in slow]
+    failed += [f"the bits of {name} are not those of the NumPy backend" for name in different]
+    for why in failed:
+        terminal.say(f"FAILED: {why}")
+    told = {name: run._asdict() for name, run in runs.items()}
+    terminal.record(
+        {"parameters": Network.size, "updates": total, "runs": told, "failed": failed, "picture": str(path)}
+    )
+    return 1 if failed else 0

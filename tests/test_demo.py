@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fastmomentum import demo
+from fastmomentum import cli, demo
 
 
 def test_the_demo_succeeds_and_draws_its_picture(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 5)
-    assert demo.main(["--picture", str(tmp_path / "curves.png")]) == 0
+    assert cli.main(["demo", "--picture", str(tmp_path / "curves.png")]) == 0
     assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     shown = capsys.readouterr().out
     for words in ("training loss", "test accuracy", "updates (s)", "the same", "100 %"):
@@ -17,7 +17,7 @@ def test_the_demo_succeeds_and_draws_its_picture(tmp_path, capsys, monkeypatch):
 def test_the_demo_fails_where_momentum_does_not_win(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setitem(demo.RUNS, "ema", {"rule": "ema", "lr": 1e-4})
-    assert demo.main(["--picture", str(tmp_path / "curves.png")]) == 1
+    assert cli.main(["demo", "--picture", str(tmp_path / "curves.png")]) == 1
     assert "FAILED: ema does not beat gradient descent" in capsys.readouterr().out
 
 
@@ -31,7 +31,7 @@ def test_the_demo_fails_where_bits_differ(tmp_path, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(demo.fm, "step", wrong)
-        assert demo.main(["--picture", str(tmp_path / "curves.png")]) == 1
+        assert cli.main(["demo", "--picture", str(tmp_path / "curves.png")]) == 1
     assert "FAILED: the bits of" in capsys.readouterr().out
 
 

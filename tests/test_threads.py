@@ -314,7 +314,7 @@ def test_python_threads_at_once(layer, callers):
         workers = [threading.Thread(target=work) for _ in range({callers})]
         [w.start() for w in workers]; [w.join() for w in workers]
         assert not wrong
-        print(guards._layer())
+        print(guards.layer())
         """
     found = run(code, NUMBA_THREADING_LAYER=layer)
     expected = {"omp": "omp", "tbb": "tbb", "workqueue": "workqueue", "nonsense": "None"}
@@ -527,7 +527,7 @@ def test_the_end_of_the_process_in_mid_step():
 def test_a_library_for_tbb_in_the_virtual_environment_is_found():
     if not os.path.exists(os.path.join(sys.prefix, "lib", "libtbb.so.12")):
         pytest.skip("the extra tbb is not installed")
-    assert run("print(guards._layer())") == "tbb"
+    assert run("print(guards.layer())") == "tbb"
 
 
 def test_nothing_is_set_in_the_process():

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from fastmomentum import theory
-from fastmomentum.validation import __main__ as validation
+from fastmomentum import cli, theory
 from fastmomentum.validation import counting, critical, limits, noise, plane, problems, rows, textbook, tuning
+from fastmomentum.validation import whole as validation
 
 NAN = float("nan")
 
 
 def test_the_small_validation_holds_and_leaves_its_record_and_pictures(tmp_path, capsys):
-    assert validation.main(["--small", "--out", str(tmp_path / "new" / "folder")]) == 0
+    assert cli.main(["validate", "--small", "--out", str(tmp_path / "new" / "folder")]) == 0
     shown = capsys.readouterr().out
     assert "0 missed" in shown
     assert "MISSED" not in shown
@@ -32,7 +32,7 @@ def test_a_miss_is_shown_and_makes_it_fail(tmp_path, capsys, monkeypatch):
     held = rows.Row("a right one", 1.0, 1.0, 0.0, 0.5, "group", "topic")
     monkeypatch.setattr(validation, "parts", lambda sizes, planes: iter([("part", lambda: iter([held, missed, held]))]))
     monkeypatch.setattr(validation.pictures, "draw", lambda planes, folder: [])
-    assert validation.main(["--small", "--out", str(tmp_path)]) == 1
+    assert cli.main(["validate", "--small", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "MISSED: a wrong prediction: predicted 1, measured 2" in shown
     assert "3 predictions, 1 missed" in shown

@@ -104,7 +104,7 @@ def region() -> "Lock | None":
 
 
 def _safe() -> bool:
-    return os.getpid() == _process and not _was_forked() and _layer() not in (None, "workqueue")
+    return os.getpid() == _process and not _was_forked() and layer() not in (None, "workqueue")
 
 
 @cache
@@ -119,7 +119,7 @@ def _was_forked() -> bool:
 
 
 @cache
-def _layer() -> str | None:
+def layer() -> str | None:
     """The threading layer of this process, which is brought up if none is; None where there is none."""
     import numba
     from numba.np.ufunc import parallel

@@ -1,6 +1,5 @@
-"""All of the validation, as one table, pictures and a record: ``python -m fastmomentum.validation``."""
+"""All of the validation, as one table, pictures and a record."""
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +10,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from fastmomentum.terminal import Terminal
 from fastmomentum.validation import counting, critical, limits, noise, pictures, plane, problems, textbook, tuning
 from fastmomentum.validation.rows import Row, worst
 
@@ -58,14 +57,20 @@ def parts(sizes: Sizes, planes: dict[str, plane.Plane]) -> Iterator[Part]:
     yield "logistic regression", limits.local
 
 
-def table(rows: list[Row]) -> Table:
+WIDE = 120
+"""Columns from which on there is room for what was predicted and what was measured."""
+
+
+def table(rows: list[Row], width: int) -> Table:
     """Of every group of rows the worst."""
     shown = Table("what (of several the worst)", title="Predicted by the theory, measured on the compiled kernels")
-    for heading in ("predicted", "measured", "error", "limit", "of", "verdict"):
-        shown.add_column(heading, justify="right")
+    both = ("predicted", "measured") if width >= WIDE else ()
+    for heading in (*both, "error", "limit", "of", "verdict"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for row, count in worst(rows):
-        figures = (f"{row.predicted:.9g}", f"{row.measured:.9g}", f"{row.error:.2g}", f"{row.limit:.2g}")
-        shown.add_row(row.what, *figures, str(count), "holds" if row.holds else "[bold red]MISSED")
+        figures = (f"{row.predicted:.9g}", f"{row.measured:.9g}")[: len(both)]
+        verdict = Text("holds") if row.holds else Text("MISSED", "bold red")
+        shown.add_row(row.what, *figures, f"{row.error:.2g}", f"{row.limit:.2g}", str(count), verdict)
     return shown
 
 
@@ -88,43 +93,28 @@ def written(record: dict[str, Any]) -> str:
     return rest.replace('"rows": []', f'"rows": [\n{rows}\n]') + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the validation; 0 if every prediction holds."""
-    parser = argparse.ArgumentParser(prog="validate", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("fastmomentum-validation"), help="folder for pictures, record")
-    parser.add_argument("--small", action="store_true", help="the version that the tests run, in seconds")
-    options = parser.parse_args(arguments)
+def run(out: Path, small: bool, terminal: Terminal) -> int:
+    """Run the validation, pictures and record into the folder `out`; 0 if every prediction holds."""
     begin = perf_counter()
-    console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width; 80 would break every line
     rows: list[Row] = []
     planes: dict[str, plane.Plane] = {}
-    todo = list(parts(Sizes(options.small), planes))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    todo = list(parts(Sizes(small), planes))
+    with terminal.progress() as progress:
         task = progress.add_task("", total=len(todo))
         for name, part in todo:
             progress.update(task, description=name)
             rows += part()
             progress.advance(task)
         progress.update(task, description="pictures")
-        options.out.mkdir(parents=True, exist_ok=True)
-        drawn = pictures.draw(planes, options.out)
+        drawn = pictures.draw(planes, out)
     seconds = perf_counter() - begin
-    kept = options.out / "validation.json"
-    kept.write_text(written(record(rows, options.small, seconds)))
-    console.print(table(rows))
+    kept, told = out / "validation.json", record(rows, small, seconds)
+    kept.write_text(written(told))
+    terminal.show(table(rows, terminal.width))
     missed = [row for row in rows if not row.holds]
     for row in missed:
-        console.print(f"MISSED: {row.what}: predicted {row.predicted:.9g}, measured {row.measured:.9g}")
-    console.print(f"{len(rows)} predictions, {len(missed)} missed, {seconds:.0f} s. Record: {kept}; pictures: ", end="")
-    console.print(", ".join(map(str, drawn)))
+        terminal.say(f"MISSED: {row.what}: predicted {row.predicted:.9g}, measured {row.measured:.9g}")
+    terminal.say(f"{len(rows)} predictions, {len(missed)} missed, {seconds:.0f} s.")
+    terminal.say(f"Record: {kept}; pictures: {', '.join(map(str, drawn))}")
+    terminal.record(told)
     return 1 if missed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

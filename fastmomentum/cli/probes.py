@@ -1,0 +1,100 @@
+"""What could hang or crash where something is missing or broken: asked in a process of its own, with a limit of time.
+
+``python -m fastmomentum.cli.probes NAME`` prints the answer as JSON.
+"""
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any
+
+SECONDS = 20.0
+"""What all answers together may take; Numba's import takes half a second, a CUDA driver that wakes up a few."""
+
+WIDTHS = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
+"""Bits of the widest vectors, by the feature that has them."""
+
+Answer = dict[str, Any]
+
+
+def ask(names: Iterable[str], seconds: float = SECONDS) -> dict[str, Answer]:
+    """The answers of these probes, asked at the same time; {"error": why} where there is none."""
+    end, running = monotonic() + seconds, {name: _start(name) for name in names}
+    try:
+        return {name: _answer(process, end) for name, process in running.items()}
+    finally:  # of Ctrl-C, too
+        for process in running.values():
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+def _start(name: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "fastmomentum.cli.probes", name]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+
+
+def _answer(process: "subprocess.Popen[str]", end: float) -> Answer:
+    try:
+        out, problem = process.communicate(timeout=max(end - monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        return {"error": "no answer in time"}
+    try:
+        return dict(json.loads(out.splitlines()[-1]))
+    except (ValueError, IndexError):
+        last = problem.strip().splitlines()[-1:] or [f"it ended with status {process.returncode}"]
+        return {"error": last[0]}
+
+
+def processor() -> Answer:
+    """What LLVM, which compiles the kernels, takes the processor for."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    width = next((bits for feature, bits in WIDTHS.items() if features.get(feature)), None)
+    return {"llvm": binding.get_host_cpu_name(), "vector_bits": width}
+
+
+def threads() -> Answer:
+    """How many threads may run, and Numba's threading layer, which this brings up."""
+    from fastmomentum.backends.threads import available, layer
+
+    return {"available": available(), "layer": layer()}
+
+
+def cuda() -> Answer:
+    """The driver's devices, by the driver's own functions; and, if it has any, whether numba-cuda can use them."""
+    found: Answer = {"available": False, "devices": []}
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return found | {"why": "no CUDA driver is installed: it comes with the system, not with pip"}
+    status, count = driver.cuInit(0), ctypes.c_int()
+    if status or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return found | {"why": f"the CUDA driver finds no device (cuInit gives {status})"}
+    for number in range(count.value):
+        device, name, major, minor = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
+        driver.cuDeviceGet(ctypes.byref(device), number)
+        driver.cuDeviceGetName(name, 256, device)
+        for value, attribute in ((major, 75), (minor, 76)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        found["devices"].append({"name": name.value.decode(), "capability": f"{major.value}.{minor.value}"})
+    from fastmomentum.backends.cuda import require
+
+    try:
+        require()
+    except RuntimeError as error:
+        return found | {"why": str(error).splitlines()[0]}
+    return found | {"available": True}
+
+
+PROBES: dict[str, Callable[[], Answer]] = {"processor": processor, "threads": threads, "cuda": cuda}
+
+if __name__ == "__main__":
+    print(json.dumps(PROBES[sys.argv[1]]()))
