@@ -634,7 +634,7 @@ def test_the_console_script_and_the_scripts_are_this_command():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"fastmomentum": "fastmomentum.cli:main"}
     for name in ("demo", "bench", "validate"):
-        assert f'exec $bin/fastmomentum {name} "$@"' in (ROOT / "scripts" / name).read_text()
+        assert f'\n$bin/fastmomentum {name} "$@"' in (ROOT / "scripts" / name).read_text()
     for extra in cli.EXTRAS.values():
         assert extra in project["optional-dependencies"]
 

@@ -48,7 +48,7 @@ def draw(
             found[label] = curve(row, problem, ends, steps, tol)
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axis = figure.subplots()
-    plots.errors(found, ax=axis)
+    plots.errors(found, ax=axis).set_ylim(bottom=tol / 10)
     known = problem.curvatures is not None
     axis.set_title(f"κ = {problem.kappa:.4g}: {'the error from x = 0' if known else 'the worst error of any start'}")
     try:
