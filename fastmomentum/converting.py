@@ -41,7 +41,8 @@ class Convertible:
 
         State and learning rate of each group go over as :func:`fastmomentum.convert` has it: the displacement of the
         last step is kept, and the rate that multiplies the gradient in it. Steps, resets, schedules and what else is
-        saved of a run go over as they are. This optimiser is left as it was; only one of both is to go on.
+        saved of a run go over as they are. This optimiser, and a trace of it, is left as it was; only one of both is to
+        go on.
 
         Parameters
         ----------

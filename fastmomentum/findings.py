@@ -134,13 +134,14 @@ def oscillating(track: Track, group: int | None) -> Iterator[Finding]:
         if len(size) < need or _grows(size):
             continue
         middle = len(size) // 2
-        ratio = float(np.median(size[-5:]) / np.median(size[middle : middle + 5]))
+        early, late = np.median(size[middle : middle + 5]), np.median(size[-5:])
+        ratio = float(late / early)
         if ratio >= 0.9 and _is_far(track, part) and np.median(track.cosine[part]) < -0.5:
             begin, end = int(track.steps[first]), int(track.steps[last - 1])
             words = (
                 f"The run oscillates: from step {begin} to {end} velocity and gradient were opposed at every step "
                 f"(median cosine {np.median(track.cosine[part]):.2f}), and the gradient did not fall any more "
-                f"({size[middle]:.3g} half-way, {size[-1]:.3g} at the end). Lower the learning rate; lr/(1 − μ) was "
+                f"({early:.3g} half-way, {late:.3g} at the end). Lower the learning rate; lr/(1 − μ) was "
                 f"{_effective(track, last - 1):.3g}."
             )
             numbers = {"cosine": float(np.median(track.cosine[part])), "ratio": ratio}

@@ -166,6 +166,7 @@ def test_a_look_ahead_finds_its_point():
         ({"lr": halving, "rule": "classical"}, {"rule": "pytorch"}, "lr: expected a number, or correct=True"),
         ({"lr": halving}, {"rule": "ema"}, "lr: expected one that comes to"),
         ({}, {"rule": "classical", "lr": 0.25}, "lr: expected one that comes to 0.5 now"),
+        ({}, {"rule": "classical", "lr": 0.5 + 1e-9}, "lr: expected one that comes to 0.5 now"),
         ({"momentum": falling}, {"rule": "ema"}, "momentum: expected a number between 'pytorch' and 'ema'"),
         (
             {"momentum": falling, "nesterov": True},

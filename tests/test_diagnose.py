@@ -149,6 +149,13 @@ def test_a_load_during_a_trace_is_no_write():
     assert [start.step for start in trace.starts] == [0, 3]
 
 
+@pytest.mark.parametrize("rule", ["classical", "heavy_ball"])
+def test_a_rate_that_the_state_follows_is_no_write(rule):
+    p, grad = quadratic()
+    opt = fm.Momentum(p, rule=rule, lr=0.1, correct=True)
+    assert kinds(run(opt, 9, grad, lambda step: setattr(opt, "lr", 0.1 / (2 + step)))) == []
+
+
 @pytest.mark.parametrize("rule", ["pytorch", "classical", "pytorch_nesterov", "heavy_ball", "nesterov_positions"])
 def test_diagnose_finds_a_diverging_run(rule):
     p, grad = quadratic()

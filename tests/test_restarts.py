@@ -207,3 +207,12 @@ def test_a_rate_that_takes_the_scheme_its_schedule_is_refused_and_nothing_is_cha
     assert opt.lr == lr(1)
     opt.step(np.ones(2))
     assert opt.steps == 2
+
+
+def test_neither_a_level_step_nor_a_level_objective_restarts():
+    flat = fm.Momentum(np.ones(2), lr=0.1, restart="gradient")
+    for grad in (np.zeros(2), None, np.zeros(2)):
+        flat.step(grad)
+    level = fm.Momentum(np.ones(2), lr=0.1, restart="function")
+    assert [level.report(value) for value in (2.0, 1.0, 1.0, 1.5)] == [False, False, False, True]
+    assert (flat.resets, len(level.resets)) == ([], 1)
