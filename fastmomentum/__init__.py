@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastmomentum.traces import Trace
     from fastmomentum.update import step
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _home = {
     "Momentum": "optimizer",
