@@ -171,9 +171,14 @@ class Kept(Whole):
         """Restart, with this record, if the objective has risen."""
         risen = self.value is not None and value > self.value
         if risen:
-            self.reset(range(self._count), ALL_ROWS, record)
+            self.check_arrays()
+            self._carry_out(partial(self._risen, value, [*self.resets, record]))
         self.value = value
         return risen
+
+    def _risen(self, value: float, resets: list[tuple[int, str, str]]) -> None:
+        self._rest(range(self._count), ALL_ROWS, resets)
+        self.value = value
 
     @property
     def observers(self) -> list[Observer]:

@@ -54,7 +54,7 @@ def made(**settings):
 def shown(opt):
     """All that there is of it: numbers, and arrays."""
     saved = opt.state_dict()
-    numbers = [saved[name] for name in ("steps", "skipped", "resets", "started")] + [opt.lr, opt.momentum]
+    numbers = [saved[name] for name in ("steps", "skipped", "resets", "value", "started")] + [opt.lr, opt.momentum]
     return numbers, np.array([*opt.params, *opt.point, *(slot for state in saved["state"] for slot in state)])
 
 
