@@ -46,8 +46,9 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
     correct : bool
         Let state that carries the learning rate follow it: where lr changes, by assignment or as a function of the
         step, the velocity of classical and its Nesterov form is multiplied by the new over the old, and the q − p of
-        heavy_ball and nesterov_positions, so that the trajectory is that of the pytorch form. lr must be > 0 then.
-        Other rules' state carries no lr. A group may have its own. See :mod:`fastmomentum.carrying`.
+        heavy_ball and nesterov_positions, so that the trajectory is that of the pytorch form (of positions, where
+        nothing beside the rule moves p, and at a constant momentum). lr must be > 0 then. Other rules' state carries
+        no lr. A group may have its own. See :mod:`fastmomentum.carrying`.
     restart : {"gradient", "function", "schedule"} or int, optional
         Reset the whole, on the record, behind an update that went up the gradient, g·(p⁺ − p) > 0; where an objective
         told to :meth:`report` has risen; where lr or momentum begins a new period; or behind so many steps. But for
