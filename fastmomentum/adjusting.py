@@ -47,7 +47,16 @@ class Adjustable:
 
     @property
     def momentum(self) -> Any:
-        """The momentum of the next update, a list where groups differ; may be set, to a function too."""
+        """The momentum of the next update, a list where groups differ; may be set, to a function too.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), lr=0.1, momentum=fm.schedules.Linear(0.5, 0.9, steps=4))
+        >>> opt.step(np.ones(2))
+        >>> opt.momentum
+        0.6
+        """
         return self._setting("momentum")
 
     @momentum.setter

@@ -199,6 +199,14 @@ class Movable:
         ------
         ValueError
             If the rule is not classical or classical_nesterov.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), rule="classical", lr=0.25, momentum=0.5)
+        >>> opt.step(np.ones(2))
+        >>> opt.to_keras()
+        array([-0.25, -0.25])
         """
         return self._one_or_all(moved.copies(self._engine, "to_keras", "classical", sign=-1))
 

@@ -96,6 +96,15 @@ class KeptRows:
         ------
         TypeError, ValueError
             If it does not fit the table and the rule; all differences are listed, and nothing has been changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt, again = (fm.SparseRows(np.ones((2, 1)), lr=0.5) for _ in range(2))
+        >>> opt.step([0], np.array([[1.0]]))
+        >>> again.load_state_dict(opt.state_dict())  # on a table that is like the other one
+        >>> again.steps
+        1
         """
         check_fits(saved, like=self.state_dict())
         now = prepare({**saved["settings"], "rule": self._run.now.settings["rule"]}, self.param.dtype)

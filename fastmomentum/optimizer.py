@@ -133,6 +133,15 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
         TypeError, ValueError
             If a gradient, or meanwhile a parameter, is not as it must be, or a function of the step returns a value
             out of range; nothing has been changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> w, b = np.zeros(2), np.zeros(1)
+        >>> opt = fm.Momentum([w, b], lr=0.5)
+        >>> opt.step([np.ones(2), None])
+        >>> w, b
+        (array([-0.5, -0.5]), array([0.]))
         """
         if self._single:
             self._engine.step([grads], stream)
@@ -151,6 +160,12 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
 
         A look-ahead point is no part of it. The arrays are the optimiser's own: what is written to them is
         what the next step starts from.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> fm.Momentum(np.ones(2), rule="heavy_ball", lr=0.5).state
+        array([1., 1.])
         """
         kept = slice(None, self._engine.update.gradient_at - 1 if self._engine.update.gradient_at else None)
         states = [state[kept] for state in self._engine.held.states]
@@ -158,7 +173,16 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
 
     @property
     def velocity(self) -> Any:
-        """The velocity, for rules whose state has one; a list of these for many arrays."""
+        """The velocity, for rules whose state has one; a list of these for many arrays.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum([np.ones(2), np.ones(1)], lr=0.5)
+        >>> opt.step([np.ones(2), np.ones(1)])
+        >>> opt.velocity
+        [array([1., 1.]), array([1.])]
+        """
         update = self._engine.update
         if "velocity" not in update.slots:
             raise AttributeError(f"rule {update} keeps no velocity; it keeps {', '.join(update.slots) or 'no state'}")
@@ -171,6 +195,14 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
 
         A step, reset() and assigning lr or momentum put it right. What else is written, to the parameters or to the
         velocity, does not: assign ``opt.lr = opt.lr`` then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.zeros(1), lr=0.5, momentum=0.5, lookahead=True)
+        >>> opt.step(np.ones(1))
+        >>> opt.params, opt.point
+        (array([-0.5]), array([-0.75]))
         """
         at = self._engine.update.gradient_at
         return self._one_or_all([state[at - 1] for state in self._engine.held.states]) if at else self.params
@@ -185,5 +217,14 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
 
     @property
     def skipped(self) -> int:
-        """The number of updates left out by skip_nonfinite."""
+        """The number of updates left out by skip_nonfinite.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.zeros(1), lr=0.5, skip_nonfinite=True)
+        >>> opt.step(np.array([np.nan]))
+        >>> opt.skipped, opt.steps
+        (1, 0)
+        """
         return self._engine.skipped

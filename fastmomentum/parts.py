@@ -53,11 +53,25 @@ class Part:
         return tuple(dict.fromkeys(name for hyper in self.hyper for name in self.sources.get(hyper, (hyper,))))
 
     def range_of(self, parameter: str) -> Range:
-        """The values that users may give for `parameter`."""
+        """The values that users may give for `parameter`.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> print(fm.rules.pytorch.range_of("momentum"))
+        a number in [0, 1]
+        """
         return Range(*self.ranges[parameter]) if parameter in self.ranges else RANGES.get(parameter, FINITE)
 
     def arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
-        """The function's hyper-parameters, in order, from the users' `given`, in double precision."""
+        """The function's hyper-parameters, in order, from the users' `given`, in double precision.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> fm.rules.ema.hyper, fm.rules.ema.arguments({"lr": 0.1, "momentum": 0.75})
+        (('lr', 'momentum', 'keep'), (0.1, 0.75, 0.25))
+        """
 
         def value(name: str) -> float:
             if name not in self.derived:

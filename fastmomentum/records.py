@@ -122,7 +122,14 @@ class Rule(Update):
         return (self.update,)
 
     def build(self, wrap: Wrap = as_it_is) -> Function:
-        """See :class:`Update`."""
+        """See :class:`Update`.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> fm.rules.classical.build()(1.0, 0.5, 2.0, 0.25, 0.5)  # p, v, g, lr, mu
+        (0.25, 0.75)
+        """
         return wrap(self.update)
 
 
@@ -139,6 +146,17 @@ class Stage(Part):
         ``(x, *hyper) -> x`` where it is "prox".
     kind : str
         "gradient", "param" or "prox".
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> def shifted(g, p, shift):
+    ...     return g - shift
+    >>> shift = fm.Stage(shifted, hyper=("shift",), name="shift")
+    >>> p, g = np.array([1.0]), np.array([3.0])
+    >>> fm.step(p, None, g, rule=fm.chain(shift(2.0), "sgd"), lr=0.5)
+    >>> p
+    array([0.5])
     """
 
     function: Function

@@ -80,7 +80,14 @@ class Resettable:
 
     @property
     def restart(self) -> str | int | None:
-        """The restart scheme."""
+        """The restart scheme.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> fm.Momentum(np.ones(2), lr=0.1, restart="gradient").restart
+        'gradient'
+        """
         return self._engine.restart
 
     def report(self, value: float) -> bool:
@@ -126,7 +133,16 @@ class Resettable:
 
     @property
     def resets(self) -> list[Reset]:
-        """All resets: (step, reason, scope)."""
+        """All resets: (step, reason, scope).
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones((3, 2)), lr=0.1)
+        >>> opt.reset("a new row", rows=1)
+        >>> opt.resets
+        [Reset(step=0, reason='a new row', scope='array 0, rows 1:2')]
+        """
         return [Reset(*reset) for reset in self._engine.resets]
 
 

@@ -17,6 +17,15 @@ class Resumable(Movable):
         """All that a run needs to continue with the same bits, beside the parameters; it shares no memory.
 
         See :mod:`fastmomentum.checkpoint` for what it holds.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), lr=0.1)
+        >>> opt.step(np.ones(2))
+        >>> saved = opt.state_dict()
+        >>> saved["rule"], saved["steps"], saved["state"]
+        ('pytorch', 1, [[array([1., 1.])]])
         """
         with free(self._engine.lock):
             return checkpoint.pack(self._engine)
@@ -28,6 +37,16 @@ class Resumable(Movable):
         ------
         TypeError, ValueError
             If it does not fit these parameters and this rule; all differences are listed, nothing has been changed.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> p = np.ones(2)
+        >>> opt, again = fm.Momentum(p, lr=0.1), fm.Momentum(p, lr=0.5)
+        >>> opt.step(np.ones(2))
+        >>> again.load_state_dict(opt.state_dict())
+        >>> again.lr, again.steps, again.velocity
+        (0.1, 1, array([1., 1.]))
         """
         checkpoint.unpack(saved, self._engine)
 
@@ -41,6 +60,17 @@ class Resumable(Movable):
         ------
         OSError
             If it cannot be written.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm, json, os, tempfile
+        >>> opt = fm.Momentum(np.ones(2), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     opt.save(os.path.join(folder, "run.npz"))
+        ...     with np.load(os.path.join(folder, "run.npz")) as file:  # whoever has NumPy can read it
+        ...         meta, velocity = json.loads(file["meta"].tobytes()), file["state_0_0"]
+        >>> meta["rule"], meta["groups"][0]["lr"], velocity
+        ('pytorch', 0.1, array([0., 0.]))
         """
         files.write(path, self.state_dict())
 

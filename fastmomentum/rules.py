@@ -192,7 +192,14 @@ def register(rule: Update) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all rules, the package's own and the registered."""
+    """The names of all rules, the package's own and the registered.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.rules.names()[:3]
+    ('sgd', 'pytorch', 'pytorch_nesterov')
+    """
     return tuple(_named)
 
 
@@ -205,6 +212,12 @@ def find(rule: "str | Update") -> Update:
         If it is neither a name nor a rule.
     ValueError
         If no rule has this name.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.rules.find("classical").formula
+    'v ← μv + lr·g; p ← p − v'
     """
     if isinstance(rule, Update):
         return rule

@@ -97,6 +97,14 @@ class SparseRows(KeptRows):
         ------
         TypeError, ValueError
             If `rows` is no sequence of row numbers from 0.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.SparseRows(np.ones((3, 1)), lr=0.5)
+        >>> opt.step([0], np.array([[1.0]]))
+        >>> opt.read([2, 0])
+        array([[1. ], [0.5]])
         """
         different, place = np.unique(numbers_of(rows, len(self.param)), return_inverse=True)
         with free(self._lock):
@@ -119,6 +127,14 @@ class SparseRows(KeptRows):
         ------
         TypeError, ValueError
             If an argument cannot be served; nothing has been written then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> table = np.ones((3, 1))
+        >>> fm.SparseRows(table, lr=0.5).step([0, 2, 0], np.array([[0.5], [2.0], [0.5]]))  # 0 comes twice
+        >>> table
+        array([[0.5], [1. ], [0. ]])
         """
         found = numbers_of(rows, len(self.param))
         shape = (found.size, self.param.shape[1])
@@ -134,7 +150,20 @@ class SparseRows(KeptRows):
             self._write(touched, arrays, self.steps + 1)
 
     def flush(self) -> None:
-        """Bring all rows up to date, before the table is saved, say, or used elsewhere."""
+        """Bring all rows up to date, before the table is saved, say, or used elsewhere.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> table = np.ones((2, 1))
+        >>> opt = fm.SparseRows(table, lr=0.5, momentum=0.5)
+        >>> opt.step([0], np.array([[1.0]]))
+        >>> opt.step([1], np.array([[1.0]]))
+        >>> before = table.copy()
+        >>> opt.flush()  # row 0 goes on by its velocity
+        >>> before, table
+        (array([[0.5], [0.5]]), array([[0.25], [0.5 ]]))
+        """
         with free(self._lock):
             self._flush()
 
@@ -145,6 +174,16 @@ class SparseRows(KeptRows):
         ------
         TypeError, ValueError
             If a setting is refused; nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> table = np.ones((1, 1))
+        >>> opt = fm.SparseRows(table, lr=0.5)
+        >>> opt.change(lr=0.25)
+        >>> opt.step([0], np.array([[1.0]]))
+        >>> table
+        array([[0.75]])
         """
         if "rule" in settings:
             raise TypeError("rule: expected of SparseRows alone, as the state is the rule's; got it in change")

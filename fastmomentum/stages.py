@@ -1,4 +1,18 @@
-"""Elementwise stages around a rule: each one scalar function, with its record; `fastmomentum.chain` composes them."""
+"""Elementwise stages around a rule: each one scalar function, with its record; `fastmomentum.chain` composes them.
+
+>>> import numpy as np
+>>> from fastmomentum import chain, stages, step
+>>> p = np.array([2.0])
+>>> before = stages.scale(0.5), stages.clip_value(1.0), stages.maximize, stages.weight_decay(0.5)
+>>> step(p, None, np.array([8.0]), rule=chain(*before, "sgd"), lr=0.5)  # 8 → 4 → 1 → −1 → 0
+>>> step(p, None, np.array([0.0]), rule=chain(stages.decoupled_weight_decay(0.5), "sgd"), lr=0.5)
+>>> p
+array([1.5])
+>>> q = p.copy()
+>>> step(p, q, np.array([-1.0]), rule=chain("heavy_ball", stages.soft_threshold(0.5), stages.box(0, 1.5)), lr=0.5)
+>>> p  # 1.5 → 2 → 1.75 → 1.5
+array([1.5])
+"""
 
 from typing import Any
 

@@ -92,6 +92,14 @@ class Trace:
         ------
         TypeError, ValueError
             If an argument cannot be served.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> trace = fm.Trace(rule="classical")
+        >>> trace.record(np.zeros(2), np.array([3.0, 4.0]), np.ones(2), lr=0.5)
+        >>> trace.velocity
+        array([5.])
         """
         param = checks.array("param", param, write=False)
         arrays = (param, *(slot.copy() for slot in checks.state(self.update, state, param)))
@@ -112,7 +120,16 @@ class Trace:
         self._done += 1
 
     def reset(self, reason: str) -> None:
-        """Say that the loop has put its state to rest on purpose."""
+        """Say that the loop has put its state to rest on purpose.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> trace = fm.Trace()
+        >>> trace.reset("a new epoch")
+        >>> trace.resets
+        [Reset(step=0, reason='a new epoch', scope='all')]
+        """
         self._resets.append(Reset(self._done, reason, "all"))
         self._left = {}
 
@@ -176,7 +193,19 @@ class Trace:
         return self._resets if self._told_by is None else [Reset(*reset) for reset in self._told_by.resets]
 
     def stop(self) -> None:
-        """Record no more; what is recorded stays."""
+        """Record no more; what is recorded stays.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), lr=0.1)
+        >>> trace = opt.trace()
+        >>> opt.step(np.ones(2))
+        >>> trace.stop()
+        >>> opt.step(np.ones(2))
+        >>> len(trace), opt.steps
+        (1, 2)
+        """
         if self._end is not None:
             self._end()
             self._end = None

@@ -1,5 +1,6 @@
 """The package as a whole: what importing it does, and what it leaves alone."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -132,3 +133,28 @@ def test_no_module_bears_the_name_of_a_public_function():
 def test_files_are_short():
     for path in Path(fm.__file__).parent.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 240, path
+
+
+def public_callables():
+    """Functions and classes under the names that README and `fm.__all__` give, and the methods of the classes."""
+    from fastmomentum import jit, plots, schedules, theory
+
+    homes = {"fm": fm, "jit": jit, "plots": plots, "schedules": schedules, "theory": theory}
+    for home, module in homes.items():
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) and not issubclass(value, tuple):
+                yield f"{home}.{name}", value
+                for method in vars(value) if home == "schedules" else dir(value):
+                    found = inspect.getattr_static(value, method)
+                    if not method.startswith("_") and (inspect.isfunction(found) or isinstance(found, classmethod)):
+                        yield f"{home}.{name}.{method}", getattr(value, method)
+            elif inspect.isfunction(value):
+                yield f"{home}.{name}", value
+
+
+def test_every_public_function_has_an_example():
+    found = dict(public_callables())
+    assert len(found) > 100
+    lacking = [name for name, value in found.items() if ">>> " not in (inspect.getdoc(value) or "")]
+    assert lacking == []

@@ -144,6 +144,15 @@ class CFunction:
         Where it is: the value of the function pointer.
     ctypes : object
         The same for Python's ctypes.
+
+    Examples
+    --------
+    >>> import ctypes, numpy as np, fastmomentum as fm
+    >>> p, g = np.array([1.0]), np.array([2.0])
+    >>> arrays = (ctypes.c_void_p * 2)(p.ctypes.data, g.ctypes.data)
+    >>> fm.jit.cfunc("sgd", "float64").ctypes(1, arrays, (ctypes.c_double * 1)(0.25))
+    >>> p
+    array([0.5])
     """
 
     prototype: str

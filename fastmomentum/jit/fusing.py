@@ -20,6 +20,15 @@ class Fused(NamedTuple):
         ``step(p, *state, *data, *hyper)``: one update.
     run : function
         ``run(steps, p, *state, *data, *hyper)``: so many updates with the same hyper-parameters, with the same bits.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> step, run = fm.jit.fuse(lambda p, h: h * p, "sgd")
+    >>> p, h = np.array([1.0, 2.0]), np.array([1.0, 0.5])
+    >>> run(2, p, h, 0.5)
+    >>> p
+    array([0.25 , 1.125])
     """
 
     step: Any

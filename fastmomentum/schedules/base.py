@@ -15,6 +15,20 @@ class Schedule(ABC):
 
     Every schedule is a frozen dataclass. Its float fields are finite numbers, in :attr:`ranges` where that says more,
     its int fields whole numbers from 1; both are checked, and kept as Python's own, when it is made.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Halving(fm.schedules.Schedule):
+    ...     start: float
+    ...     def _value(self, t):
+    ...         return self.start / 2**t
+    ...     def _formula(self, t):
+    ...         return f"{self.start}/2^{t}"
+    >>> print(Halving(0.5).warmup(2))
+    0 + (0.5 − 0)·min(t/2, 1) for t < 2, then 0.5/2^(t − 2)
     """
 
     ranges: ClassVar[Mapping[str, Range]] = {}
@@ -39,7 +53,15 @@ class Schedule(ABC):
         return self._formula("t")
 
     def begins(self, step: int) -> bool:
-        """Whether a period begins at this step, behind another: where ``Momentum(restart="schedule")`` restarts."""
+        """Whether a period begins at this step, behind another: where ``Momentum(restart="schedule")`` restarts.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> warm = fm.schedules.WarmRestarts(0.1, 0.0, period=4)
+        >>> [t for t in range(10) if warm.begins(t)]
+        [4, 8]
+        """
         return False
 
     @abstractmethod
@@ -166,7 +188,15 @@ class Then(Schedule):
     after: int
 
     def begins(self, step: int) -> bool:
-        """See :class:`Schedule`; going over to the second is no new period."""
+        """See :class:`Schedule`; going over to the second is no new period.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> warm = fm.schedules.WarmRestarts(0.1, 0.0, period=4).warmup(3)
+        >>> [t for t in range(12) if warm.begins(t)]
+        [7, 11]
+        """
         return self.first.begins(step) if step < self.after else self.second.begins(step - self.after)
 
     def _value(self, t: int) -> float:

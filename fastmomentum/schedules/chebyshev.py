@@ -71,12 +71,26 @@ class Chebyshev:
         return ChebyshevMomentum(self)
 
     def bound(self, t: int) -> float:
-        """1/T_t(σ): what ‖e_t‖/‖e_0‖ is at most after t steps, and for some start is."""
+        """1/T_t(σ): what ‖e_t‖/‖e_0‖ is at most after t steps, and for some start is.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> round(fm.schedules.Chebyshev(1.0, 4.0).bound(2), 12)  # q = 1/3
+        0.219512195122
+        """
         power = self._power(checks.whole("t", t))
         return 2.0 * power / (1.0 + power * power)
 
     def excess(self, t: int) -> float:
-        """ω_t − 1 = (q² + q^(2t))/(1 + q^(2t + 2)): nothing cancels however near to 1 ω_t is."""
+        """ω_t − 1 = (q² + q^(2t))/(1 + q^(2t + 2)): nothing cancels however near to 1 ω_t is.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> round(fm.schedules.Chebyshev(1.0, 4.0).excess(1), 12)
+        0.219512195122
+        """
         if t == 0:
             return 0.0
         return (self._power(2) + self._power(2 * t)) / (1.0 + self._power(2 * t + 2))
@@ -87,7 +101,14 @@ class Chebyshev:
         return exp(exponent * (log1p(-part) if part < 1.0 else -inf)) if exponent else 1.0
 
     def omega(self, t: str) -> str:
-        """What ω is, for formulas."""
+        """What ω is, for formulas.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> fm.schedules.Chebyshev(1.0, 4.0).omega("t")
+        'ω_0 = 1, ω_k = 2σT_k(σ)/T_(k + 1)(σ), σ = (4 + 1)/(4 − 1), k = t'
+        """
         m, L = shown(self.m), shown(self.L)
         return f"ω_0 = 1, ω_k = 2σT_k(σ)/T_(k + 1)(σ), σ = ({L} + {m})/({L} − {m}), k = {t}"
 

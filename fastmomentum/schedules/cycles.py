@@ -47,7 +47,14 @@ class WarmRestarts(Schedule):
     growth: int = 1
 
     def begins(self, step: int) -> bool:
-        """See :class:`Schedule`."""
+        """See :class:`Schedule`.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> [t for t in range(20) if fm.schedules.WarmRestarts(0.1, 0.0, period=2, growth=2).begins(t)]
+        [2, 6, 14]
+        """
         return step > 0 and self._within(step)[0] == 0
 
     def _value(self, t: int) -> float:

@@ -23,7 +23,14 @@ KNOWN: dict[str, type[Any]] = {
 
 
 def is_packable(value: object) -> bool:
-    """Whether this is a schedule made of the package's own alone: a class of somebody else's cannot be looked up."""
+    """Whether this is a schedule made of the package's own alone: a class of somebody else's cannot be looked up.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.schedules.is_packable(fm.schedules.Constant(0.1)), fm.schedules.is_packable(lambda t: 0.1)
+    (True, False)
+    """
     if KNOWN.get(type(value).__name__) is not type(value):
         return False
     for field in fields(value):  # type: ignore[arg-type]

@@ -16,7 +16,15 @@ from fastmomentum.theory.rates import centre_and_split
 
 
 class Tuning(NamedTuple):
-    """Learning rate, momentum, and the rate ρ that they give on the worst curvature of the spectrum."""
+    """Learning rate, momentum, and the rate ρ that they give on the worst curvature of the spectrum.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> lr, momentum, rate = fm.theory.optimal(1.0, 4.0, rule="heavy_ball")
+    >>> round(rate, 6)
+    0.333333
+    """
 
     lr: float
     momentum: float

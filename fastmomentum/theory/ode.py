@@ -13,14 +13,28 @@ from fastmomentum.theory.gradients import checked
 
 
 class TwoStep(NamedTuple):
-    """Learning rate α and momentum μ of heavy ball: p_{t+1} = p_t − αg + μ(p_t − p_{t−1}), a linear two-step method."""
+    """Learning rate α and momentum μ of heavy ball: p_{t+1} = p_t − αg + μ(p_t − p_{t−1}), a linear two-step method.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.theory.two_step(1.0, 1.0).momentum
+    0.3333333333333333
+    """
 
     lr: float
     momentum: float
 
 
 class Motion(NamedTuple):
-    """Time step s and friction γ of the ball that heavy ball follows."""
+    """Time step s and friction γ of the ball that heavy ball follows.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.theory.motion(*fm.theory.two_step(0.5, 1.0))
+    Motion(step=0.5, friction=1.0)
+    """
 
     step: float
     friction: float

@@ -80,7 +80,14 @@ def response(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Upda
 
 
 class Peak(NamedTuple):
-    """The largest transient, and the step at which it is reached."""
+    """The largest transient, and the step at which it is reached.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.theory.transient_peak(1.0, 0.5, 0.1, rule="pytorch").t
+    3
+    """
 
     t: int
     norm: float
