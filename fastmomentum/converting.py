@@ -133,13 +133,13 @@ def _turned(group: Group, rule: str | Update, settings: Mapping[str, Any], engin
             "the one are the points of the other"
         )
     follows = old.divides or old.keeps == NOTHING or group.correct
-    mu = momentum if old.keeps == NOTHING else _value("momentum", group, momentum, settings, engine.time)
+    mu = momentum if old.keeps == NOTHING else group.settings["momentum"]
     if callable(mu) and not _goes_with_any_momentum(source, target, tau):
         raise ValueError(
             f"momentum: expected a number between {source!r} and {target!r}, whose gradients' share "
             "or extrapolation depends on it; got a function of the step"
         )
-    lr = _value("lr", group, rate, settings, engine.time)
+    lr = _rate(group, rate, settings, engine.time)
     if callable(lr) and new.divides and not follows:
         raise ValueError(
             f"lr: expected a number, or correct=True, as the state of {source!r} carries lr and that of "
@@ -168,12 +168,12 @@ def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:
     return not shifted and factors[0] * new.share(0.5, tau) == factors[1] * new.share(0.25, tau)
 
 
-def _value(name: str, group: Group, wanted: float, settings: Mapping[str, Any], time: int) -> Any:
-    """The other rule's lr or momentum: a number, or a function of the step that comes to it now."""
-    given = settings.get(name, group.settings[name])
-    if not callable(given) and name not in settings:
+def _rate(group: Group, wanted: float, settings: Mapping[str, Any], time: int) -> Any:
+    """The other rule's lr: a number, or a function of the step that comes to it now."""
+    given = settings.get("lr", group.settings["lr"])
+    if not callable(given) and "lr" not in settings:
         return wanted
-    now = given(time) if callable(given) else checks.number(name, given, RANGES[name])
+    now = given(time) if callable(given) else checks.number("lr", given, RANGES["lr"])
     if not isclose(now, wanted, rel_tol=1e-12):
-        raise ValueError(f"{name}: expected one that comes to {wanted!r} now, as the trajectory needs; got {now!r}")
+        raise ValueError(f"lr: expected one that comes to {wanted!r} now, as the trajectory needs; got {now!r}")
     return given

@@ -173,7 +173,6 @@ def test_a_look_ahead_finds_its_point():
             {"rule": "nesterov_positions", "nesterov": False},
             "momentum: expected a number between 'pytorch_nesterov' and 'nesterov_positions'",
         ),
-        ({}, {"rule": "classical", "momentum": 0.75}, "momentum: expected one that comes to 0.5 now"),
         ({"dampening": 0.5}, {"rule": "classical"}, "still to have its first step"),
         ({"lr": 0.0}, {"rule": "classical"}, "lr: expected a finite number > 0"),
         ({"lr": 0.0, "rule": "classical"}, {"rule": "pytorch"}, "lr: expected > 0"),
