@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum import hints
 from fastmomentum.parts import Part
 from fastmomentum.ranges import ABOVE_ZERO, Range
 from fastmomentum.records import Update
@@ -127,7 +128,8 @@ def settings(rule: Part, given: Mapping[str, object], check: Callable[..., Any] 
     """Every hyper-parameter that users give to `rule`, by name, defaults filled in, each put through `check`."""
     for name in given:
         if name not in rule.parameters:
-            raise TypeError(f"{name}: rule {rule} takes no such hyper-parameter; it takes {', '.join(rule.parameters)}")
+            takes = f"it takes {', '.join(rule.parameters)}{hints.meant(name, rule.parameters)}"
+            raise TypeError(f"{name}: rule {rule} takes no such hyper-parameter; {takes}")
     return {name: check(name, _given_or_default(rule, name, given), rule.range_of(name)) for name in rule.parameters}
 
 
@@ -172,16 +174,9 @@ def _plain(name: str, value: object) -> Array:
         return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. {way_to_one(value)}"
+            f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. {hints.way_to_array(value)}"
         )
     return np.asarray(value)
-
-
-def way_to_one(value: object) -> str:
-    """How an array is had from what came."""
-    if hasattr(value, "detach"):
-        return "Of a torch tensor on the host .detach().numpy() is one, on the same memory"
-    return "numpy.array(..., dtype=numpy.float32) makes one"
 
 
 def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
@@ -201,7 +196,7 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
         )
     if not value.flags.aligned:
         raise ValueError(f"{name}: expected an aligned array; got one whose address no {dtype} may have")
-    raise ValueError(f"{name}: expected a writeable array; got a read-only one")
+    raise ValueError(f"{name}: expected a writeable array; got a read-only one. numpy.array(...) makes a copy that is")
 
 
 def sequence(name: str, value: object, length: int) -> list[Any]:

@@ -9,6 +9,7 @@ from fastmomentum import checks
 from fastmomentum.backends import is_array
 from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.arrays import is_on_device
+from fastmomentum.hints import way_to_array
 from fastmomentum.rules import find
 from fastmomentum.settings import settle
 
@@ -161,7 +162,7 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence of arrays, or a sequence of dicts with 'params'; "
-            f"got {checks.shown(params)}. {checks.way_to_one(params)}"
+            f"got {checks.shown(params)}. {way_to_array(params)}"
         )
     if not len(params):
         raise ValueError("params: expected at least one array; got none")
@@ -171,8 +172,10 @@ def lay_out(params: Any, shared: Mapping[str, Any]) -> Layout:
     layout = Layout([], [], [], [], False)
     for number, entry in enumerate(params):
         where = f"params[{number}]"
-        if not isinstance(entry, Mapping) or "params" not in entry:
+        if not isinstance(entry, Mapping):
             raise TypeError(f"{where}: expected a dict with 'params', as the others are; got {checks.shown(entry)}")
+        if "params" not in entry:
+            raise TypeError(f"{where}: expected a dict with 'params', its array or arrays; got one with {list(entry)}")
         for name in WHOLE:
             if name in entry:
                 raise TypeError(f"{where}: {name} is expected of the optimiser as a whole; got it in a group")

@@ -1,11 +1,13 @@
 """Promise 2: every argument is checked before the first write, and a refused step changes nothing."""
 
 import re
+from inspect import signature
 
 import numpy as np
 import pytest
 
 import fastmomentum as fm
+from fastmomentum import hints
 
 NAN, INF = float("nan"), float("inf")
 F4 = np.float32
@@ -134,7 +136,11 @@ def test_numbers_of_every_real_type_are_taken(value):
         ({"dampening": 0.5, "rule": "ema"}, "dampening.*no dampened form"),
         ({"dampening": 0.5, "rule": "classical"}, "dampening.*no dampened form"),
         ({"momentum_next": 0.5}, "momentum_next.*takes no such"),
-        ({"learning_rate": 0.5}, "learning_rate.*takes no such"),
+        ({"learning_rate": 0.5}, "learning_rate.*takes no such.*it takes lr, momentum, dampening. Did you mean lr"),
+        ({"weight_decy": 0.5}, "weight_decy.*Did you mean weight_decay"),
+        ({"dampenning": 0.5}, "dampenning.*Did you mean dampening"),
+        ({"beta": 0.5, "rule": "ema"}, "beta.*Did you mean momentum"),
+        ({"foreach": True}, "foreach.*has all options"),
         ({"momentum_next": 1.5, "nesterov": True}, "momentum_next"),
     ],
 )
@@ -288,7 +294,7 @@ def test_a_shared_gradient_may_serve_many_arrays():
         ("abc", TypeError, "sequence of dicts"),
         (3, TypeError, "sequence of dicts"),
         ([np.ones(3), {"params": np.ones(3)}], TypeError, r"params\[0\].*dict"),
-        ([{"param": np.ones(3)}], TypeError, r"params\[0\].*'params'"),
+        ([{"param": np.ones(3), "lr": 0.1}], TypeError, r"params\[0\].*'params'.*got one with \['param', 'lr'\]"),
         ([{"params": 3}], TypeError, r"params\[0\]\['params'\]"),
         ([{"params": np.ones(3), "rule": "sgd"}], TypeError, "rule"),
         ([{"params": np.ones(3), "lrr": 0.1}], TypeError, "lrr"),
@@ -411,6 +417,10 @@ def test_messages_say_what_to_do():
         (lambda: fm.Momentum(p, lr=0.1).step(torch.ones(3)), ".detach().numpy() is one, on the same memory"),
         (lambda: fm.Momentum(p, lr=fm.schedules.Nesterov), "got the class Nesterov itself"),
         (lambda: fm.Momentum(np.ones((2, 3)).T, lr=0.1), "numpy.ascontiguousarray"),
+        (lambda: fm.Momentum(p, lr=0.1).step([g]), "got a list of 1. Pass the array in it itself"),
+        (lambda: fm.step(p, [np.zeros(3)], g, lr=0.1), "got a list of 1. Pass the array in it itself"),
+        (lambda: fm.Momentum({"w": p}, lr=0.1), "got dict. list(....values()) has its arrays, in order"),
+        (lambda: fm.Momentum(read_only(p), lr=0.1), "numpy.array(...) makes a copy that is"),
     ):
         with pytest.raises((TypeError, ValueError)) as raised:
             call()
@@ -422,3 +432,9 @@ def test_parameters_may_come_from_a_generator_or_a_dict_s_values():
     for params in (arrays.values(), iter(arrays.values()), [{"params": (a for a in arrays.values())}]):
         opt = fm.Momentum(params, lr=0.1)
         assert all(ours is theirs for ours, theirs in zip(opt.params, arrays.values(), strict=True))
+
+
+def test_every_option_that_a_typo_may_have_meant_is_one():
+    known = {*signature(fm.Momentum).parameters} - {"self", "params", "hyper"}
+    assert set(hints.OPTIONS) == known
+    assert set(hints.ELSEWHERE.values()) <= known
