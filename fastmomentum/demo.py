@@ -8,13 +8,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 from rich.table import Table
 from sklearn.datasets import load_digits
 
 import fastmomentum as fm
+from fastmomentum.plots import losses
 from fastmomentum.terminal import Terminal
 
 Floats = npt.NDArray[np.float32]
@@ -150,19 +151,13 @@ def table(runs: dict[str, Run]) -> Table:
 
 
 def picture(runs: dict[str, Run], path: Path) -> None:
-    """The loss curves."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    styles = ["-", "-", "--", ":", "-"]  # three conventions, one trajectory: their curves lie on each other
-    for (name, run), style in zip(runs.items(), styles):
-        axis.semilogy(np.arange(10, 101, 10), run.losses, style, marker="o", markersize=4, label=name)
+    """The loss curves; those of the three conventions of one trajectory lie on each other."""
+    parts = np.arange(10, 101, 10)
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    curves = {name: run.losses for name, run in runs.items()}
+    axis = losses(curves, figure.add_subplot(), times=dict.fromkeys(runs, parts))
     axis.set(xlabel="part of the run [%]", ylabel="training loss", title="Digits: gradient descent and momentum")
-    axis.grid(alpha=0.3)
-    axis.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def run(path: Path, terminal: Terminal) -> int:

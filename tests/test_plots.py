@@ -207,7 +207,8 @@ import fastmomentum as fm
 try:
     fm.plots
 except ImportError as error:
-    assert "pip install fastmomentum[cli]" in str(error), error
+    assert 'pip install "fastmomentum[cli]"' in str(error), error
+    assert error.name == "matplotlib", error.name
 else:
     raise AssertionError("imported")
 """

@@ -12,8 +12,9 @@ would make room for it there, and it stands in the upper right corner.
 try:
     import matplotlib as _matplotlib  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        "fastmomentum.plots: expected matplotlib, which is not installed: pip install fastmomentum[cli]"
+    raise ModuleNotFoundError(
+        'fastmomentum.plots: expected matplotlib, which is not installed: pip install "fastmomentum[cli]"',
+        name="matplotlib",
     ) from error
 
 from fastmomentum.plots.curves import against_theory, errors, losses
