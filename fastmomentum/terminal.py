@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+UNBOUNDED = 1000
+"""Columns that are enough for any table."""
 
 
 class UsageError(Exception):
@@ -48,9 +53,13 @@ class Terminal:
         self.show(text, soft_wrap=True)
 
     def show(self, what: RenderableType = "", soft_wrap: bool = False) -> None:
-        """A table, or text that is broken at the terminal's width."""
+        """A table, or text that is broken at the terminal's width; a table whose words have no room there is not."""
+        if isinstance(what, Table):
+            # rich would cut words and the digits of numbers, and leave whole columns out.
+            needed = Measurement.get(self._out, self._out.options.update(max_width=UNBOUNDED), what)
+            what.width = needed.maximum if needed.minimum > self.width else what.width
         if not self.as_json:
-            self._out.print(what, soft_wrap=soft_wrap)
+            self._out.print(what, soft_wrap=soft_wrap, crop=False)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The results for machines: in ASCII, whatever the locale, and null for NaN and infinity, which JSON lacks."""

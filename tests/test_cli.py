@@ -293,8 +293,8 @@ def test_broken_files_are_refused_in_one_line(command, tmp_path):
         "missing.npz": "No such file or directory",
         "missing.csv": "No such file or directory",
         "word.csv": "'x'",
-        "ragged.csv": "columns changed from 3 to 2",
-        "empty.csv": "two columns at least",
+        "ragged.csv": "numbers, those before it 3",
+        "empty.csv": "expected lines of numbers; got none",
         "one.csv": "two columns at least",
         "nan.csv": "A[0, 0] is nan",
         "binary.csv": "expected commas between numbers",
@@ -338,10 +338,10 @@ def test_a_large_problem_without_full_rank_is_refused(command, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "expected --kappa K, or --m M with --L L, or a file"),
-        (["--m", 1], "expected --kappa K"),
-        (["--kappa", 3, "--m", 1, "--L", 2], "expected --kappa K"),
-        (["data.npz", "--kappa", 3], "expected --kappa K"),
+        ([], "expected one of --kappa K, --m M with --L L, or a file"),
+        (["--m", 1], "expected one of --kappa K"),
+        (["--kappa", 3, "--m", 1, "--L", 2], "expected one of --kappa K"),
+        (["data.npz", "--kappa", 3], "expected one of --kappa K"),
         (["--kappa", 0.5], "--kappa: expected a finite number >= 1; got '0.5'"),
         (["--kappa", "nan"], "--kappa: expected a finite number >= 1; got 'nan'"),
         (["--kappa", "inf"], "--kappa: expected"),
@@ -353,16 +353,66 @@ def test_a_large_problem_without_full_rank_is_refused(command, tmp_path, monkeyp
         (["--kappa", 3, "--ridge", 1], "--ridge: expected with a file only"),
         (["--kappa", 3, "--rule", "adam"], "--rule: expected one of sgd, pytorch"),
         (["--kappa", 3, "--rule", "lion"], "--rule lion: expected one that is linear"),
-        (["--kappa", 3, "--nonsense"], "unrecognized arguments: --nonsense"),
+        (
+            ["--kappa", 3, "--nonsense"],
+            "tune: error: unrecognized arguments: --nonsense (see fastmomentum tune --help)",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(command, arguments, words):
     assert words in refused(command, "tune", *arguments)
 
 
-@pytest.mark.parametrize(("name", "words"), [("none/c.png", "No such file"), ("c.nonsense", "not supported")])
-def test_a_picture_that_cannot_be_written_is_refused(command, plots, tmp_path, name, words):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none/c.png", "expected a file in a folder that exists"),
+        ("", "expected a file in a folder that exists"),
+        ("c.nonsense", "expected a name that ends in .png, .pdf, .svg"),
+        ("c", "expected a name that ends in .png, .pdf, .svg"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_any_work(command, tmp_path, monkeypatch, name, words):
+    def works(*given):
+        raise AssertionError
+
+    monkeypatch.setattr(tune, "_problem", works)
+    monkeypatch.setattr(demo, "run", works)
     assert words in refused(command, "tune", "--kappa", 3, "--rule", "sgd", "--plot", tmp_path / name)
+    assert words in refused(command, "demo", "--picture", tmp_path / name)
+
+
+def test_a_picture_that_the_system_does_not_write_is_refused(command, tmp_path, monkeypatch):
+    def full(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert "No space left" in refused(command, "tune", "--kappa", 3, "--rule", "sgd", "--plot", tmp_path / "c.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b,y\n1,2,3\n\n1,red,4\n", "line 4, column 2 has 'red'"),
+        ("a,b,y\n1,2,3\n1,,4\n", "line 3, column 2 has ''"),
+        ("# of 2026\n1,2,3\n1,2\n", "line 3 has 2 numbers, those before it 3"),
+        ("a;b\n1;2\n", "line 2, column 1 has '1;2'"),
+        ("1_0,2,3\n", "could not convert string '1_0'"),  # a number for Python, none for NumPy
+        ("a,b,y\n", "expected lines of numbers; got none"),
+    ],
+)
+def test_a_table_s_fault_is_told_by_the_line_that_an_editor_shows(command, tmp_path, text, words):
+    (tmp_path / "data.csv").write_text(text)
+    assert words in refused(command, "tune", tmp_path / "data.csv")
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60])
+def test_no_word_or_digit_is_cut_where_the_terminal_is_narrow(command, least_squares, tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = command("tune", tmp_path / "data.npz", "--rule", "nesterov_positions")[1]
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = command("tune", tmp_path / "data.npz", "--rule", "nesterov_positions")[1]
+    assert [line.rstrip() for line in out.splitlines()] == [line.rstrip() for line in wide.splitlines()]
 
 
 def test_no_spectrum_found_is_a_failure(command, least_squares, tmp_path, monkeypatch):

@@ -25,6 +25,22 @@ MOST_WORK = 20_000_000
 """The same where they are given, and only the steps can be fewer."""
 
 
+def check_picture(option: str, path: Path) -> None:
+    """Refuse a file that no picture can be written to: better said before the work than after it.
+
+    Raises
+    ------
+    UsageError
+        If its folder does not exist, or matplotlib knows no such format; it would add one where there is none.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError(f"{option} {path}: expected a file in a folder that exists")
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise UsageError(f"{option} {path}: expected a name that ends in .png, .pdf, .svg or the like")
+
+
 def draw(
     path: Path, problem: Problem, ends: tuple[float, float], rows: "list[Row]", tol: float, terminal: Terminal
 ) -> None:
@@ -33,7 +49,7 @@ def draw(
     Raises
     ------
     UsageError
-        If the file cannot be written, or matplotlib knows no such format.
+        If the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -55,8 +71,6 @@ def draw(
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise UsageError(f"--plot {path}: {error.strerror or error}") from error
-    except ValueError as error:  # of matplotlib: no such format
-        raise UsageError(f"--plot {path}: {str(error).splitlines()[0]}") from error
 
 
 def trajectories(rows: "Iterable[Row]") -> "dict[str, Row]":

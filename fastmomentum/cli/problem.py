@@ -4,6 +4,7 @@ import csv
 import warnings
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +141,32 @@ def _read_csv(path: Path) -> tuple[Any, Any]:
             warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is refused below
             table = np.loadtxt(path, delimiter=",", skiprows=skipped, ndmin=2, encoding="utf-8-sig")
     except (ValueError, csv.Error) as error:
-        raise UsageError(f"{path}: expected commas between numbers: {str(error).splitlines()[0]}") from error
+        why = _first_fault(path) or str(error).splitlines()[0]
+        raise UsageError(f"{path}: expected commas between numbers: {why}") from error
+    if not table.size:
+        raise UsageError(f"{path}: expected lines of numbers; got none")
     if table.shape[1] < 2:
         raise UsageError(f"{path}: expected two columns at least, b the last; got shape {table.shape}")
     return table[:, :-1], table[:, -1]
+
+
+def _first_fault(path: Path) -> str:
+    """Where a file that NumPy refuses is first no table, with lines counted as editors do; empty where it is not seen.
+
+    NumPy counts lines without those that it skips, from 0, and its message names options that nobody has here.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file, suppress(csv.Error):
+        reader, width = csv.reader(file), 0
+        for cells in reader:
+            if not cells or cells[0].startswith("#") or (reader.line_num == 1 and _is_heading(cells)):
+                continue
+            width = width or len(cells)
+            for column, cell in enumerate(cells, 1):
+                if not _is_number(cell):
+                    return f"line {reader.line_num}, column {column} has {cell!r}"
+            if len(cells) != width:
+                return f"line {reader.line_num} has {len(cells)} numbers, those before it {width}"
+    return ""
 
 
 def _is_heading(cells: list[str]) -> bool:

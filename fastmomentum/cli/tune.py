@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from fastmomentum import rules, theory
-from fastmomentum.cli.curves import draw
+from fastmomentum.cli.curves import check_picture, draw
 from fastmomentum.cli.problem import Problem, least_squares
 from fastmomentum.terminal import Failure, Terminal, UsageError
 
@@ -58,6 +58,8 @@ class Row(NamedTuple):
 def run(options: argparse.Namespace, terminal: Terminal) -> int:
     """Find, print, draw; 0, or 1 where Lanczos found no spectrum."""
     names = chosen(options.rule)
+    if options.plot:
+        check_picture("--plot", options.plot)
     with terminal.progress() as progress:
         task = progress.add_task("the spectrum", total=len(names) + 1)
         try:
@@ -136,7 +138,7 @@ def _problem(options: argparse.Namespace) -> Problem:
     """What the arguments ask for; they may ask for one thing only."""
     ends = options.m is not None, options.L is not None
     if (options.data is not None) + (options.kappa is not None) + any(ends) != 1 or any(ends) != all(ends):
-        raise UsageError("expected --kappa K, or --m M with --L L, or a file (see fastmomentum tune --help)")
+        raise UsageError("expected one of --kappa K, --m M with --L L, or a file (see fastmomentum tune --help)")
     if options.data is not None:
         return least_squares(options.data, options.ridge)
     if options.ridge:

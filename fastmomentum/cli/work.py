@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import fastmomentum
+from fastmomentum.cli.curves import check_picture
 from fastmomentum.terminal import Failure, Terminal, UsageError
 
 
@@ -14,7 +15,8 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
     if options.command == "demo":
         from fastmomentum import demo
 
-        return demo.run(_writable(options.picture), terminal)
+        check_picture("--picture", options.picture)
+        return demo.run(options.picture, terminal)
     out = _folder(options.out)
     if options.command == "validate":
         from fastmomentum.validation import whole
@@ -30,13 +32,6 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
         sys.path.insert(0, str(root))
     status = import_module("benchmarks.__main__").run(out, options.smoke, terminal)
     return int(status)
-
-
-def _writable(path: Path) -> Path:
-    """`path`, if a file can be written there: better said before the work than after it."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{path}: expected a file in a folder that exists")
-    return path
 
 
 def _folder(path: Path) -> Path:
