@@ -7,6 +7,7 @@ $bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastmomentu
 # What is installed follows from pyproject.toml and from where the project lies: only when these change, pip runs.
 stamp=.venv/installed-$1 wanted="$(pwd) $(cksum <pyproject.toml)"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing what [$1] needs into .venv: a minute, or some, the first time" >&2
     $bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
     echo "$wanted" >"$stamp"
 fi
