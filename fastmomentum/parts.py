@@ -81,7 +81,8 @@ class Part:
         return tuple(value(name) for name in self.hyper)
 
     def __str__(self) -> str:
-        return repr(self.name) if self.name else f"{type(self).__name__}({self.functions[0].__name__})"
+        made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)
+        return repr(self.name) if self.name else f"{type(self).__name__}({made_of})"
 
     @property
     def functions(self) -> tuple[Function, ...]:

@@ -434,6 +434,12 @@ def test_parameters_may_come_from_a_generator_or_a_dict_s_values():
         assert all(ours is theirs for ours, theirs in zip(opt.params, arrays.values(), strict=True))
 
 
+def test_a_chain_is_called_by_all_that_it_is_made_of():
+    lasso = fm.chain(fm.stages.scale(0.5), fm.stages.soft_threshold(0.1), "nesterov_positions")
+    with pytest.raises(TypeError, match=r"rule Chain\(scale, nesterov_positions, soft_threshold\) takes no such"):
+        fm.Momentum(np.ones(3), lr=0.1, rule=lasso, gain=0.5)
+
+
 def test_every_option_that_a_typo_may_have_meant_is_one():
     known = {*signature(fm.Momentum).parameters} - {"self", "params", "hyper"}
     assert set(hints.OPTIONS) == known

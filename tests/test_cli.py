@@ -195,10 +195,11 @@ def test_extremes_are_told_as_such(tuned, command):
 def plots(monkeypatch):
     """A stand-in for the module that draws: keeps what it is given."""
     made = types.ModuleType("fastmomentum.plots")
-    made.given = []
+    made.given, made.axes = [], []
 
     def errors(found, ax=None, bound=None):
         made.given.append(found)
+        made.axes.append(ax)
         for label, values in found.items():
             ax.semilogy(values, label=label)
         return ax
@@ -226,6 +227,18 @@ def test_the_picture_s_curves_are_those_of_the_runs(command, plots, least_square
     assert curve[-1] <= 1e-8 < curve[-2]
 
 
+def test_each_curve_ends_where_it_reaches_the_tolerance_and_the_picture_a_tenth_below(
+    command, plots, least_squares, tmp_path
+):
+    rules = ("--rule", "heavy_ball", "--rule", "sgd")
+    assert command("tune", tmp_path / "data.npz", "--plot", tmp_path / "c.png", *rules, "--tol", 1e-4)[0] == 0
+    drawn = plots.given[0]
+    assert len(drawn["heavy ball, optimal"]) < len(drawn["gradient descent, optimal"])
+    for label in ("heavy ball, optimal", "gradient descent, optimal"):
+        assert drawn[label][-1] <= 1e-4 < drawn[label][-2]
+    assert plots.axes[0].get_ylim()[0] == pytest.approx(1e-5)
+
+
 def test_the_worst_curve_ends_at_the_bound(plots, command, tmp_path):
     assert command("tune", "--kappa", 100, "--plot", tmp_path / "c.svg")[0] == 0
     found = plots.given[0]
@@ -235,6 +248,19 @@ def test_the_worst_curve_ends_at_the_bound(plots, command, tmp_path):
     assert ball[0] == 1.0
     assert 0.97 * 119 <= np.flatnonzero(ball > 1e-8)[-1] + 1 <= 119
     assert max(map(len, found.values())) == curves.LONGER * 119 + 1
+
+
+def test_a_file_s_name_is_told_as_it_is(command, least_squares, tmp_path):
+    name = "[bold] :smile:.npz"
+    (tmp_path / "data.npz").rename(tmp_path / name)
+    assert command("tune", tmp_path / name, "--rule", "sgd")[1].startswith(f"{tmp_path / name}: f(x)")
+
+
+def test_the_edge_is_told_where_a_heavy_ball_has_no_margin(command):
+    edge = "The optimal heavy ball is an edge"
+    assert edge in command("tune", "--kappa", 9, "--rule", "pytorch")[1]
+    assert edge not in command("tune", "--kappa", 9, "--rule", "pytorch", "--margin", 0.02)[1]
+    assert edge not in command("tune", "--kappa", 9, "--rule", "sgd")[1]
 
 
 def test_a_start_at_the_solution_has_a_picture_too(plots, command, tmp_path):
@@ -692,4 +718,6 @@ def test_the_console_script_and_the_scripts_are_this_command():
 def test_problems_know_their_condition():
     assert Problem("ends", theory.Spectrum(2.0, 5.0)).kappa == 2.5
     assert tune.near_one(1.0) == "1"
+    assert [tune.near_one(rate) for rate in (0.9999, 0.99995)] == ["0.9999", "1-5e-05"]
+    assert [tune._shown(count) for count in (9_999_999, 10_000_000)] == ["9,999,999", "1e+07"]
     assert curves.length([]) == curves.MOST_STEPS
