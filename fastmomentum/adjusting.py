@@ -4,6 +4,7 @@ from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.engine import Engine
+from fastmomentum.hints import meant
 from fastmomentum.turns import free
 
 
@@ -62,6 +63,16 @@ class Adjustable:
     @momentum.setter
     def momentum(self, value: Any) -> None:
         self._set("momentum", value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not hasattr(type(self), name):  # which would do nothing, and say nothing
+            raise AttributeError(f"{name}: expected lr or momentum, which may be set{meant(name, ('lr', 'momentum'))}")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        engine = self._engine
+        settings = f"lr={self.lr!r}, momentum={self.momentum!r}, arrays={len(engine.group_of)}, steps={engine.steps}"
+        return f"{type(self).__name__}(rule={engine.groups[0].name!r}, {settings})"
 
     def _setting(self, name: str) -> Any:
         values = [group.value(name, self._engine.time) for group in self._engine.groups]

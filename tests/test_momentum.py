@@ -409,3 +409,19 @@ def test_an_optimiser_is_not_entered_twice():
     with pytest.raises(RuntimeError, match="one caller at a time"):
         opt.step(np.ones(2))
     assert opt.steps == 0
+
+
+def test_a_misspelt_setting_is_refused():
+    opt = fm.Momentum(np.ones(2), lr=0.1)
+    with pytest.raises(AttributeError, match=r"learning_rate: expected lr or momentum, .*Did you mean lr\?"):
+        opt.learning_rate = 0.5
+    with pytest.raises(AttributeError):
+        opt.steps = 5
+    opt.lr = 0.5
+    assert (opt.lr, opt.steps) == (0.5, 0)
+
+
+def test_an_optimiser_prints_what_it_is():
+    opt = fm.Momentum([np.ones(2), np.ones(3)], rule="ema", lr=0.1, momentum=0.5)
+    opt.step([np.ones(2), None])
+    assert repr(opt) == "Momentum(rule='ema', lr=0.1, momentum=0.5, arrays=2, steps=1)"
