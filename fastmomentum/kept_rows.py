@@ -8,6 +8,7 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.lapses import Array, Ints, Prepared, prepare
+from fastmomentum.outline import check_mapping, refuse
 from fastmomentum.rules import find
 from fastmomentum.turns import free
 
@@ -148,12 +149,10 @@ def check_fits(saved: Any, like: Mapping[str, Any]) -> None:
     ValueError
         If it does not fit; the message lists all differences.
     """
-    if not isinstance(saved, Mapping):
-        raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.shown(saved)}")
+    check_mapping(saved)
     listed = [f"{key}: missing" for key in like if key not in saved]
     listed += [f"{key}: unknown" for key in saved if key not in like]
-    if listed := listed or list(_differences(saved, like)):
-        raise ValueError("state_dict does not fit these rows:\n  " + "\n  ".join(listed))
+    refuse(listed or _differences(saved, like), "these rows")
 
 
 def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[str]:

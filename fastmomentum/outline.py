@@ -30,26 +30,32 @@ def check_fits(saved: Mapping[str, Any], like: Mapping[str, Any]) -> None:
     ValueError
         If it does not fit; the message lists all differences.
     """
+    check_mapping(saved)
+    check_outline(saved)
+    refuse(_differences(saved, like))
+
+
+def check_mapping(saved: object) -> None:
+    """Refuse what is no saved state at all."""
     if not isinstance(saved, Mapping):
         raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.shown(saved)}")
-    check_outline(saved)
-    _refuse(_differences(saved, like))
 
 
 def check_outline(saved: Mapping[str, Any]) -> None:
     """Refuse what is not of the form that pack() gives, of this schema."""
     if (schema := saved.get("schema", SCHEMA)) not in READ:
-        _refuse([f"schema: expected {' or '.join(map(str, READ))}; got {schema!r}"])
-    _refuse(
+        refuse([f"schema: expected {' or '.join(map(str, READ))}; got {schema!r}"])
+    refuse(
         [f"{key}: missing" for key in KEYS if key not in saved and LATER.get(key, 1) <= schema]
         + [f"{key}: unknown" for key in saved if key not in KEYS]
     )
-    _refuse(_malformed(saved))
+    refuse(_malformed(saved))
 
 
-def _refuse(differences: Iterable[str]) -> None:
+def refuse(differences: Iterable[str], what: str = "this optimiser") -> None:
+    """Refuse a saved state that does not fit, with all differences, if there are any."""
     if listed := list(differences):
-        raise ValueError("state_dict does not fit this optimiser:\n  " + "\n  ".join(listed))
+        raise ValueError(f"state_dict does not fit {what}:\n  " + "\n  ".join(listed))
 
 
 def _malformed(saved: Mapping[str, Any]) -> Iterator[str]:

@@ -16,22 +16,12 @@ from matplotlib.collections import QuadMesh
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from oracles import RULES
 
 import fastmomentum as fm
 
 H = np.array([2.0, 20.0])  # of x² + 10y²
 STARTS = ((10.0, 1.0), (-10.0, -1.0))
-RULES = (
-    "sgd",
-    "pytorch",
-    "pytorch_nesterov",
-    "classical",
-    "classical_nesterov",
-    "ema",
-    "ema_nesterov",
-    "heavy_ball",
-    "nesterov_positions",
-)
 RECORD = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "cpu.json").read_text())
 
 
