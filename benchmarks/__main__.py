@@ -94,7 +94,7 @@ def run(out: Path, smoke: bool, terminal: Terminal) -> int:
         "cases": [each._asdict() for each in found],
     }
     (out / "cpu.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    draw(found, out / "throughput.png")
+    draw(record, out / "throughput.png")
     terminal.say(f"Record and picture: {out / 'cpu.json'}, {out / 'throughput.png'}")
     terminal.record(record)
     return 0

@@ -1,37 +1,18 @@
-"""GB/s over size, one line a contender, the ceiling drawn in."""
+"""Throughput over size, a panel for each number of threads."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-from benchmarks.contenders import OURS
-from benchmarks.summary import Summary
+from fastmomentum import plots
 
 
-def draw(found: list[Summary], path: Path) -> None:
-    """A panel for each number of threads."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    by_size = [each for each in found if each.case.startswith("float32, n = ")]
-    names = dict.fromkeys(name for each in by_size for name in (OURS, *each.peers))
-    colours = {name: f"C{i}" for i, name in enumerate(names)}
-    counts = sorted({each.threads for each in by_size})
-    figure, axes = pyplot.subplots(1, len(counts), figsize=(6.5 * len(counts), 5), layout="constrained", squeeze=False)
-    for axis, threads in zip(axes[0], counts):
-        mine = [each for each in by_size if each.threads == threads]
-        for name, colour in colours.items():
-            points = [(each.elements, each.rate / each.ratio(name)) for each in mine if name in each.runs]
-            if points:
-                width = 3 if name == OURS else 1
-                axis.loglog(*zip(*points), "o-", label=name, color=colour, linewidth=width, markersize=3)
-        ceiling = [(each.elements, each.rate / each.ceiling) for each in mine if each.ceiling]
-        if ceiling:
-            axis.loglog(*zip(*ceiling), "k--", label="ceiling: best stream of as many bytes")
-        axis.set(
-            xlabel="elements", ylabel="GB/s, at 20 bytes an element", title=f"{threads} thread{'s' * (threads > 1)}"
-        )
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """What the record has of single arrays of float32, by :func:`fastmomentum.plots.throughput`."""
+    counts = sorted({case["threads"] for case in record["cases"] if case["case"].startswith("float32, n = ")})
+    figure = Figure(figsize=(8.0 * len(counts), 5.0), layout="constrained")
+    for axis, threads in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts):
+        plots.throughput(record, axis, threads=threads)
     figure.savefig(path, dpi=90)
-    pyplot.close(figure)
