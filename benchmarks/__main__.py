@@ -19,9 +19,9 @@ from benchmarks.machine import caches, processor, versions
 from benchmarks.pictures import draw
 from benchmarks.report import PEERS
 from benchmarks.summary import Result, Summary, headlines, summaries
-from fastmomentum.backends.threads import available
+from fastmomentum.backends.cpu.threads import available
 from fastmomentum.cli import main
-from fastmomentum.terminal import Failure, Terminal
+from fastmomentum.cli.terminal import Failure, Terminal
 
 PROCESSES = 3
 """A single process strays by 10 % here: where its pages lie decides; the medians over three do not."""

@@ -16,6 +16,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import matplotlib
+from matplotlib import pyplot
 from numba import config, cuda
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +25,7 @@ from rich.table import Table
 from benchmarks.contenders import OURS
 from benchmarks.gpu_sides import COPY, SIZES, Run, cases, makers
 from benchmarks.machine import versions
-from fastmomentum.backends import cuda as backend
+from fastmomentum.backends import cuda
 
 
 def on_device(run: Run, calls: int) -> float:
@@ -110,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for record and picture")
     chosen = parser.parse_args()
     try:
-        backend.require()
+        cuda.require()
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,10 @@ from functools import cache, partial
 from itertools import cycle
 from typing import Any, NamedTuple
 
+import cupy
+import jax
 import numpy as np
+import torch
 from numba import config, cuda
 from numba.cuda.cudadrv import driver
 
@@ -13,8 +16,8 @@ import fastmomentum as fm
 from benchmarks import shapes
 from benchmarks.contenders import LR, MOMENTUM, OURS, TORCH, optax_jitted
 from fastmomentum.backends import all_of
-from fastmomentum.backends.cuda import kernels, launches, mirror
-from fastmomentum.backends.cuda.operations import CONTRACTED
+from fastmomentum.backends.cuda import kernels, tables
+from fastmomentum.backends.cuda.codegen import CONTRACTED
 
 Run = Callable[[], Any]
 Maker = Callable[[], Run | None]
@@ -120,9 +123,9 @@ def _contracted(made: Callable[[], list[Arrays]]) -> Run | None:
     row = (dtype.type(LR), dtype.type(MOMENTUM), dtype.type(1))
 
     def one(*arrays: Any) -> Run:
-        addresses, size = tuple(map(mirror.address_of, arrays)), arrays[0].size
+        addresses, size = tuple(map(tables.address_of, arrays)), arrays[0].size
         blocks, head = -(-size // kernels.TILE), kernels.head_of(addresses, 4)
-        return lambda: launches.launch(kernel, blocks, cuda.default_stream(), addresses, size, head, row)
+        return lambda: kernels.launch(kernel, blocks, cuda.default_stream(), addresses, size, head, row)
 
     return _in_turn([one(*each) for [each] in made()])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks import solvers, tracing
 from benchmarks.summary import Summary, headlines, regimes
-from fastmomentum.validation.rows import Row, worst
+from fastmomentum.cli.validation.formulas import Row, worst
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

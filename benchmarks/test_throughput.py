@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cases import Case, cases
-from fastmomentum.backends.threads import available
+from fastmomentum.backends.cpu.threads import available
 
 CASES = [
     pytest.param(case, name, threads, id=f"{case.name}, threads = {threads}, {name}")

@@ -1,4 +1,4 @@
-"""Momentum as a compiled primitive: every convention of it, one pass over memory, the same bits on every backend.
+"""Momentum methods for NumPy arrays and CUDA arrays: compiled updates, one pass over memory, the same bits everywhere.
 
 The public names are loaded when they are first used: importing the package imports neither Numba nor SciPy.
 """
@@ -8,38 +8,39 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmomentum import jit, rules, schedules, stages, theory
+    from fastmomentum import jit, rules, schedules, theory
     from fastmomentum import plots as plots
-    from fastmomentum.averaging import averaged
-    from fastmomentum.backends.threads import set_threads
-    from fastmomentum.chains import chain
-    from fastmomentum.conventions import convert
-    from fastmomentum.diagnosis import diagnose
-    from fastmomentum.flat import flatten
-    from fastmomentum.optimizer import Momentum
-    from fastmomentum.records import Rule, Stage
+    from fastmomentum.backends.cpu.threads import set_threads
+    from fastmomentum.optim.diagnose import diagnose
+    from fastmomentum.optim.optimizer import Momentum
+    from fastmomentum.optim.sparse import SparseRows
+    from fastmomentum.optim.step import flatten, step
+    from fastmomentum.optim.trace import Trace
+    from fastmomentum.rules import stages
+    from fastmomentum.rules.base import Rule, Stage
+    from fastmomentum.rules.compose import averaged, chain
+    from fastmomentum.rules.convert import convert
     from fastmomentum.solvers import minimize
-    from fastmomentum.sparse import SparseRows
-    from fastmomentum.traces import Trace
-    from fastmomentum.update import step
 
 __version__ = "0.1.0"
 
-_home = {
-    "Momentum": "optimizer",
-    "Rule": "records",
-    "SparseRows": "sparse",
-    "Stage": "records",
-    "Trace": "traces",
-    "averaged": "averaging",
-    "chain": "chains",
-    "convert": "conventions",
-    "diagnose": "diagnosis",
-    "flatten": "flat",
+_modules = {
+    "Momentum": "optim.optimizer",
+    "Rule": "rules.base",
+    "SparseRows": "optim.sparse",
+    "Stage": "rules.base",
+    "Trace": "optim.trace",
+    "averaged": "rules.compose",
+    "chain": "rules.compose",
+    "convert": "rules.convert",
+    "diagnose": "optim.diagnose",
+    "flatten": "optim.step",
     "minimize": "solvers",
-    "set_threads": "backends.threads",
-    "step": "update",
+    "set_threads": "backends.cpu.threads",
+    "stages": "rules",
+    "step": "optim.step",
 }
+"""For each public name that is no module of this package, the module that it is loaded from."""
 
 __all__ = [
     "Momentum",
@@ -65,9 +66,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _home:
-        value = getattr(import_module(f"{__name__}.{_home[name]}"), name)
-    elif name in __all__ or name == "plots":  # which __all__ leaves out: import * goes without matplotlib
+    if name in _modules:
+        value = getattr(import_module(f"{__name__}.{_modules[name]}"), name)
+    elif name in __all__ or name == "plots":  # `import *` works without matplotlib, so plots is not in __all__
         value = import_module(f"{__name__}.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,37 +1,128 @@
-"""Every check of a user's arguments, in one place.
+"""Which values a hyper-parameter may take.
+
+What someone may have meant who wrote an option, or passed a value, that there is no use for.
+
+Every check of a user's arguments, in one place.
 
 A refused argument gets a TypeError or a ValueError that names it, says what was expected and what came. Nothing here
 writes to an array, so a step refused here has changed nothing. NaN and infinite *gradients* are data and pass.
+
+Memory that arrays share, which no two of an update may where one is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import combinations
 from numbers import Real
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum import hints
-from fastmomentum.parts import Part
-from fastmomentum.ranges import ABOVE_ZERO, Range
-from fastmomentum.records import Update
+INFINITY = float("inf")
+
+
+class Range(NamedTuple):
+    """The values that a hyper-parameter may take: low ≤ x ≤ high; `above` and `below` leave out low and high."""
+
+    low: float
+    high: float
+    above: bool = False
+    infinite: bool = False
+    below: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, float) or (not self.infinite and value - value != 0.0):
+            return False
+        enough = self.low < value if self.above else self.low <= value
+        return enough and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.infinite:
+            return "a number, -inf and inf included"
+        if self.low == -INFINITY:
+            return "a finite number"
+        if self.high == INFINITY:
+            return f"a finite number {'>' if self.above else '>='} {self.low:g}"
+        return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+
+
+FINITE = Range(-INFINITY, INFINITY)
+ANY_BOUND = Range(-INFINITY, INFINITY, infinite=True)
+AT_LEAST_ZERO = Range(0.0, INFINITY)
+ABOVE_ZERO = Range(0.0, INFINITY, above=True)
+AT_LEAST_ONE = Range(1.0, INFINITY)
+UNIT_INTERVAL = Range(0.0, 1.0)
+BELOW_ONE = Range(0.0, 1.0, below=True)
+INSIDE_UNIT = Range(0.0, 1.0, above=True, below=True)
+
+RANGES: Mapping[str, Range] = {
+    "lr": AT_LEAST_ZERO,
+    "lr_next": AT_LEAST_ZERO,
+    "momentum": UNIT_INTERVAL,
+    "momentum_next": UNIT_INTERVAL,
+    "dampening": UNIT_INTERVAL,
+    "weight_decay": AT_LEAST_ZERO,
+    "decoupled_weight_decay": AT_LEAST_ZERO,
+    "clip_value": ABOVE_ZERO,
+    "max_norm": ABOVE_ZERO,
+}
+"""The ranges of the names that the field has fixed; other names are finite unless their record says more."""
+
+OPTIONS = (
+    *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
+    *("max_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
+)
+"""What may be set beside a rule's own hyper-parameters."""
+
+ELSEWHERE = {
+    **dict.fromkeys(("learning_rate", "eta", "alpha", "step_size"), "lr"),
+    **dict.fromkeys(("mu", "beta", "beta1"), "momentum"),
+    **dict.fromkeys(("max_grad_norm", "clip_norm", "global_clipnorm"), "max_norm"),
+    "use_nesterov": "nesterov",
+    "clipvalue": "clip_value",
+}
+"""Names in the literature and in other packages, and what they are here."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The option that a wrong name may stand for, as the last words of a message.
+
+    Examples
+    --------
+    >>> meant("learning_rate", ["lr"]), meant("weight_decy", []), meant("foreach", [])
+    ('. Did you mean lr?', '. Did you mean weight_decay?', '. help(fastmomentum.Momentum) has all options')
+    """
+    near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, (*known, *OPTIONS), 1, 0.75)
+    return f". Did you mean {near[0]}?" if near else ". help(fastmomentum.Momentum) has all options"
+
+
+def how_to_convert(value: object) -> str:
+    """How an array is had from what came."""
+    if hasattr(value, "detach"):
+        return "Of a torch tensor on the host .detach().numpy() is one, on the same memory"
+    if isinstance(value, Mapping):
+        return "list(....values()) has its arrays, in order"
+    if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
+        return "Pass the array in it itself"
+    return "numpy.array(..., dtype=numpy.float32) makes one"
+
 
 Array = npt.NDArray[Any]
-REST = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}  # how users make it
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def number(name: str, value: object, allowed: Range) -> float:
     """`value` as a float, if it is a real number within the range; −0 comes back as +0."""
-    value = held(value)
+    value = unwrap_scalar(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected {allowed}; got {shown(value)}")
+        raise TypeError(f"{name}: expected {allowed}; got {describe(value)}")
     try:
         converted = float(value) + 0.0
     except OverflowError:
         converted = float("nan")
     if converted not in allowed:
-        raise ValueError(f"{name}: expected {allowed}; got {shown(value)}")
+        raise ValueError(f"{name}: expected {allowed}; got {describe(value)}")
     return converted
 
 
@@ -42,7 +133,7 @@ def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
     except ValueError:  # a ragged list
         found = np.asarray(None)
     if isinstance(value, np.ma.MaskedArray) or found.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: expected numbers, each {allowed}; got {shown(value)}")
+        raise TypeError(f"{name}: expected numbers, each {allowed}; got {describe(value)}")
     converted = found.astype(np.float64)
     for extreme in (converted.min(), converted.max()) if converted.size else ():
         if float(extreme) not in allowed:
@@ -50,15 +141,15 @@ def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
     return converted
 
 
-def held(value: Any) -> Any:
+def unwrap_scalar(value: Any) -> Any:
     """The number in a 0-d array; anything else as it is."""
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
-def switch(name: str, value: object) -> bool:
+def boolean(name: str, value: object) -> bool:
     """`value`, if it is True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False; got {shown(value)}")
+        raise TypeError(f"{name}: expected True or False; got {describe(value)}")
     return bool(value)
 
 
@@ -66,22 +157,22 @@ def threads(value: object) -> int | None:
     """`value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
     if value is None:
         return None
-    if not _is_whole(value) or (value < 1 and value != -1):
-        kind = ValueError if _is_whole(value) else TypeError
-        raise kind(f"threads: expected a whole number >= 1, or -1 for all; got {shown(value)}")
+    if not _is_integer(value) or (value < 1 and value != -1):
+        kind = ValueError if _is_integer(value) else TypeError
+        raise kind(f"threads: expected a whole number >= 1, or -1 for all; got {describe(value)}")
     return int(value)
 
 
-def whole(name: str, value: object, least: int = 0) -> int:
+def integer(name: str, value: object, least: int = 0) -> int:
     """`value` as an int, if it is a whole number from `least` to 2⁶²."""
-    value = held(value)
-    if not _is_whole(value) or not least <= value <= 2**62:
-        kind = ValueError if _is_whole(value) else TypeError
-        raise kind(f"{name}: expected a whole number from {least} to 2**62; got {shown(value)}")
+    value = unwrap_scalar(value)
+    if not _is_integer(value) or not least <= value <= 2**62:
+        kind = ValueError if _is_integer(value) else TypeError
+        raise kind(f"{name}: expected a whole number from {least} to 2**62; got {describe(value)}")
     return int(value)
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
 
 
@@ -99,47 +190,6 @@ def dtype(value: Any) -> np.dtype[Any]:
         if value is not None and known == value:
             return known
     raise TypeError(f"dtype: expected float32 or float64; got {value!r}")
-
-
-def hyper(rule: Part, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """What `rule`'s function takes behind the gradient, cast to `dtype`, from the users' hyper-parameters.
-
-    Defaults are filled in, derived ones are computed in double precision, and every value must lie in its range both
-    before and after the cast.
-    """
-    values = settings(rule, given)
-    for name, value in values.items():
-        allowed = rule.range_of(name)
-        with np.errstate(over="ignore"):
-            cast = dtype.type(value)
-        if float(cast) not in allowed:
-            raise ValueError(f"{name}: expected {allowed}; got {value!r}, which is {cast} in {dtype}")
-    arguments = rule.arguments(values)
-    with np.errstate(over="ignore"):
-        row = tuple(dtype.type(value) for value in arguments)
-    for name, value, cast in zip(rule.hyper, arguments, row, strict=True):
-        lost = np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any())
-        if lost or (name in rule.ranges and float(cast) not in rule.range_of(name)):
-            raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
-    return row
-
-
-def settings(rule: Part, given: Mapping[str, object], check: Callable[..., Any] = number) -> dict[str, Any]:
-    """Every hyper-parameter that users give to `rule`, by name, defaults filled in, each put through `check`."""
-    for name in given:
-        if name not in rule.parameters:
-            takes = f"it takes {', '.join(rule.parameters)}{hints.meant(name, rule.parameters)}"
-            raise TypeError(f"{name}: rule {rule} takes no such hyper-parameter; {takes}")
-    return {name: check(name, _given_or_default(rule, name, given), rule.range_of(name)) for name in rule.parameters}
-
-
-def _given_or_default(rule: Part, name: str, given: Mapping[str, object]) -> object:
-    if name in given:
-        return given[name]
-    if name not in rule.defaults:
-        raise TypeError(f"{name}: rule {rule} needs this hyper-parameter; it was not given")
-    default = rule.defaults[name]
-    return _given_or_default(rule, default, given) if isinstance(default, str) else default
 
 
 def array(name: str, value: Any, *, like: Array | None = None, write: bool = True) -> Array:
@@ -174,7 +224,7 @@ def _plain(name: str, value: object) -> Array:
         return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{name}: expected a NumPy array of float32 or float64; got {shown(value)}. {hints.way_to_array(value)}"
+            f"{name}: expected a NumPy array of float32 or float64; got {describe(value)}. {how_to_convert(value)}"
         )
     return np.asarray(value)
 
@@ -202,28 +252,14 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
 def sequence(name: str, value: object, length: int) -> list[Any]:
     """What a list, tuple or other sequence of this length holds, read once, as a list of our own."""
     if not isinstance(value, list | tuple | Sequence):
-        raise TypeError(f"{name}: expected a sequence of {length}; got {shown(value)}")
+        raise TypeError(f"{name}: expected a sequence of {length}; got {describe(value)}")
     items = list(value)
     if len(items) != length:
         raise ValueError(f"{name}: expected a sequence of {length}; got one of {len(items)}")
     return items
 
 
-def state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
-    """The state slots of one parameter, as `rule` declares them: None, an array, or a tuple of arrays."""
-    slots = rule.slots
-    if len(slots) == 1 and value is not None and not isinstance(value, tuple):
-        return (array("state", value, like=like),)
-    given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
-    if len(given) != len(slots):
-        expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
-        each = ", ".join(f"{slot} ({REST[at]} at rest)" for slot, at in rule.state)
-        meaning = f", like param in dtype and shape: {each}" if slots else ""
-        raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {shown(value)}")
-    return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
-
-
-def shown(value: object) -> str:
+def describe(value: object) -> str:
     """What came, for a message."""
     if isinstance(value, int) and value.bit_length() > 1000:
         return f"an integer of {value.bit_length()} bits"
@@ -233,3 +269,41 @@ def shown(value: object) -> str:
         return repr(value)
     kind = type(value).__name__
     return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else kind
+
+
+def refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
+    """Name two of the contiguous arrays that share memory, as some of them are known to do."""
+    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
+        if np.may_share_memory(first, second):
+            raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
+    raise AssertionError("no two of these arrays share memory")
+
+
+def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 0) -> npt.NDArray[np.int64]:
+    """Refuse contiguous arrays of which two share memory; the last `read` are only read, and may share it.
+
+    Returns
+    -------
+    ndarray of int64, shape (m, 2)
+        Where the memory of those that are written begins and ends, in ascending order; empty arrays left out.
+    """
+    writes = len(arrays) - read
+    spans = [(start := address(a), start + a.nbytes, i) for i, a in enumerate(arrays) if a.size]
+    spans.sort()
+    reach: dict[bool, tuple[int, int]] = {}  # for written and read arrays, how far they reach, and which does
+    for start, stop, i in spans:
+        mine = i < writes
+        for others in (True, False) if mine else (True,):
+            end, other = reach.get(others, (0, 0))
+            if end > start:
+                ours, theirs = sorted((i, other))
+                raise ValueError(
+                    f"{names[theirs]}: expected memory of its own; got memory that it shares with {names[ours]}"
+                )
+        reach[mine] = max(reach.get(mine, (0, 0)), (stop, i))
+    return np.array([span[:2] for span in spans if span[2] < writes], np.int64).reshape(-1, 2)
+
+
+def address(value: Any) -> int:
+    """Where the memory of an array begins."""
+    return int(value.__array_interface__["data"][0]) if isinstance(value, np.ndarray) else value.address

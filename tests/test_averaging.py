@@ -163,9 +163,9 @@ def test_a_form_that_would_leave_the_average_out_is_refused():
 
 
 def test_hyper_parameters_on_a_device_are_found_in_all_parts():
-    from fastmomentum.backends.cuda.columns import columns_of
+    from fastmomentum.backends.cuda.scalars import derived_from
 
     rule = fm.chain(fm.stages.weight_decay(0.1), fm.averaged(CHAIN, 0.9))
     assert len(rule.hyper) == len(rule.leaves[0].hyper) + sum(len(leaf.hyper) for leaf in rule.leaves[1:])
-    found = [rule.hyper[column.place] for column in columns_of(rule, {"lr"})]
+    found = [rule.hyper[column.place] for column in derived_from(rule, {"lr"})]
     assert found == ["lr", "shrink"]

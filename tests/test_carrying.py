@@ -9,8 +9,8 @@ from labels import label
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum.backends import host
-from fastmomentum.carrying import carried_slots
+from fastmomentum.backends import host_arrays
+from fastmomentum.rules.compose import slots_scaled_by_lr
 
 CARRYING = {
     "classical": "pytorch",
@@ -44,15 +44,15 @@ def path(rule, lr, grads, assign=None, **settings):
 
 
 def test_the_rules_own_functions_tell_which_state_carries_lr():
-    found = {name: carried_slots(fm.rules.find(name)) for name in RULES}
+    found = {name: slots_scaled_by_lr(fm.rules.find(name)) for name in RULES}
     expected = dict.fromkeys(RULES, ())
     expected |= dict.fromkeys(("classical", "classical_nesterov"), ("velocity",))
     expected |= dict.fromkeys(("heavy_ball", "nesterov_positions"), ("previous",))
     assert found == expected
     for name in ("ema_corrected", "quasi_hyperbolic", "aggmo", "signum", "lion"):
-        assert carried_slots(fm.rules.find(name)) == ()
-    assert carried_slots(fm.averaged("classical", 0.9)) == ("velocity",)
-    assert carried_slots(fm.averaged(fm.chain(fm.stages.weight_decay(0.1), "heavy_ball"))) == ("previous",)
+        assert slots_scaled_by_lr(fm.rules.find(name)) == ()
+    assert slots_scaled_by_lr(fm.averaged("classical", 0.9)) == ("velocity",)
+    assert slots_scaled_by_lr(fm.averaged(fm.chain(fm.stages.weight_decay(0.1), "heavy_ball"))) == ("previous",)
 
 
 def two(p, v, w, g, lr, mu, beta):
@@ -63,7 +63,7 @@ def two(p, v, w, g, lr, mu, beta):
 
 def test_a_user_s_rule_is_read_likewise():
     rule = fm.Rule(two, state=(("fast", "zero"), ("slow", "zero")), hyper=("lr", "momentum", "beta"))
-    assert carried_slots(rule) == ("fast", "slow")
+    assert slots_scaled_by_lr(rule) == ("fast", "slow")
     grads = gradients((4,))
 
     def by_hand():
@@ -202,7 +202,7 @@ def test_an_assignment_that_a_signal_tears_apart_is_whole_before_the_next_step(a
         opt.step(list(grads[0]))
         with monkeypatch.context() as patch:
             if torn:
-                patch.setattr(host, "copy", failing(host.copy, at))
+                patch.setattr(host_arrays, "copy", failing(host_arrays.copy, at))
                 with pytest.raises(KeyboardInterrupt):
                     opt.lr = 0.25
             else:

@@ -6,14 +6,15 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 
 import numpy as np
 import pytest
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum import checkpoint
-from fastmomentum.schedules import Constant, Exponential
+from fastmomentum.optim import checkpoint
+from fastmomentum.schedules.curves import Constant, Exponential
 
 SHAPES = ((3, 4), (17,), ())
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from fastmomentum import hints
+from fastmomentum import checks
 
 NAN, INF = float("nan"), float("inf")
 F4 = np.float32
@@ -442,5 +442,5 @@ def test_a_chain_is_called_by_all_that_it_is_made_of():
 
 def test_every_option_that_a_typo_may_have_meant_is_one():
     known = {*signature(fm.Momentum).parameters} - {"self", "params", "hyper"}
-    assert set(hints.OPTIONS) == known
-    assert set(hints.ELSEWHERE.values()) <= known
+    assert set(checks.OPTIONS) == known
+    assert set(checks.ELSEWHERE.values()) <= known

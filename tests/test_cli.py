@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from fastmomentum import cli, demo, theory
-from fastmomentum.cli import curves, info, parser, probes, problem, start, tune, work
+from fastmomentum import cli, theory
+from fastmomentum.cli import commands, demo, info, parser, probes, problem, tune
 from fastmomentum.cli.problem import Problem
-from fastmomentum.terminal import Failure
-from fastmomentum.validation import whole
+from fastmomentum.cli.terminal import Failure
+from fastmomentum.cli.validation import formulas, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -155,7 +155,7 @@ def test_tune_estimates_the_ends_of_a_large_problem_and_keeps_a_margin(
     )
     assert (told["estimated"], told["margin"]) == (True, 0.02)
     assert row["steps"] == steps_taken(a.T @ a, a.T @ least_squares[1], row)
-    monkeypatch.setattr(start, "PRODUCTS", 1)
+    monkeypatch.setattr(problem, "PRODUCTS", 1)
     assert tuned(tmp_path / "data.npz", "--rule", "pytorch")[1]["pytorch", "optimal"]["steps"] is None
     assert "estimated" in command("tune", tmp_path / "data.npz", "--rule", "sgd")[1]
 
@@ -247,7 +247,7 @@ def test_the_worst_curve_ends_at_the_bound(plots, command, tmp_path):
     # 119 is the bound of the test above's kind, on the envelope; the worst of 256 curvatures comes to just below it
     assert ball[0] == 1.0
     assert 0.97 * 119 <= np.flatnonzero(ball > 1e-8)[-1] + 1 <= 119
-    assert max(map(len, found.values())) == curves.LONGER * 119 + 1
+    assert max(map(len, found.values())) == tune.LONGER * 119 + 1
 
 
 def test_a_file_s_name_is_told_as_it_is(command, least_squares, tmp_path):
@@ -334,12 +334,12 @@ def test_broken_files_are_refused_in_one_line(command, tmp_path):
 
 @pytest.mark.parametrize("ridge", [0.0, 3.0])
 def test_few_curvatures_stand_for_all_of_a_start(monkeypatch, ridge):
-    monkeypatch.setattr(start, "VECTORS", 120)
+    monkeypatch.setattr(problem, "VECTORS", 120)
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((600, 300)) * np.geomspace(1.0, 2.0, 300), rng.standard_normal(600)
     h, basis = np.linalg.eigh(a.T @ a + ridge * np.eye(300))
     error = -basis.T @ np.linalg.solve(a.T @ a + ridge * np.eye(300), a.T @ b)
-    nodes, few = start.seen_from_zero(a, b, ridge)
+    nodes, few = problem.seen_from_zero(a, b, ridge)
     assert nodes.size == 120
     assert np.linalg.norm(few) == pytest.approx(np.linalg.norm(error), rel=1e-9)
     for rule in ("sgd", "heavy_ball", "nesterov_positions"):
@@ -349,8 +349,8 @@ def test_few_curvatures_stand_for_all_of_a_start(monkeypatch, ridge):
             for spectrum, each in ((h, error), (nodes, few))
         ]
         assert abs(counts[1] - counts[0]) <= max(1, 0.01 * counts[0])
-    monkeypatch.setattr(start, "VECTORS", 5)  # too few to see the end of the spectrum
-    assert start.seen_from_zero(a, b, ridge) is None
+    monkeypatch.setattr(problem, "VECTORS", 5)  # too few to see the end of the spectrum
+    assert problem.seen_from_zero(a, b, ridge) is None
 
 
 def test_a_large_problem_without_full_rank_is_refused(command, tmp_path, monkeypatch):
@@ -594,8 +594,8 @@ def test_the_demo_s_json_has_its_runs(command, tmp_path, monkeypatch):
 
 
 def test_validate_prints_its_record_and_its_status(command, tmp_path, monkeypatch):
-    missed = whole.Row("a wrong prediction", 1.0, float("nan"), 1.0, 0.5, "group", "topic")
-    monkeypatch.setattr(whole, "parts", lambda sizes, planes: iter([("part", lambda: iter([missed]))]))
+    missed = formulas.Row("a wrong prediction", 1.0, float("nan"), 1.0, 0.5, "group", "topic")
+    monkeypatch.setattr(report, "parts", lambda sizes, planes: iter([("part", lambda: iter([missed]))]))
     monkeypatch.setattr(whole.pictures, "draw", lambda planes, folder: [])
     status, out, err = command("validate", "--small", "--json", "--out", tmp_path / "new")
     assert (status, err) == (1, "")
@@ -630,7 +630,7 @@ def test_what_is_not_installed_is_named_with_its_extra(command, tmp_path, monkey
     def lacking(options, terminal):
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setattr(work, "run", lacking)
+    monkeypatch.setattr(commands, "run", lacking)
     status, out, err = command("demo")
     assert (status, out) == (1, "")
     assert err == f'fastmomentum demo: {module.split(".")[0]} is not installed: pip install "fastmomentum[{extra}]"\n'
@@ -640,7 +640,7 @@ def test_a_missing_module_of_our_own_is_a_bug_and_shown_as_one(monkeypatch):
     def broken(options, terminal):
         raise ModuleNotFoundError("No module named 'fastmomentum.nonsense'", name="fastmomentum.nonsense")
 
-    monkeypatch.setattr(work, "run", broken)
+    monkeypatch.setattr(commands, "run", broken)
     with pytest.raises(ModuleNotFoundError, match="nonsense"):
         cli.main(["demo"])
 
@@ -652,9 +652,9 @@ def test_interruption_and_closed_pipe_have_the_statuses_of_the_shell(command, mo
     def failed(options, terminal):
         raise Failure("the measurement failed")
 
-    monkeypatch.setattr(work, "run", interrupted)
+    monkeypatch.setattr(commands, "run", interrupted)
     assert command("demo") == (130, "", "")
-    monkeypatch.setattr(work, "run", failed)
+    monkeypatch.setattr(commands, "run", failed)
     assert command("demo") == (1, "", "fastmomentum demo: the measurement failed\n")
 
 
@@ -720,4 +720,4 @@ def test_problems_know_their_condition():
     assert tune.near_one(1.0) == "1"
     assert [tune.near_one(rate) for rate in (0.9999, 0.99995)] == ["0.9999", "1-5e-05"]
     assert [tune._shown(count) for count in (9_999_999, 10_000_000)] == ["9,999,999", "1e+07"]
-    assert curves.length([]) == curves.MOST_STEPS
+    assert tune.length([]) == tune.MOST_STEPS

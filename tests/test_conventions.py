@@ -8,7 +8,7 @@ from labels import label
 from oracles import RULES
 
 import fastmomentum as fm
-from fastmomentum.conventions import FORMS
+from fastmomentum.rules.convert import CONVENTIONS
 
 H = np.array([1.0, 10.0, 3.0])
 START = np.array([10.0, 1.0, -4.0])
@@ -162,4 +162,4 @@ def test_what_cannot_be_converted_is_refused_with_the_reason(change, error, reas
 
 
 def test_every_built_in_rule_can_be_converted():
-    assert set(RULES) <= set(FORMS)
+    assert set(RULES) <= set(CONVENTIONS)

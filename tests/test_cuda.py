@@ -20,9 +20,12 @@ pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 if not cuda.is_available():
     pytest.skip("no GPU; NUMBA_ENABLE_CUDASIM=1 simulates one", allow_module_level=True)
 
-from benchmarks import gpu_sides  # noqa: E402
-from fastmomentum.backends.cuda import arrays as device_arrays  # noqa: E402
-from fastmomentum.backends.cuda import kernels, launches, mirror, streams  # noqa: E402
+from benchmarks import (  # noqa: E402
+    gpu,
+    gpu_sides,  # noqa: E402
+)
+from fastmomentum.backends.base import _kernels
+from fastmomentum.backends.cuda import device_array, kernels, streams, tables
 
 SIMULATED = "NUMBA_ENABLE_CUDASIM" in os.environ
 TILE, WIDTH = kernels.TILE, 4
@@ -339,7 +342,7 @@ class Exported:
 
     def __init__(self, array, version=3, **told):
         self.owner = array
-        address = device_arrays.DeviceArray(array, device_arrays.find_reader(array)(array)[0]).address
+        address = device_array.DeviceArray(array, device_array.find_reader(array)(array)[0]).address
         self.__cuda_array_interface__ = {
             "shape": tuple(array.shape),
             "typestr": array.dtype.str,
@@ -550,7 +553,7 @@ def test_state_stands_where_vectors_do(place):
         theirs.step([g[part]])
     assert_equal([room], [host])
     head = opt._engine._launch._tables._table[0, 1]
-    begin = device_arrays.DeviceArray(room, device_arrays.find_reader(room)(room)[0]).address
+    begin = device_array.DeviceArray(room, device_array.find_reader(room)(room)[0]).address
     assert head == -(begin // 4 + place) % 4
     opt.step([grads[place + 1 : place + 2 * TILE + 2]])  # none that all of them have
     theirs.step([g[place + 1 : place + 2 * TILE + 2]])
@@ -573,13 +576,13 @@ def test_patterns_of_gradients_have_their_tables_kept(monkeypatch):
 
 
 def test_a_point_is_compiled_once():
-    from fastmomentum import backends
+    from fastmomentum.backends import base
 
     opt = fm.Momentum(on_device(numbers(9, np.float32, 1)), lr=0.1, lookahead=True)
-    before = len(backends._kept)
+    before = len(_kernels)
     for _ in range(3):
         opt.lr = 0.2
-    assert len(backends._kept) == before
+    assert len(_kernels) == before
 
 
 def test_a_scalar_on_the_device_is_looked_at_in_every_step():
@@ -637,7 +640,7 @@ def test_streams_wait_for_each_other(monkeypatch):
     assert streams.streams_for(None, [None, None], 0) == ("stream 1", [])
     assert streams.streams_for(None, [None, 5, 5], 0) == ("stream 5", [])
     assert streams.streams_for(9, [5, 6], 0) == ("stream 9", [])
-    assert streams.streams_for(None, [device_arrays.TORCH, 6, 77, 2], 0) == ("stream 77", ["stream 6", "stream 2"])
+    assert streams.streams_for(None, [device_array.TORCH, 6, 77, 2], 0) == ("stream 77", ["stream 6", "stream 2"])
     streams.let_wait("stream 77", "stream 6")
     assert told.done == [("record", "stream 6"), ("wait", "stream 77")]
     streams._event.cache_clear()
@@ -688,7 +691,7 @@ def test_streams_are_told_by_their_handles():
 
 
 def test_numbers_in_a_graph_are_never_written_to_again():
-    numbers = mirror.Mirror()
+    numbers = tables.DeviceBuffer()
     numbers.take(np.arange(4))
     with pytest.raises(RuntimeError, match="run one such step before the capture"):
         numbers.send(0, True)

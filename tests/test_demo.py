@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fastmomentum import cli, demo
+from fastmomentum import cli
+from fastmomentum.cli import demo
 
 
 def test_the_demo_succeeds_and_draws_its_picture(tmp_path, capsys, monkeypatch):

@@ -8,7 +8,10 @@ from oracles import RULES, VARIANTS, assert_same_bits
 
 import fastmomentum as fm
 from fastmomentum.backends import all_of
-from fastmomentum.backends import numpy as reference
+from fastmomentum.backends.cuda import codegen, kernels, reductions
+from fastmomentum.backends.cuda.codegen import CONTRACTED
+from fastmomentum.backends.cuda.scalars import derived_from
+from fastmomentum.backends.numpy import kernels as numpy_kernels
 
 pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="the extra cuda has no compiler here")
@@ -16,10 +19,6 @@ pytest.importorskip("cuda.bindings.nvvm", reason="the extra cuda has no compiler
 from device_code import CAPABILITIES, OnProcessor, linked, ptx, ptx_for_each
 from numba import cuda
 from numba.cuda import types
-
-from fastmomentum.backends.cuda import emit, kernels, norms
-from fastmomentum.backends.cuda.columns import columns_of
-from fastmomentum.backends.cuda.operations import CONTRACTED
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -66,7 +65,7 @@ def arrays_of(rule, size, dtype, offsets, seed=0):
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("rule", CASES, ids=str)
 def test_the_code_for_a_device_has_the_bits_of_numpy(rule, dtype):
-    run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, all_of(dtype, rule))), reference.make_kernel(rule), None
+    run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, all_of(dtype, rule))), numpy_kernels.make_kernel(rule), None
     for size in (0, 1, 3, 4, 5, 17, kernels.TILE - 1, kernels.TILE, kernels.TILE + 1, 2 * kernels.TILE + 7):
         for offsets in ((0,) * 5, (1,) * 5, (3,) * 5, (0, 0, 1, 0, 0), (1, 2, 3, 0, 1)):
             hyper = row(rule, dtype, size)
@@ -102,7 +101,7 @@ def test_many_arrays_on_the_processor_have_the_bits_of_numpy(rule, dtype):
         for found, before in zip(group, wanted):
             assert_same_bits(found, before)
     run(3, 32, *given)
-    oracle = reference.make_kernel(rule)
+    oracle = numpy_kernels.make_kernel(rule)
     for group, wanted, values in zip(arrays, expected, hyper):
         oracle(tuple(wanted[:-1]), wanted[-1], tuple(values))
         for found, theirs in zip(group, wanted):
@@ -113,7 +112,7 @@ def test_many_arrays_on_the_processor_have_the_bits_of_numpy(rule, dtype):
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("stride", [1, 2, 32])
 def test_sums_on_the_processor_are_formed_in_order(dtype, stride):
-    sums, store = emit.make_sums(dtype, stride, norms.SUMS), emit.make_store(DOUBLE)
+    sums, store = codegen.make_sums(dtype, stride, reductions.SUMS), codegen.make_store(DOUBLE)
 
     def kernel(address, count, out):
         squares, zeros = sums(address, count)
@@ -189,8 +188,8 @@ def test_contraction_would_be_seen(capability):
             lambda: kernels.make_many_kernel(fm.rules.pytorch, all_of(SINGLE, fm.rules.pytorch)), 64, id="many"
         ),
         pytest.param(lambda: kernels.make_many_kernel(EVERY, all_of(DOUBLE, EVERY)), 96, id="every stage"),
-        pytest.param(lambda: norms.make_squares_kernel(SINGLE, 3), 96, id="squares"),
-        pytest.param(norms.make_finish_kernel, 128, id="finish"),
+        pytest.param(lambda: reductions.make_squares_kernel(SINGLE, 3), 96, id="squares"),
+        pytest.param(reductions.make_finish_kernel, 128, id="finish"),
     ],
 )
 def test_what_is_linked_for_a_launch(made, most, capability):
@@ -209,7 +208,7 @@ def test_what_is_linked_for_a_launch(made, most, capability):
 def test_hyper_parameters_from_scalars_on_a_device(dtype, stored):
     rule = fm.chain(fm.stages.decoupled_weight_decay, "ema_nesterov")
     names, device = rule.parameters, {"lr": stored, "momentum": stored}
-    columns = columns_of(rule, device)
+    columns = derived_from(rule, device)
     assert [rule.hyper[column.place] for column in columns] == ["shrink", "lr", "momentum", "keep"]
     made = kernels.make_settle_kernel(columns, names, device, dtype, len(rule.hyper))
     lr, mu = np.array([0.1], stored), np.array([0.9], stored)
@@ -255,7 +254,7 @@ def test_users_kernels_hold_no_call_and_contract_nothing(rule, dtype):
 @pytest.mark.parametrize("rule", CASES, ids=str)
 def test_device_scalars_on_the_processor_have_the_bits_of_numpy(rule, dtype):
     arrays, taken, kind = 2 + len(rule.state), len(rule.hyper), kernels.number(dtype)
-    scalar, load, store = fm.jit.cuda.update(rule), emit.make_loads(dtype, arrays), emit.make_store(dtype)
+    scalar, load, store = fm.jit.cuda.update(rule), codegen.make_loads(dtype, arrays), codegen.make_store(dtype)
 
     def kernel(given, out, hyper):
         found = scalar(*load(given), *hyper)

@@ -123,7 +123,7 @@ def test_what_a_signal_interrupts_is_done_whole_or_not_at_all(case):
 
 @pytest.mark.parametrize("name", ["lr", "momentum"])
 def test_what_is_owed_of_a_step_is_done_before_a_setting_is_changed(name, monkeypatch):
-    from fastmomentum.backends import host
+    from fastmomentum.backends import host_arrays
 
     runs = []
     for torn in (False, True):
@@ -131,7 +131,7 @@ def test_what_is_owed_of_a_step_is_done_before_a_setting_is_changed(name, monkey
         grads = [None, *GRADS[4][1:]]
         with monkeypatch.context() as patch:
             if torn:
-                patch.setattr(host, "copy", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+                patch.setattr(host_arrays, "copy", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
                 with pytest.raises(KeyboardInterrupt):
                     opt.step(grads)
             else:

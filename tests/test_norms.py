@@ -9,7 +9,8 @@ from memory import assert_allocates_nothing
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum.backends.numpy import CHUNK, LANES, sum_of_squares
+from fastmomentum.backends.base import CHUNK, LANES
+from fastmomentum.backends.numpy.reductions import sum_of_squares
 
 SIZES = (0, 1, LANES - 1, LANES, LANES + 1, 1009, CHUNK - 1, CHUNK, CHUNK + LANES + 1)
 

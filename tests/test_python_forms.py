@@ -11,8 +11,8 @@ import pytest
 from oracles import RULES, assert_same_bits, rest, update
 
 import fastmomentum as fm
-from fastmomentum import backends
-from fastmomentum.backends import cpu, headers, norms, trees
+from fastmomentum.backends.base import CHUNK, LANES
+from fastmomentum.backends.cpu import kernels, reductions
 
 
 def views_in_python(kinds):
@@ -33,10 +33,10 @@ def spans_in_python(arrays):
 
 def add_rows_in_python(pairs, together):
     def add_rows(lanes, arrays, rows):
-        doubles = [array[: rows * trees.LANES].astype(np.float64) for array in arrays]
+        doubles = [array[: rows * LANES].astype(np.float64) for array in arrays]
         for k, (one, other) in enumerate(pairs):
-            for row in (doubles[one] * doubles[other]).reshape(rows, trees.LANES):
-                lanes[k * trees.LANES : (k + 1) * trees.LANES] += row
+            for row in (doubles[one] * doubles[other]).reshape(rows, LANES):
+                lanes[k * LANES : (k + 1) * LANES] += row
 
     return add_rows
 
@@ -44,13 +44,13 @@ def add_rows_in_python(pairs, together):
 @pytest.fixture(autouse=True)
 def in_python(monkeypatch):
     monkeypatch.setattr(backends, "_kept", {})
-    for module in (cpu, trees):
+    for module in (kernels, reductions):
         monkeypatch.setattr(module, "compiled", lambda function, signature: function)
         monkeypatch.setattr(module, "make_views", views_in_python)
-    for module in (cpu, norms):
+    for module in (kernels, reductions):
         monkeypatch.setattr(module, "to_fixed_tuple", lambda row, length: tuple(row[:length]))
-    monkeypatch.setattr(cpu, "spans", spans_in_python)
-    monkeypatch.setattr(trees, "_make_add_rows", add_rows_in_python)
+    monkeypatch.setattr(kernels, "spans", spans_in_python)
+    monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
     monkeypatch.setattr(headers, "_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
     monkeypatch.setattr(headers, "_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
 
@@ -114,7 +114,7 @@ def test_the_norm_in_python_is_the_reference_s():
     found = []
     for backend in ("cpu", "numpy"):
         rng = np.random.default_rng(23)
-        params = [np.zeros(100), np.zeros(33), np.zeros(trees.CHUNK + 5)]
+        params = [np.zeros(100), np.zeros(33), np.zeros(CHUNK + 5)]
         opt = fm.Momentum(params, lr=1.0, max_norm=0.5, backend=backend)
         opt.step([rng.standard_normal(p.size) for p in params])
         with pytest.raises(TypeError, match="grads"):

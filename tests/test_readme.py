@@ -9,7 +9,7 @@ import pytest
 
 import fastmomentum as fm
 from benchmarks.report import RESULTS, TABLES, main, write
-from fastmomentum.validation.problems import least_squares
+from fastmomentum.cli.validation.quadratics import least_squares
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -168,12 +168,12 @@ def test_scopes_are_saved(tmp_path):
 
 @pytest.mark.parametrize("at", range(3))
 def test_a_reset_that_a_signal_tears_apart_is_whole_before_the_next_step(at, monkeypatch):
-    from fastmomentum.backends import host
+    from fastmomentum.backends import host_arrays
 
     opt, params = made(dampening=0.5)
     grads, again = gradients(params, 2)
     opt.step(grads)
-    zero, calls = host.zero, []
+    zero, calls = host_arrays.zero, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -181,7 +181,7 @@ def test_a_reset_that_a_signal_tears_apart_is_whole_before_the_next_step(at, mon
             raise KeyboardInterrupt
         zero(*arguments)
 
-    monkeypatch.setattr(host, "zero", interrupted)
+    monkeypatch.setattr(host_arrays, "zero", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.reset("a test")
     opt.step(again)

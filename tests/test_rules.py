@@ -10,7 +10,8 @@ from labels import label
 from oracles import RULES, VARIANTS, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum.compose import Chain, PositionRule
+from fastmomentum.rules.base import PositionRule, _descend
+from fastmomentum.rules.compose import Chain
 
 FUNCTIONS = {"minimum", "maximum", "absolute", "sqrt"}
 NODES = (
@@ -21,12 +22,12 @@ STAGES = ("scale", "clip_value", "maximize", "weight_decay", "decoupled_weight_d
 
 
 def written_functions():
-    from fastmomentum import averaging, compose
+    from fastmomentum.rules import base, compose
 
-    yield compose._descend
+    yield _descend
     for name in (*RULES, *VARIANTS):
         yield from fm.rules.find(name).functions
-    for follower in (averaging.MEAN, averaging.EXPONENTIAL):
+    for follower in (compose.MEAN, compose.EXPONENTIAL):
         yield from follower.functions
     for name in STAGES:
         yield getattr(fm.stages, name).function

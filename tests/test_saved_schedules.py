@@ -11,21 +11,9 @@ from oracles import assert_same_bits
 
 import fastmomentum as fm
 from fastmomentum import schedules
-from fastmomentum.schedules import (
-    Chebyshev,
-    Constant,
-    Cosine,
-    Cycle,
-    Exponential,
-    Linear,
-    Nesterov,
-    NesterovSimple,
-    Schedule,
-    Step,
-    Sutskever,
-    WarmRestarts,
-    one_cycle,
-)
+from fastmomentum.schedules.base import Linear, Schedule
+from fastmomentum.schedules.curves import Constant, Cosine, Cycle, Exponential, Step, WarmRestarts, one_cycle
+from fastmomentum.schedules.sequences import Chebyshev, Nesterov, NesterovSimple, Sutskever
 
 EVERY = {
     "chebyshev lr": Chebyshev(0.1, 7.0, rule="classical").lr,

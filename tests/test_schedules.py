@@ -14,21 +14,9 @@ import torch
 from oracles import assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum.schedules import (
-    Chebyshev,
-    Constant,
-    Cosine,
-    Cycle,
-    Exponential,
-    Linear,
-    Nesterov,
-    NesterovSimple,
-    Schedule,
-    Step,
-    Sutskever,
-    WarmRestarts,
-    one_cycle,
-)
+from fastmomentum.schedules.base import Linear, Schedule
+from fastmomentum.schedules.curves import Constant, Cosine, Cycle, Exponential, Step, WarmRestarts, one_cycle
+from fastmomentum.schedules.sequences import Chebyshev, Nesterov, NesterovSimple, Sutskever
 
 NAN, INF = float("nan"), float("inf")
 STEPS = 1000

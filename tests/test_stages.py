@@ -8,7 +8,7 @@ from oracles import POSITIONS, RULES, assert_same_bits, rest, update
 
 import fastmomentum as fm
 from fastmomentum import backends
-from fastmomentum.chains import with_options
+from fastmomentum.rules.options import with_options
 
 S = fm.stages
 

@@ -12,9 +12,9 @@ import pytest
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum import backends, compiled
-from fastmomentum.backends import threads
-from fastmomentum.calls import Calls
+from fastmomentum import backends
+from fastmomentum.backends.cpu import executor, threads
+from fastmomentum.backends.cpu.executor import Calls
 
 SIZES = [1, 70_000, 0, 3, 200_001, 65_536, 131_072, 17, 5_000]
 
@@ -273,7 +273,7 @@ def test_a_step_torn_by_two_signals_is_finished_by_the_next(monkeypatch):
 
 def test_the_norm_is_shared_by_elements():
     sizes = np.array([10] * 2000 + [20_000_000])
-    shares = compiled._shares(sizes, 4)
+    shares = executor._shares(sizes, 4)
     done = [
         sum(min(65_536, 20_000_000 - 65_536 * i) for i in range(max(a, 2000) - 2000, b - 2000))
         for a, b in itertools.pairwise(shares)

@@ -23,8 +23,8 @@ from scipy.optimize import minimize
 
 import fastmomentum as fm
 from fastmomentum import theory
-from fastmomentum.theory.linear import settled
-from fastmomentum.theory.tunings import minimax
+from fastmomentum.theory.linear import resolve_rule
+from fastmomentum.theory.tuning import minimax
 
 QHM = fm.Rule(**QUASI_HYPERBOLIC)
 AGGMO = fm.Rule(**AGGREGATED)
@@ -113,7 +113,7 @@ def test_optimal_is_not_beaten_by_a_search(rule, options, form):
 )
 def test_minimax_finds_the_closed_form(rule, options, kappa):
     lr, _, rest = closed_form(rule, options, 0.3, 0.3 * kappa)
-    found = minimax(settled(rule, options), 0.3, 0.3 * kappa)
+    found = minimax(resolve_rule(rule, options), 0.3, 0.3 * kappa)
     # Rounding moves double roots by √ε: of 1 − ρ a part of √ε·√κ, and the minimum is as uncertain.
     assert 1 - found.rate == pytest.approx(rest, rel=1e-7 * math.sqrt(kappa) + 1e-7)
     assert found.lr * share(rule, found.momentum, options) == pytest.approx(lr, rel=1e-3)

@@ -7,8 +7,7 @@ import pytest
 
 import fastmomentum as fm
 from fastmomentum import cli, theory
-from fastmomentum.validation import counting, critical, limits, noise, plane, problems, rows, textbook, tuning
-from fastmomentum.validation import whole as validation
+from fastmomentum.cli.validation import formulas, limits, noise, plane, quadratics, report
 
 NAN = float("nan")
 
@@ -28,9 +27,9 @@ def test_the_small_validation_holds_and_leaves_its_record_and_pictures(tmp_path,
 
 
 def test_a_miss_is_shown_and_makes_it_fail(tmp_path, capsys, monkeypatch):
-    missed = rows.Row("a wrong prediction", 1.0, 2.0, 1.0, 0.5, "group", "topic")
-    held = rows.Row("a right one", 1.0, 1.0, 0.0, 0.5, "group", "topic")
-    monkeypatch.setattr(validation, "parts", lambda sizes, planes: iter([("part", lambda: iter([held, missed, held]))]))
+    missed = formulas.Row("a wrong prediction", 1.0, 2.0, 1.0, 0.5, "group", "topic")
+    held = formulas.Row("a right one", 1.0, 1.0, 0.0, 0.5, "group", "topic")
+    monkeypatch.setattr(report, "parts", lambda sizes, planes: iter([("part", lambda: iter([held, missed, held]))]))
     monkeypatch.setattr(validation.pictures, "draw", lambda planes, folder: [])
     assert cli.main(["validate", "--small", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
@@ -43,14 +42,14 @@ def test_a_miss_is_shown_and_makes_it_fail(tmp_path, capsys, monkeypatch):
     [(0.0, 0.0, True), (1.0, 0.0, False), (0.5, 0.5, True), (0.6, 0.5, False), (NAN, 0.5, False), (NAN, 0.0, False)],
 )
 def test_a_row_holds_up_to_its_limit_and_never_where_the_error_is_no_number(error, limit, holds):
-    row = rows.Row("what", 1.0, 1.0, error, limit, "group", "topic")
+    row = formulas.Row("what", 1.0, 1.0, error, limit, "group", "topic")
     assert row.holds is holds
-    good, other = rows.Row("good", 1.0, 1.0, 0.0, 1.0, "group", "topic"), row._replace(group="other")
-    assert rows.worst([good, row, other, good]) == [(row if error else good, 3), (other, 1)]
-    assert rows.worst([good, row, other, good], "topic")[0][1] == 4
+    good, other = formulas.Row("good", 1.0, 1.0, 0.0, 1.0, "group", "topic"), row._replace(group="other")
+    assert formulas.worst([good, row, other, good]) == [(row if error else good, 3), (other, 1)]
+    assert formulas.worst([good, row, other, good], "topic")[0][1] == 4
 
 
-@pytest.mark.parametrize("rule", textbook.RULES)
+@pytest.mark.parametrize("rule", formulas.RULES)
 def test_the_plane_misses_where_the_prediction_is_of_another_rule_or_a_thousandth_off(rule):
     mu, ah = plane.grid(8, 15)
     measured = plane.measure(rule, mu, ah, 2048)
@@ -76,17 +75,17 @@ def test_log_rates_are_those_of_runs_that_leave_double_precision():
 
 
 def test_growth_at_critical_damping_is_told_from_growth_beside_it():
-    momentum = critical.MOMENTA["heavy_ball"]
-    exact = critical.run("heavy_ball", critical.LR, momentum, 4096).over(critical.RATE)
+    momentum = plane.MOMENTA["heavy_ball"]
+    exact = plane.run("heavy_ball", plane.LR, momentum, 4096).over(plane.RATE)
     # From rest e_t = ρ^t·(1 + (1 − ρ)t), by hand from e_0 = 1, e_1 = 1 − αh and the double root.
     t = np.arange(1, 4097)
     by_hand = np.hypot(1 + 0.1 * t, (1 + 0.1 * (t - 1)) / 0.9)
     np.testing.assert_allclose(exact, by_hand, rtol=1e-9)
-    assert [row.holds for row in critical.rows(2048)] == [True] * 12
+    assert [row.holds for row in plane.critical_rows(2048)] == [True] * 12
 
 
 def test_the_measured_iterations_are_those_of_a_loop_by_hand():
-    problem = problems.prescribed(50.0, 12)
+    problem = quadratics.prescribed(50.0, 12)
     tuning = theory.optimal(*problem.ends, rule="heavy_ball")
     x = before = problem.start
     steps, first = 0, np.linalg.norm(x - problem.solution)
@@ -94,38 +93,38 @@ def test_the_measured_iterations_are_those_of_a_loop_by_hand():
         x, before = x - tuning.lr * problem.grad(x) + tuning.momentum * (x - before), x
         steps += 1
     settings = {"rule": "heavy_ball", "lr": tuning.lr, "momentum": tuning.momentum}
-    measured = counting.iterations(problem.grad, problem.start, problem.solution, 1e-6, **settings)
+    measured = quadratics.count_iterations(problem.grad, problem.start, problem.solution, 1e-6, **settings)
     assert measured == steps
-    endless = counting.iterations(problem.grad, problem.start, problem.solution, 1e-6, **settings | {"lr": 1.0})
+    endless = quadratics.count_iterations(problem.grad, problem.start, problem.solution, 1e-6, **settings | {"lr": 1.0})
     assert endless == float("inf")
     np.testing.assert_allclose(problem.spectrum[[0, -1]], [1.0, 50.0], rtol=1e-12)
 
 
 def test_counting_misses_where_the_initial_error_is_another():
-    problem = problems.least_squares("diabetes")
+    problem = quadratics.least_squares("diabetes")
     wrong = problem._replace(error=np.roll(problem.error, 3))
-    assert all(row.holds for row in counting.rows(problem, rules=("heavy_ball", "ema")))
-    assert any(not row.holds for row in counting.rows(wrong, rules=("heavy_ball", "ema")))
+    assert all(row.holds for row in quadratics.counting_rows(problem, rules=("heavy_ball", "ema")))
+    assert any(not row.holds for row in quadratics.counting_rows(wrong, rules=("heavy_ball", "ema")))
 
 
 def test_a_laplacian_has_the_eigenvalues_of_the_textbook():
     side = 6
     line = 2 - 2 * np.cos(np.arange(1, side + 1) * np.pi / (side + 1))
     by_hand = np.sort((line[:, None] + line).ravel())
-    np.testing.assert_allclose(problems.laplacian(side).spectrum, by_hand, rtol=1e-12)
+    np.testing.assert_allclose(quadratics.laplacian(side).spectrum, by_hand, rtol=1e-12)
 
 
 def test_a_bound_that_is_too_high_or_too_low_is_a_miss(monkeypatch):
-    problem, right = problems.prescribed(50.0, 12), theory.iterations
+    problem, right = quadratics.prescribed(50.0, 12), theory.iterations
     for wrong in (2, -2, 10**4):
 
         def biased(*given, error=None, wrong=wrong, **settings):
             return right(*given, error=error, **settings) + (wrong if error is None else 0)
 
         monkeypatch.setattr(theory, "iterations", biased)
-        assert any(not row.holds for row in counting.rows(problem, rules=("heavy_ball",)))
+        assert any(not row.holds for row in quadratics.counting_rows(problem, rules=("heavy_ball",)))
     monkeypatch.setattr(theory, "iterations", right)
-    assert all(row.holds for row in counting.rows(problem, rules=("heavy_ball",)))
+    assert all(row.holds for row in quadratics.counting_rows(problem, rules=("heavy_ball",)))
 
 
 def test_a_rule_that_is_written_down_wrongly_is_a_miss(monkeypatch):
@@ -139,7 +138,7 @@ def test_a_rule_that_is_written_down_wrongly_is_a_miss(monkeypatch):
         forgets_the_momentum, hyper=fm.rules.pytorch_nesterov.hyper, defaults=fm.rules.pytorch_nesterov.defaults
     )
     monkeypatch.setitem(fm.rules._named, "pytorch_nesterov", wrong)
-    missed = [row.topic for row in textbook.rows() if not row.holds]
+    missed = [row.topic for row in formulas.rows() if not row.holds]
     assert missed
     measured = plane.measure("pytorch_nesterov", *plane.grid(8, 15), 2048)
     missed = [row.topic for row in plane.rows(measured, worst=1e-2, median=1e-9) if not row.holds]
@@ -153,11 +152,11 @@ def test_a_rule_that_is_written_down_wrongly_is_a_miss(monkeypatch):
 )
 def test_a_wrong_tuning_is_a_miss(wrong, monkeypatch):
     right = theory.tune
-    monkeypatch.setattr(tuning, "DATA", {"diabetes": None})
-    monkeypatch.setattr(tuning, "RULES", ("heavy_ball", "pytorch_nesterov"))
-    assert all(row.holds for row in tuning.rows())
+    monkeypatch.setattr(quadratics, "DATA", {"diabetes": None})
+    monkeypatch.setattr(quadratics, "RULES", ("heavy_ball", "pytorch_nesterov"))
+    assert all(row.holds for row in quadratics.tuning_rows())
     monkeypatch.setattr(theory, "tune", lambda *given, **settings: right(*given, **settings)._replace(**wrong))
-    assert any(not row.holds for row in tuning.rows())
+    assert any(not row.holds for row in quadratics.tuning_rows())
 
 
 @pytest.mark.parametrize("name", ["regime", "certificate", "optimal", "max_stable_lr"])
@@ -172,8 +171,8 @@ def test_a_wrong_theory_is_a_miss(name, monkeypatch):
 
     def every():
         yield from plane.rows(plane.measure("heavy_ball", *plane.grid(16, 30), 2048), worst=1e-2, median=1e-9)
-        yield from critical.rows(2048)
-        yield from textbook.rows()
+        yield from plane.critical_rows(2048)
+        yield from formulas.rows()
 
     assert all(row.holds for row in every())
     monkeypatch.setattr(theory, name, wrong[name])

@@ -1,36 +1,40 @@
-"""(rule or chain, dtypes, backend) -> kernel, compiled on first use and kept."""
+"""Chooses a backend, and gives access to its arrays, its kernels and its executor.
 
-from collections.abc import Callable, Hashable, Iterable
+Each backend is a package with the same modules: arrays, kernels, reductions and executor. They are imported when they
+are first needed, and do not import each other; :mod:`fastmomentum.backends.base` has the code that they share.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastmomentum.backends.cuda import require
-from fastmomentum.backends.cuda.arrays import is_on_device
-from fastmomentum.backends.dtypes import Dtypes
-from fastmomentum.backends.motion import WIDTH, Motion
-from fastmomentum.records import Update
+from fastmomentum.backends.cuda.device_array import is_on_device
 
-_kept: dict[Hashable, Callable[..., Any]] = {}
+if TYPE_CHECKING:
+    from fastmomentum.backends.base import ArrayUpdate, Executor, StepCounter
+    from fastmomentum.rules.base import Update
 
 NAMES = ("numpy", "cpu", "cuda")
 
 
-def is_array(value: Any) -> bool:
-    """Whether it is one array, on the host or on a device, and no sequence of them."""
+def is_array(value: object) -> bool:
+    """Return whether `value` is one array, on the host or on a device, and not a sequence of arrays."""
     return isinstance(value, np.ndarray) or is_on_device(value)
 
 
 def choose(backend: str | None, arrays: Iterable[Any]) -> str:
-    """The backend meant by what the user wrote; None is the compiled one of the place where the arrays are.
+    """Return the name of the backend that `backend` means; None means the compiled one of the arrays' memory.
 
     Raises
     ------
     ValueError
-        If there is no such backend.
+        If no backend has this name.
     RuntimeError
-        If it is "cuda", and there is none.
+        If the backend is "cuda" and CUDA cannot be used.
     """
     if backend is None:
         backend = "cuda" if any(map(is_on_device, arrays)) else "cpu"
@@ -41,74 +45,58 @@ def choose(backend: str | None, arrays: Iterable[Any]) -> str:
     return backend
 
 
-def home(backend: str) -> Any:
-    """The module that knows the arrays of this backend."""
-    return import_module(f"{__name__}.{'cuda.home' if backend == 'cuda' else 'host'}")
+def arrays_of(backend: str) -> Any:
+    """Return the module of this backend that views, copies and zeroes arrays."""
+    return import_module(f"{__name__}.{backend}.arrays")
 
 
-def kernel(rule: Update, dtype: np.dtype[Any], backend: str, parallel: bool = False) -> Callable[..., bool]:
-    """``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype.
+def one_array_kernel(backend: str, rule: "Update", dtype: np.dtype[Any]) -> Callable[..., bool]:
+    """Return ``kernel((param, *state), grad, hyper) -> bool`` of a host backend, for arrays of this dtype.
 
-    Where `parallel`, it also takes the number of threads.
-
-    It answers False, and has written nothing, if two of the arrays share memory.
+    The kernel updates param and state in place. If two of the arrays share memory, it writes nothing and returns False.
     """
     if backend == "numpy":
-        from fastmomentum.backends.numpy import make_kernel as make_reference
+        from fastmomentum.backends.numpy import kernels as numpy_kernels
 
-        return keep(("numpy", rule.structure), lambda: make_reference(rule))
-    dtypes = all_of(dtype, rule)
-    return keep(("one", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_kernel(rule, dtypes))
+        return numpy_kernels.kernel(rule)
+    from fastmomentum.backends.cpu import kernels
+
+    return kernels.kernel(rule, dtype)
 
 
-def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
-    """``kernel(table, written, rows, hyper, grads)`` for many parameters whose arrays all have this dtype.
+def make_executor(
+    backend: str,
+    jobs: "Sequence[ArrayUpdate]",
+    written: npt.NDArray[np.int64],
+    counter: "StepCounter",
+    threads: int | None,
+    device: int,
+) -> "Executor":
+    """Return the executor of this backend for these arrays.
 
-    Where `parallel`, it takes `ends` and the number of threads in front of `grads`.
+    Parameters
+    ----------
+    backend : str
+        The name of the backend.
+    jobs : sequence of ArrayUpdate
+        The arrays to update, each with its rule and the number of its group.
+    written : ndarray of int64, shape (m, 2)
+        The intervals of memory that an update writes to.
+    counter : StepCounter
+        The counter of updates done and skipped.
+    threads : int or None
+        The number of threads that the user asked for; the CPU backend alone uses it.
+    device : int
+        The CUDA device of the arrays; the CUDA backend alone uses it.
     """
-    dtypes = all_of(dtype, rule)
-    return keep(("many", parallel, rule.structure, dtypes), lambda: _maker(parallel).make_many_kernel(rule, dtypes))
+    if backend == "numpy":
+        from fastmomentum.backends.numpy.executor import NumpyExecutor
 
+        return NumpyExecutor(jobs, counter)
+    if backend == "cpu":
+        from fastmomentum.backends.cpu.executor import CpuExecutor
 
-def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) -> Callable[..., bool]:
-    """``kernel(table, written, rows, hyper, lanes, sums, grads)`` for gradients of this dtype; `hyper` has no part.
+        return CpuExecutor(jobs, written, counter, threads)
+    from fastmomentum.backends.cuda.executor import CudaExecutor
 
-    Where `parallel`, it takes `ends`, `shares`, `lanes`, `parts` and `sums` in place of `lanes` and `sums`.
-    """
-    from fastmomentum.backends import norms, trees
-
-    make = trees.make_parallel_kernel if parallel else trees.make_kernel
-    return keep(("squares", parallel, dtype, arrays), lambda: make(norms.make_add_squares(arrays), 1, dtype, arrays))
-
-
-def look_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
-    """The same for the motion of the step to come, :data:`fastmomentum.backends.motion.WIDTH` sums an array."""
-    from fastmomentum.backends import norms, trees
-
-    make, arrays = trees.make_parallel_kernel if parallel else trees.make_kernel, 1 + len(rule.state)
-    key = ("look", parallel, rule.structure, rule.slots, dtype)
-    return keep(key, lambda: make(norms.make_add_motion(rule, dtype), WIDTH, dtype, arrays))
-
-
-def look(rule: Update) -> Callable[..., Motion]:
-    """``look((param, *state), grad, hyper)``, the same of one array by the reference."""
-    from fastmomentum.backends.numpy import make_look
-
-    return keep(("look", "numpy", rule.structure, rule.slots), lambda: make_look(rule))
-
-
-def _maker(parallel: bool) -> Any:
-    return import_module(f"{__name__}.{'parallel' if parallel else 'cpu'}")
-
-
-def all_of(dtype: np.dtype[Any], rule: Update) -> Dtypes:
-    """One dtype for the parameter, its state and its gradient."""
-    return Dtypes(dtype, dtype, (dtype,) * len(rule.state))
-
-
-def keep(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """What is kept under this key; made if nothing is."""
-    # The key holds the rule's structure, not the rule: chains made anew from the same stages share their kernel.
-    if key not in _kept:
-        _kept[key] = make()
-    return _kept[key]
+    return CudaExecutor(jobs, written, counter, device)

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     command = "fastmomentum"
     try:
-        from fastmomentum.terminal import Failure, Terminal, UsageError
+        from fastmomentum.cli.terminal import Failure, Terminal, UsageError
     except ModuleNotFoundError as missing:
         return _lacking(command, missing)
     from fastmomentum.cli.parser import make_parser

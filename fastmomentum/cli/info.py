@@ -12,7 +12,7 @@ from typing import Any
 
 import fastmomentum
 from fastmomentum.cli import probes
-from fastmomentum.terminal import Terminal
+from fastmomentum.cli.terminal import Terminal
 
 REQUIRED = ("numpy", "numba", "llvmlite", "scipy")
 

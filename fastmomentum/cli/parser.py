@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import fastmomentum
-from fastmomentum.ranges import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, BELOW_ONE, INSIDE_UNIT, Range
+from fastmomentum.checks import ABOVE_ZERO, AT_LEAST_ONE, AT_LEAST_ZERO, BELOW_ONE, INSIDE_UNIT, Range
 
 ABOUT = """\
 Momentum as a compiled primitive: every convention of it, one pass over memory,

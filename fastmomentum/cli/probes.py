@@ -63,7 +63,7 @@ def processor() -> Answer:
 
 def threads() -> Answer:
     """How many threads may run, and Numba's threading layer, which this brings up."""
-    from fastmomentum.backends.threads import available, layer
+    from fastmomentum.backends.cpu.threads import available, layer
 
     return {"available": available(), "layer": layer()}
 

@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any
 
 from fastmomentum.jit.functions import CFunction, cfunc, hyper, kernel, update
-from fastmomentum.jit.fusing import Fused, fuse, fuse_stencil
-from fastmomentum.rules import names
+from fastmomentum.jit.fused import Fused, fuse, fuse_stencil
+from fastmomentum.rules.registry import names
 
 __all__ = ["CFunction", "Fused", "cfunc", "cuda", "fuse", "fuse_stencil", "hyper", "kernel", "update"]
 

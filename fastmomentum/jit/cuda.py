@@ -11,10 +11,10 @@ that flushes to zero)::
 
 from typing import Any
 
-from fastmomentum.backends import keep
+from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cuda import leaves
-from fastmomentum.records import Update
-from fastmomentum.rules import find, names
+from fastmomentum.rules.base import Update
+from fastmomentum.rules.registry import find, names
 
 __all__ = ["kernel", "update"]
 
@@ -40,7 +40,7 @@ def update(rule: str | Update) -> Any:
         If there is no such rule.
     """
     chosen = find(rule)
-    return keep(("device scalar", chosen.structure), lambda: leaves.make_scalar(chosen))
+    return cached_kernel(("device scalar", chosen.structure), lambda: leaves.make_scalar(chosen))
 
 
 def kernel(rule: str | Update) -> Any:
@@ -67,7 +67,7 @@ def kernel(rule: str | Update) -> Any:
         If there is no such rule.
     """
     chosen = find(rule)
-    return keep(("device sweep", chosen.structure), lambda: leaves.make_sweep(chosen))
+    return cached_kernel(("device sweep", chosen.structure), lambda: leaves.make_sweep(chosen))
 
 
 def __getattr__(name: str) -> Any:

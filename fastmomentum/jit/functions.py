@@ -1,15 +1,67 @@
-"""Rules as functions of scalars, of arrays, and of C pointers."""
+"""Updates as C functions, which whatever can call a function pointer can call, without Python's global lock.
+
+Rules as functions of scalars, for code that Numba compiles.
+
+Rules as functions of scalars, of arrays, and of C pointers.
+"""
 
 import ctypes
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import carray, types
+from numba import cfunc as c_callback
+from numba.core.errors import TypingError
+from numba.extending import overload, register_jitable
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum import checks
-from fastmomentum.backends import fused, keep, pointers, scalars
-from fastmomentum.records import Update
-from fastmomentum.rules import find
+from fastmomentum.backends.base import cached_kernel
+from fastmomentum.backends.cpu.headers import make_views
+from fastmomentum.backends.cpu.kernels import vector
+from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop
+from fastmomentum.jit import fused
+from fastmomentum.jit.embedding import check_count, named
+from fastmomentum.rules.base import Update, hyper_row
+from fastmomentum.rules.registry import find
+
+
+def make_pointer(rule: Update, dtype: np.dtype[Any]) -> Any:
+    """``void update(int64_t n, T **arrays, const double *hyper)``, as Numba's object for it."""
+    written, taken = 1 + len(rule.state), len(rule.hyper)
+    given = written + 1
+    views = make_views([vector(dtype)] * given)
+    loop, cast = make_loop(make_advance(rule), written), make_cast(taken)
+
+    def update(n: Any, arrays: Any, hyper: Any) -> None:
+        each = views(carray(arrays, (1, given)), 0, 0, n)
+        loop(each[:written], each[written:], cast(to_fixed_tuple(carray(hyper, (taken,)), taken), each[0]))
+
+    addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
+    return c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
+
+
+def make_scalar(rule: Update) -> Any:
+    """``scalar(p, *state, g, *hyper) -> (p, *state)``, all in the dtype of p."""
+    names = ("p", *rule.slots, "g", *rule.hyper)
+    compute, update, cast = rule.build(), rule.build(register_jitable), make_cast(len(names) - 1)
+
+    def scalar(*given: Any) -> Any:
+        check_count(names, given, TypeError)
+        return compute(*given)
+
+    @overload(scalar, strict=False)
+    def compiled(*given: Any) -> Any:
+        check_count(names, given, TypingError)
+        if types.unliteral(given[0]) not in FLOATS:
+            raise TypingError(f"p: expected float32 or float64; got {given[0]}")
+        for name, each in zip(names, given):
+            if not isinstance(each, NUMBERS):
+                raise TypingError(f"{name}: expected a number; got {each}")
+        return lambda *given: update(given[0], *cast(given[1:], given[0]))
+
+    return named(scalar, names)
 
 
 def update(rule: str | Update) -> Any:
@@ -56,7 +108,7 @@ def update(rule: str | Update) -> Any:
     True
     """
     chosen = find(rule)
-    return keep(("scalar", chosen.structure, chosen.slots, chosen.hyper), lambda: scalars.make_scalar(chosen))
+    return cached_kernel(("scalar", chosen.structure, chosen.slots, chosen.hyper), lambda: make_scalar(chosen))
 
 
 def hyper(rule: str | Update, dtype: Any = np.float64, /, **values: float) -> tuple[Any, ...]:
@@ -89,7 +141,7 @@ def hyper(rule: str | Update, dtype: Any = np.float64, /, **values: float) -> tu
     >>> print(*fm.jit.hyper("ema", lr=0.1, momentum=0.75))
     0.1 0.75 0.25
     """
-    return checks.hyper(find(rule), values, checks.dtype(dtype))
+    return hyper_row(find(rule), values, checks.dtype(dtype))
 
 
 def kernel(rule: str | Update) -> Any:
@@ -129,7 +181,7 @@ def kernel(rule: str | Update) -> Any:
     True
     """
     chosen = find(rule)
-    return keep(("embedded", chosen.structure, chosen.slots, chosen.hyper), lambda: fused.make_kernel(chosen))
+    return cached_kernel(("embedded", chosen.structure, chosen.slots, chosen.hyper), lambda: fused.make_kernel(chosen))
 
 
 @dataclass(frozen=True)
@@ -207,7 +259,7 @@ def cfunc(rule: str | Update, dtype: Any) -> CFunction:
     (array([0.75, 0.75], dtype=float32), array([1., 1.], dtype=float32))
     """
     chosen, kind = find(rule), checks.dtype(dtype)
-    made: Any = keep(("pointer", chosen.structure, kind), lambda: pointers.make_pointer(chosen, kind))
+    made: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: make_pointer(chosen, kind))
     names, name = ("p", *chosen.slots, "g"), "float" if kind == np.float32 else "double"
     arrays = f"{name} *arrays[{len(names)}] /* {', '.join(names)} */"
     numbers = f"const double hyper[{len(chosen.hyper)}] /* {', '.join(chosen.hyper)} */"

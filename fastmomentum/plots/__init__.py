@@ -18,9 +18,9 @@ except ImportError as error:
     ) from error
 
 from fastmomentum.plots.curves import against_theory, errors, losses
-from fastmomentum.plots.motions import motion
 from fastmomentum.plots.paths import trajectories
-from fastmomentum.plots.planes import rates
-from fastmomentum.plots.throughputs import throughput
+from fastmomentum.plots.rates import rates
+from fastmomentum.plots.throughput import throughput
+from fastmomentum.plots.traces import motion
 
 __all__ = ["against_theory", "errors", "losses", "motion", "rates", "throughput", "trajectories"]

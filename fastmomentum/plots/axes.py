@@ -62,7 +62,7 @@ def axis_of(ax: object) -> Axes:
     if ax is None:
         return Figure(figsize=SIZE, layout="constrained").add_subplot()
     if not isinstance(ax, Axes):
-        raise TypeError(f"ax: expected a matplotlib axis, or None for a new one; got {checks.shown(ax)}")
+        raise TypeError(f"ax: expected a matplotlib axis, or None for a new one; got {checks.describe(ax)}")
     return ax
 
 
@@ -89,12 +89,12 @@ def labelled(name: str, value: object) -> dict[str, Any]:
         If it is none, or has a label that a legend would leave out.
     """
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping from labels to arrays; got {checks.shown(value)}")
+        raise TypeError(f"{name}: expected a mapping from labels to arrays; got {checks.describe(value)}")
     if not value:
         raise ValueError(f"{name}: expected one entry at least; got an empty mapping")
     for label in value:
         if not isinstance(label, str):
-            raise TypeError(f"{name}: expected labels that are strings; got {checks.shown(label)}")
+            raise TypeError(f"{name}: expected labels that are strings; got {checks.describe(label)}")
         if not label or label.startswith("_"):
             raise ValueError(f"{name}: expected labels that are not empty and do not begin with _; got {label!r}")
     return dict(value)
@@ -113,7 +113,7 @@ def numbers(name: str, value: Any) -> Floats:
     except ValueError:  # a ragged list
         found = np.asarray(None)
     if found.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: expected an array of numbers; got {checks.shown(value)}")
+        raise TypeError(f"{name}: expected an array of numbers; got {checks.describe(value)}")
     return found.astype(np.float64)
 
 
@@ -157,7 +157,7 @@ def strings(name: str, value: object) -> Sequence[str]:
         If it is none.
     """
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
-        raise TypeError(f"{name}: expected a sequence of strings; got {checks.shown(value)}")
+        raise TypeError(f"{name}: expected a sequence of strings; got {checks.describe(value)}")
     if not value:
         raise ValueError(f"{name}: expected one string at least; got none")
     return value

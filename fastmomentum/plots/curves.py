@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fastmomentum import checks
+from fastmomentum.checks import ABOVE_ZERO
 from fastmomentum.plots.axes import Floats, axis_of, curve, labelled, legend, positive, styles, widths
-from fastmomentum.ranges import ABOVE_ZERO
 
 DOTS = 40
 """Measured points marked on a curve, at most; more run into one another."""

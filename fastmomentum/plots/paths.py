@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fastmomentum import checks
+from fastmomentum.checks import ABOVE_ZERO
 from fastmomentum.plots.axes import Floats, axis_of, labelled, legend, numbers, styles, widths
-from fastmomentum.ranges import ABOVE_ZERO
 
 POINTS = 201
 """Of the grid on which the function is taken, along each axis."""
@@ -103,7 +103,7 @@ def _function(function: Any) -> tuple[Callable[[Floats, Floats], Any], tuple[flo
     if callable(function):
         return function, None
     if not isinstance(function, Sequence | np.ndarray) or isinstance(function, str) or np.shape(function) != (2,):
-        raise TypeError(f"function: expected a callable f(x, y), or two curvatures; got {checks.shown(function)}")
+        raise TypeError(f"function: expected a callable f(x, y), or two curvatures; got {checks.describe(function)}")
     first, second = (checks.number(f"function[{i}]", h, ABOVE_ZERO) for i, h in enumerate(function))
     return lambda x, y: 0.5 * (first * x * x + second * y * y), (0.0, 0.0)
 
@@ -119,7 +119,7 @@ def _runs(name: str, value: Any) -> Floats:
 def _pair(name: str, value: Any) -> tuple[float, float]:
     found = numbers(name, value)
     if found.shape != (2,) or not np.isfinite(found).all():
-        raise ValueError(f"{name}: expected two finite numbers; got {checks.shown(value)}")
+        raise ValueError(f"{name}: expected two finite numbers; got {checks.describe(value)}")
     return float(found[0]), float(found[1])
 
 

@@ -22,11 +22,16 @@ come back with it; :func:`pack` and :func:`unpack` are how.
 """
 
 from fastmomentum.schedules.base import Linear, Schedule, Then
-from fastmomentum.schedules.chebyshev import Chebyshev, ChebyshevLR, ChebyshevMomentum
-from fastmomentum.schedules.curves import Constant, Cosine, Exponential, Step
-from fastmomentum.schedules.cycles import Cycle, Pair, WarmRestarts, one_cycle
-from fastmomentum.schedules.packing import is_packable, pack, unpack
-from fastmomentum.schedules.sequences import Nesterov, NesterovSimple, Sutskever
+from fastmomentum.schedules.curves import Constant, Cosine, Cycle, Exponential, Pair, Step, WarmRestarts, one_cycle
+from fastmomentum.schedules.sequences import (
+    Chebyshev,
+    ChebyshevLR,
+    ChebyshevMomentum,
+    Nesterov,
+    NesterovSimple,
+    Sutskever,
+)
+from fastmomentum.schedules.serialize import is_packable, pack, unpack
 
 __all__ = [
     "Chebyshev",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from fastmomentum import checks
-from fastmomentum.ranges import FINITE, Range
+from fastmomentum.checks import FINITE, Range
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Schedule(ABC):
         TypeError, ValueError
             If `step` is no whole number from 0 to 2⁶².
         """
-        return self._value(checks.whole("step", step))
+        return self._value(checks.integer("step", step))
 
     def __str__(self) -> str:
         return self._formula("t")
@@ -216,7 +216,7 @@ def _checked(name: str, kind: Any, value: Any, allowed: Range) -> Any:
     if kind in (float, "float"):  # as text where annotations are left as they were written
         return checks.number(name, value, allowed)
     if kind in (int, "int"):
-        return checks.whole(name, value, least=1)
+        return checks.integer(name, value, least=1)
     if isinstance(kind, type) and not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}; got {checks.shown(value)}")
+        raise TypeError(f"{name}: expected a {kind.__name__}; got {checks.describe(value)}")
     return value

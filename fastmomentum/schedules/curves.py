@@ -1,11 +1,15 @@
-"""Schedules that fall, or rise, by a formula of the step."""
+"""Schedules that fall, or rise, by a formula of the step.
+
+Schedules that go down and come up again: warm restarts, and one cycle of learning rate and momentum.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, inf, pi
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from fastmomentum.ranges import ABOVE_ZERO, Range
+from fastmomentum import checks
+from fastmomentum.checks import ABOVE_ZERO, INSIDE_UNIT, UNIT_INTERVAL, Range
 from fastmomentum.schedules.base import Schedule, shown
 
 
@@ -179,3 +183,198 @@ def grown(start: float, factor: float, count: int) -> float:
         return start * factor ** (count // 2) * factor ** (count - count // 2)
     except OverflowError:  # Python's own way; infinity is what optimisers know to refuse
         return start * inf if start else start
+
+
+@dataclass(frozen=True)
+class WarmRestarts(Schedule):
+    """end + (start − end)·(1 + cos(π·u/T))/2, u steps into a period of T; the next period has growth·T.
+
+    Parameters
+    ----------
+    start, end : float
+        The value at the beginning of each period, and what it falls towards.
+    period : int
+        Steps of the first period, ≥ 1.
+    growth : int
+        What each period's length is multiplied by for the next, ≥ 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not finite, or `period` or `growth` no whole number ≥ 1.
+
+    Notes
+    -----
+    Loshchilov and Hutter 2017 (SGDR), equation 5; torch's CosineAnnealingWarmRestarts(T_0=period, T_mult=growth),
+    optax.sgdr_schedule, Keras's CosineDecayRestarts.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> restarted = fm.schedules.WarmRestarts(0.1, 0.0, period=2, growth=2)
+    >>> [round(restarted(t), 3) for t in range(7)]
+    [0.1, 0.05, 0.1, 0.085, 0.05, 0.015, 0.1]
+    """
+
+    start: float
+    end: float
+    period: int
+    growth: int = 1
+
+    def begins(self, step: int) -> bool:
+        """See :class:`Schedule`.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> [t for t in range(20) if fm.schedules.WarmRestarts(0.1, 0.0, period=2, growth=2).begins(t)]
+        [2, 6, 14]
+        """
+        return step > 0 and self._within(step)[0] == 0
+
+    def _value(self, t: int) -> float:
+        t, period = self._within(t)
+        return half_cosine(self.start, self.end, t / period)
+
+    def _within(self, t: int) -> tuple[int, int]:
+        """How many steps into a period, and how many it has."""
+        period = self.period
+        if self.growth == 1:
+            t %= period
+        while t >= period:
+            t, period = t - period, period * self.growth
+        return t, period
+
+    def _formula(self, t: str) -> str:
+        if self.growth == 1:
+            return half_cosine_formula(self.start, self.end, f"({t} mod {self.period})/{self.period}")
+        lengths = ", ".join(str(self.period * self.growth**k) for k in range(3))
+        share = f"{half_cosine_formula(self.start, self.end, 'u/T')}, u steps into a period of T = {lengths}, …"
+        return share if t == "t" else f"{share} from {t} = 0"
+
+
+@dataclass(frozen=True)
+class Cycle(Schedule):
+    """Half cosines from start to peak, over rise·steps − 1 steps, and on to the end, at step steps − 1.
+
+    Parameters
+    ----------
+    start, peak, end : float
+        The values between which it goes; the peak may be the lowest. It lies between two steps where rise·steps is not
+        whole.
+    steps : int
+        Steps in all, ≥ 1.
+    rise : float
+        The share of them before the peak, in (0, 1), more than 1/steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not finite, `steps` no whole number ≥ 1, or `rise` out of its range.
+
+    Notes
+    -----
+    What :func:`one_cycle` is made of.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> up_and_down = fm.schedules.Cycle(0.1, 1.0, 0.0, steps=7, rise=3 / 7)
+    >>> [round(up_and_down(t), 9) for t in range(9)]
+    [0.1, 0.55, 1.0, 0.853553391, 0.5, 0.146446609, 0.0, 0.0, 0.0]
+    """
+
+    ranges: ClassVar[Mapping[str, Range]] = {"rise": INSIDE_UNIT}
+    start: float
+    peak: float
+    end: float
+    steps: int
+    rise: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.turn < self.steps - 1:
+            raise ValueError(f"rise: expected a number between 1/steps = 1/{self.steps} and 1; got {self.rise!r}")
+
+    @property
+    def turn(self) -> float:
+        """Where the peak lies, in steps from 0."""
+        return self.rise * self.steps - 1.0
+
+    def _value(self, t: int) -> float:
+        if t <= self.turn:
+            return half_cosine(self.start, self.peak, t / self.turn)
+        last = self.steps - 1
+        return half_cosine(self.peak, self.end, (min(t, last) - self.turn) / (last - self.turn))
+
+    def _formula(self, t: str) -> str:
+        turn, last = shown(self.turn), self.steps - 1
+        up = half_cosine_formula(self.start, self.peak, f"{t}/{turn}")
+        down = half_cosine_formula(self.peak, self.end, f"min(({t} − {turn})/({last} − {turn}), 1)")
+        return f"{up} for {t} ≤ {turn}, then {down}"
+
+
+class Pair(NamedTuple):
+    """Learning rate and momentum that belong together."""
+
+    lr: Schedule
+    momentum: Schedule
+
+
+def one_cycle(
+    peak: float,
+    *,
+    steps: int,
+    rise: float = 0.3,
+    start_ratio: float = 25.0,
+    end_ratio: float = 1e4,
+    low_momentum: float = 0.85,
+    high_momentum: float = 0.95,
+) -> Pair:
+    """The 1cycle policy: lr peak/25 → peak → peak/25/10⁴, and momentum 0.95 → 0.85 → 0.95, by half cosines.
+
+    Parameters
+    ----------
+    peak : float
+        The greatest learning rate, > 0.
+    steps : int
+        Updates in all; afterwards both hold their last values.
+    rise : float
+        The share of them before the peak, in (0, 1), more than 1/steps.
+    start_ratio, end_ratio : float
+        The peak over the first learning rate, and the first over the last; > 0.
+    low_momentum, high_momentum : float
+        The momentum at the peak, and at both ends, in [0, 1].
+
+    Returns
+    -------
+    Pair
+        (lr, momentum), each a :class:`Cycle`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of its range.
+
+    Notes
+    -----
+    Smith 2018 (arXiv:1803.09820), in the form of torch's OneCycleLR(max_lr=peak, total_steps=steps, pct_start=rise,
+    div_factor=start_ratio, final_div_factor=end_ratio, base_momentum=low_momentum, max_momentum=high_momentum), which
+    anneals by cosines; Smith's own went in straight lines. optax.cosine_onecycle_schedule peaks and ends a step later,
+    at ⌊rise·steps⌋ and at `steps`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> cycle = fm.schedules.one_cycle(0.5, steps=1000)
+    >>> [(round(cycle.lr(t), 6), round(cycle.momentum(t), 6)) for t in (0, 299, 999)]
+    [(0.02, 0.95), (0.5, 0.85), (2e-06, 0.95)]
+    >>> opt = fm.Momentum(np.ones(3), lr=cycle.lr, momentum=cycle.momentum)
+    """
+    first = checks.number("peak", peak, ABOVE_ZERO) / checks.number("start_ratio", start_ratio, ABOVE_ZERO)
+    last = first / checks.number("end_ratio", end_ratio, ABOVE_ZERO)
+    low = checks.number("low_momentum", low_momentum, UNIT_INTERVAL)
+    high = checks.number("high_momentum", high_momentum, UNIT_INTERVAL)
+    if low > high:
+        raise ValueError(f"low_momentum: expected a number up to high_momentum, {high}; got {low}")
+    return Pair(Cycle(first, peak, last, steps, rise), Cycle(high, low, high, steps, rise))

@@ -8,17 +8,27 @@ at critical damping, where the optimal tunings lie, the error grows like t·ρ^t
 :func:`certificate` take that in.
 """
 
-from fastmomentum.schedules.chebyshev import Chebyshev
-from fastmomentum.theory.averages import bias_corrected, effective_window, ema_weights, terminal_velocity
-from fastmomentum.theory.certificates import certificate
-from fastmomentum.theory.counts import iterations
-from fastmomentum.theory.methods import Tuning
-from fastmomentum.theory.noise import stationary_variance
+from fastmomentum.schedules.sequences import Chebyshev
+from fastmomentum.theory.iterations import certificate, iterations
+from fastmomentum.theory.noise import (
+    bias_corrected,
+    effective_window,
+    ema_weights,
+    stationary_variance,
+    terminal_velocity,
+)
 from fastmomentum.theory.ode import Motion, TwoStep, ball, motion, two_step
-from fastmomentum.theory.rates import iteration_matrix, regime, spectral_radius
-from fastmomentum.theory.spectra import Spectrum, Tuned, spectrum, tune
-from fastmomentum.theory.transients import Peak, response, transient, transient_peak
-from fastmomentum.theory.tunings import max_stable_lr, optimal, standard
+from fastmomentum.theory.rates import (
+    Peak,
+    iteration_matrix,
+    regime,
+    response,
+    spectral_radius,
+    transient,
+    transient_peak,
+)
+from fastmomentum.theory.spectrum import Spectrum, Tuned, spectrum, tune
+from fastmomentum.theory.tuning import Tuning, max_stable_lr, optimal, standard
 
 __all__ = [
     "Chebyshev",

@@ -1,15 +1,144 @@
-"""Where noise in the gradient keeps a run from settling."""
+"""What momentum does to a stream of gradients: the small facts that users ask for.
+
+Where noise in the gradient keeps a run from settling.
+"""
 
 from typing import Any
 
 import numpy as np
+from scipy.special import xlogy
 
 from fastmomentum import checks
-from fastmomentum.ranges import AT_LEAST_ZERO
-from fastmomentum.records import Update
-from fastmomentum.theory.linear import read
-from fastmomentum.theory.lyapunov import lyapunov
+from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, UNIT_INTERVAL
+from fastmomentum.rules.base import Update
+from fastmomentum.theory.linear import NOISE, Floats, check_steps, linear_map, lyapunov, resolve_rule
 from fastmomentum.theory.rates import ROUNDING, eigenvalues
+
+
+def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Update, t: Any = None, **hyper: Any) -> Any:
+    """What the state comes to under a constant gradient g, or to what it has come after t steps from rest.
+
+    classical lr·g/(1 − μ), pytorch g/(1 − μ), ema g; after t steps from rest times 1 − μ^t. Of a position rule q − p,
+    which for heavy_ball is what classical keeps.
+
+    Parameters
+    ----------
+    grad : array_like
+        The gradient; broadcasts with lr, momentum and t.
+    lr, momentum : array_like
+        α ≥ 0, μ in [0, 1).
+    rule : str, Rule or chain
+        A rule that is linear in p, state and g, with one state slot, not moved by where p lies (no weight decay).
+    t : array_like of int, optional
+        Numbers of steps.
+    **hyper
+        What else the rule declares, and the options of :func:`fastmomentum.step`.
+
+    Returns
+    -------
+    float64 or ndarray of float64
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, or the rule has no such state.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> [float(fm.theory.terminal_velocity(2.0, 0.25, 0.5, rule=rule)) for rule in ("classical", "pytorch", "ema")]
+    [1.0, 4.0, 2.0]
+    >>> print(fm.theory.terminal_velocity(2.0, 0.25, 0.5, rule="pytorch", t=[1, 2, 3]))
+    [2.  3.  3.5]
+    """
+    grad, mu = checks.numbers("grad", grad, FINITE), checks.numbers("momentum", momentum, BELOW_ONE)
+    map = resolve_rule(rule, hyper).linear(checks.numbers("lr", lr, FINITE), mu, 0.0)
+    if len(map.rows) != 2:
+        raise ValueError(f"rule: expected one with one state slot; got {rule}, with {len(map.rows) - 1}")
+    (p, v), position = map.rows, map.rest[1]
+    keep, pull = v[1] - position * p[1], v[NOISE] - position * p[NOISE]
+    if np.any(np.abs(v[0] + position * (keep - p[0])) > ROUNDING):
+        raise ValueError(f"rule: expected one that does not decay p, which would move the velocity; got {rule}")
+    if np.any(np.abs(keep) >= 1.0):
+        raise ValueError(
+            f"rule: expected one whose velocity settles; {rule} keeps {np.max(np.abs(keep)):g} of it a step"
+        )
+    limit = np.asarray(grad * pull / (1.0 - keep))
+    return (limit if t is None else limit * (1.0 - keep ** check_steps(t)))[()]
+
+
+def effective_window(momentum: Any) -> Any:
+    """1/(1 − μ), the number of steps over which momentum averages; μ in [0, 1), broadcasts.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> print(fm.theory.effective_window([0.5, 0.75]))
+    [2. 4.]
+    """
+    return (1.0 / (1.0 - checks.numbers("momentum", momentum, BELOW_ONE)))[()]
+
+
+def ema_weights(momentum: float, t: int) -> Floats:
+    """The weights (1 − β)β^k, k = 0, …, t − 1, that the average of rule "ema" gives to the gradient k steps back.
+
+    Their sum is 1 − β^t: what is missing to 1 is the zero that the average started from. Those of "pytorch" are β^k.
+
+    Parameters
+    ----------
+    momentum : float
+        β in [0, 1].
+    t : int
+        Steps done, ≥ 0.
+
+    Returns
+    -------
+    ndarray of float64, shape (t,)
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> fm.theory.ema_weights(0.5, 3)
+    array([0.5  , 0.25 , 0.125])
+    """
+    beta = checks.number("momentum", momentum, UNIT_INTERVAL)
+    steps = check_steps(t)
+    if steps.ndim:
+        raise ValueError(f"t: expected one number of steps; got shape {steps.shape}")
+    return (1.0 - beta) * beta ** np.arange(int(steps), dtype=np.float64)
+
+
+def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
+    """v/(1 − β^t): the velocity of rule "ema" after t steps from zero as a weighted mean of the gradients.
+
+    Parameters
+    ----------
+    velocity : array_like
+        v after t steps.
+    momentum : array_like
+        β in [0, 1).
+    t : array_like of int
+        Steps done, ≥ 1.
+
+    Returns
+    -------
+    float64 or ndarray of float64
+
+    Notes
+    -----
+    Kingma and Ba 2015, section 3.
+
+    Examples
+    --------
+    >>> import fastmomentum as fm
+    >>> print(fm.theory.bias_corrected([1.0, 1.5, 1.75], 0.5, [1, 2, 3]))
+    [2. 2. 2.]
+    """
+    steps = check_steps(t)
+    if (steps == 0).any():
+        raise ValueError("t: expected whole numbers >= 1, as a velocity at rest has averaged nothing; got 0")
+    beta = checks.numbers("momentum", momentum, BELOW_ONE)
+    return (checks.numbers("velocity", velocity, FINITE) / -np.expm1(xlogy(steps, beta)))[()]
 
 
 def stationary_variance(
@@ -48,7 +177,7 @@ def stationary_variance(
     >>> round(fm.theory.stationary_variance(0.1, 0.9, 2.0, 1.0, rule="pytorch"), 6)
     np.float64(0.263889)
     """
-    map = read(rule, lr, momentum, curvature, hyper)
+    map = linear_map(rule, lr, momentum, curvature, hyper)
     variance = checks.numbers("noise_variance", noise_variance, AT_LEAST_ZERO)
     settles = np.abs(eigenvalues(map)[..., 0]) < 1.0 - ROUNDING
     found = np.full(map.shape, np.inf)

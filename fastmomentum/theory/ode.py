@@ -7,9 +7,9 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from fastmomentum import checks
-from fastmomentum.ranges import ABOVE_ZERO, AT_LEAST_ZERO, FINITE, UNIT_INTERVAL
-from fastmomentum.theory.curvatures import Floats
-from fastmomentum.theory.gradients import checked
+from fastmomentum.checks import ABOVE_ZERO, AT_LEAST_ZERO, FINITE, UNIT_INTERVAL
+from fastmomentum.theory.linear import Floats
+from fastmomentum.theory.spectrum import checked
 
 
 class TwoStep(NamedTuple):
@@ -140,8 +140,8 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
     start, when = checks.numbers("x", x, FINITE), checks.numbers("times", times, AT_LEAST_ZERO)
     if start.ndim != 1 or when.ndim != 1 or not when.size or (np.diff(when) < 0.0).any():
         raise ValueError(
-            f"x, times: expected a point and ascending times, in one dimension; got {checks.shown(x)}, "
-            f"{checks.shown(times)}"
+            f"x, times: expected a point and ascending times, in one dimension; got {checks.describe(x)}, "
+            f"{checks.describe(times)}"
         )
     gamma, slope = checks.number("friction", friction, AT_LEAST_ZERO), checked("grad", grad, start)
 

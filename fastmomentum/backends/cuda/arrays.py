@@ -1,144 +1,124 @@
-"""Arrays in device memory, whoever made them: what they say of themselves, without any work on the device.
+"""What an optimiser does with arrays in device memory beside updating them: the same names as in `backends.host`.
 
-Read are, in this order, torch's own attributes (torch refuses both protocols to tensors that require a gradient),
-``__cuda_array_interface__`` of versions 2 and 3, the arrays of Numba's simulator, and DLPack.
+All of it waits for the device: it is for construction, reset, saving and loading, not for a step.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
-import numpy as np
+from numba import config, cuda
+from numba.cuda.cudadrv import driver
 
-from fastmomentum.backends.cuda import dlpack
-
-LEGACY, TORCH = 1, -1
-"""Streams that are no handles: CUDA's default stream by the interface's number, and the one that torch is on."""
-
-
-class Look(NamedTuple):
-    """What is compared from step to step: equal looks, unchanged arrays. A stride of None stands for C order."""
-
-    address: int
-    shape: tuple[int, ...]
-    dtype: Any
-    strides: tuple[int, ...] | None
-    readonly: bool
+from fastmomentum.backends.cuda.device_array import DeviceArray, find_reader
+from fastmomentum.backends.cuda.kernels import BYTES, run_one
+from fastmomentum.backends.cuda.scalars import DeviceScalar
+from fastmomentum.backends.cuda.streams import handle_of
+from fastmomentum.backends.host_arrays import part_of
+from fastmomentum.checks import describe
+from fastmomentum.rules.compose import LookAhead, pointing
 
 
-class Flags(NamedTuple):
-    """Of ``ndarray.flags`` those that matter here."""
+def view(name: str, value: Any) -> DeviceArray:
+    """`value` as an array in device memory.
 
-    c_contiguous: bool
-    aligned: bool
-    writeable: bool
-
-    @property
-    def carray(self) -> bool:
-        """Whether a kernel may write to it."""
-        return all(self)
-
-
-class DeviceArray:
-    """An array in device memory, with as much of an ndarray as checks ask for.
-
-    Attributes
-    ----------
-    owner : object
-        What the user passed, which keeps the memory alive.
-    look : Look
-        What it says of itself.
-    stream : int, optional
-        The handle of the stream that it belongs to.
-    address, dtype, shape, strides, size, nbytes, ndim, flags
-        As of an ndarray.
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, or says of itself what cannot be served.
     """
-
-    def __init__(self, owner: Any, look: Look, stream: int | None = None) -> None:
-        self.owner, self.look, self.stream = owner, look, stream
-        self.address, self.shape = look.address, tuple(map(int, look.shape))
-        self.dtype: np.dtype[Any] = np.dtype(look.dtype)
-        self.ndim, self.size = len(self.shape), prod(self.shape)
-        self.nbytes = self.size * self.dtype.itemsize
-        packed = _packed(self.shape, self.dtype.itemsize)
-        self.strides = packed if look.strides is None else tuple(look.strides)
-        in_order = all(ours == theirs for n, ours, theirs in zip(self.shape, self.strides, packed) if n > 1)
-        self.flags = Flags(
-            c_contiguous=in_order or not self.size,
-            aligned=self.address % max(self.dtype.itemsize, 1) == 0,
-            writeable=not look.readonly,
-        )
-
-    def __repr__(self) -> str:
-        return f"an array of {self.dtype} on a device, shape {self.shape}"
+    read = find_reader(value)
+    if read is None:
+        raise TypeError(f"{name}: expected an array in device memory, as others are; got {describe(value)}")
+    try:
+        return DeviceArray(value, *read(value))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
-def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    return tuple(itemsize * prod(shape[axis + 1 :]) for axis in range(len(shape)))
+def device_of(array: DeviceArray) -> int | None:
+    """The number of the device whose memory it is; None for an empty array."""
+    if config.ENABLE_CUDASIM or not array.size:
+        return 0 if array.size else None
+    attribute = driver.binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(driver.driver.cuPointerGetAttribute(attribute, driver.binding.CUdeviceptr(array.address)))
 
 
-def is_on_device(value: Any) -> bool:
-    """Whether the array lies in a device's memory."""
-    return not isinstance(value, np.ndarray) and find_reader(value) is not None
+def one_device(names: Sequence[str], arrays: Sequence[DeviceArray]) -> int:
+    """The device that all of them are on.
+
+    Raises
+    ------
+    ValueError
+        If they are on several.
+    """
+    found = {device: name for name, array in zip(names, arrays) if (device := device_of(array)) is not None}
+    if len(found) > 1:
+        (first, ours), (second, theirs) = list(found.items())[:2]
+        raise ValueError(f"{theirs}: expected an array on device {first}, as {ours} is; got one on device {second}")
+    return next(iter(found), 0)
 
 
-def find_reader(value: Any) -> Callable[[Any], tuple[Look, int | None]] | None:
-    """The function that tells the look of such an array, and its stream; None if it is in no device's memory."""
-    if is_tensor(value):
-        return _read_torch if value.is_cuda else None
-    if hasattr(value, "__cuda_array_interface__"):
-        return _read_interface
-    if getattr(type(value), "__cuda_ndarray__", False):
-        return _read_simulated
-    return _read_dlpack if dlpack.on_device(value) else None
+def on(device: int) -> AbstractContextManager[Any]:
+    """In which kernels are compiled and launched for this device."""
+    return nullcontext() if config.ENABLE_CUDASIM else cuda.gpus[device]
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether it is one of torch's."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+def empty(count: int, dtype: Any) -> Any:
+    """A new array of Numba's."""
+    return cuda.device_array(count, dtype)
 
 
-def increment_versions(tensors: Sequence[Any]) -> None:
-    """Tell torch that these were written to, so that its backward refuses to use them as they were."""
-    if tensors:
-        sys.modules["torch"].autograd.graph.increment_version(tensors)
+def empty_like(array: DeviceArray) -> Any:
+    """A new array of Numba's, like this one, so many bytes behind a vector's place as this one is."""
+    behind = array.address % BYTES // array.dtype.itemsize
+    return cuda.device_array(behind + array.size, array.dtype)[behind:].reshape(array.shape)
 
 
-def _read_torch(tensor: Any) -> tuple[Look, int | None]:
-    if tensor.is_neg():
-        raise ValueError("expected a plain tensor; got one that is to be negated: resolve_neg() makes a copy")
-    strides = None
-    if not tensor.is_contiguous():
-        strides = tuple(step * tensor.element_size() for step in tensor.stride())
-    return Look(tensor.data_ptr(), tuple(tensor.shape), _name_of(tensor.dtype), strides, False), TORCH
+def copy(target: Any, source: Any, rows: slice = slice(None)) -> None:
+    """Write to one of our own arrays, in these rows, what another holds, on the host or on the device."""
+    _wait()
+    source = _as_numba(source) if isinstance(source, DeviceArray) else source
+    part_of(target, rows).copy_to_device(part_of(source, rows))
+    _wait()
 
 
-def _name_of(dtype: Any) -> str:
-    """The name of a dtype of torch, as NumPy has it; torch's bfloat16 has none, and no complex one is needed."""
-    name = str(dtype).removeprefix("torch.")
-    return name if hasattr(np, name) else "V2"
+def zero(target: Any, rows: slice = slice(None)) -> None:
+    """Write zeros to these rows of one of our own arrays."""
+    _wait()
+    part = part_of(target, rows)
+    if part.size:
+        driver.device_memset(part.reshape(-1), 0, part.nbytes)
+    _wait()
 
 
-def _read_interface(value: Any) -> tuple[Look, int | None]:
-    told = value.__cuda_array_interface__
-    if told.get("version", 0) < 2:
-        raise ValueError(f"expected version 2 or 3 of __cuda_array_interface__; got {told.get('version')}")
-    if told.get("mask") is not None:
-        raise TypeError("expected a plain array; got a masked one, whose mask would be ignored")
-    address, readonly = told["data"] or (0, False)
-    look = Look(int(address or 0), told["shape"], told["typestr"], told.get("strides"), bool(readonly))
-    return look, told.get("stream")
+def is_moving(values: Any) -> bool:
+    """Whether any number is not zero."""
+    return bool(fetch(values).any())
 
 
-def _read_simulated(value: Any) -> tuple[Look, int | None]:
-    array = value._ary
-    strides = None if array.flags.c_contiguous else array.strides
-    look = Look(array.ctypes.data, array.shape, array.dtype.str, strides, not array.flags.writeable)
-    return look, None
+def fetch(values: Any) -> Any:
+    """A copy on the host."""
+    _wait()
+    return (_as_numba(values) if isinstance(values, DeviceArray) else values).copy_to_host()
 
 
-def _read_dlpack(value: Any) -> tuple[Look, int | None]:
-    # Its producer makes the legacy stream wait for what is still to be written.
-    return Look(*dlpack.read(value, stream=LEGACY)), LEGACY
+def number(value: Any) -> float:
+    """The number that a setting is, on the host or on the device."""
+    return float(fetch(value.array).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
+
+
+def point(rule: LookAhead, arrays: tuple[DeviceArray, ...], row: tuple[Any, ...], stream: Any) -> None:
+    """Write where momentum will carry the parameter, the first of the arrays; nothing waits for it."""
+    run_one(pointing(rule), (*arrays, arrays[0]), row, device_of(arrays[0]) or 0, handle_of(stream))
+
+
+def _wait() -> None:
+    cuda.synchronize()
+
+
+def _as_numba(array: DeviceArray) -> Any:
+    if config.ENABLE_CUDASIM:
+        return array.owner
+    told = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.address, False), "version": 3}
+    return cuda.from_cuda_array_interface(told, owner=array.owner, sync=False)

@@ -3,7 +3,7 @@
 from numba import config
 
 if config.ENABLE_CUDASIM:
-    from fastmomentum.backends.cuda.simulated import (
+    from fastmomentum.backends.cuda.simulator import (
         make_loads,
         make_scalar,
         make_settle,
@@ -13,7 +13,14 @@ if config.ENABLE_CUDASIM:
         make_update,
     )
 else:
-    from fastmomentum.backends.cuda.emit import make_loads, make_settle, make_store, make_sums, make_update
-    from fastmomentum.backends.cuda.inside import make_scalar, make_sweep
+    from fastmomentum.backends.cuda.codegen import (
+        make_loads,
+        make_scalar,
+        make_settle,
+        make_store,
+        make_sums,
+        make_sweep,
+        make_update,
+    )
 
 __all__ = ["make_loads", "make_scalar", "make_settle", "make_store", "make_sums", "make_sweep", "make_update"]

@@ -12,8 +12,8 @@ from typing import Any
 
 from numba import config, cuda
 
-from fastmomentum.backends.cuda.arrays import LEGACY, TORCH
-from fastmomentum.checks import shown
+from fastmomentum.backends.cuda.device_array import LEGACY, TORCH
+from fastmomentum.checks import describe
 
 
 def handle_of(stream: Any) -> int | None:
@@ -32,7 +32,7 @@ def handle_of(stream: Any) -> int | None:
     for name in ("cuda_stream", "ptr"):  # torch's, CuPy's
         if isinstance(handle := getattr(stream, name, None), int):
             return handle
-    raise TypeError(f"stream: expected None, a handle or a stream of CUDA; got {shown(stream)}")
+    raise TypeError(f"stream: expected None, a handle or a stream of CUDA; got {describe(stream)}")
 
 
 def streams_for(asked: int | None, told: Iterable[int | None], device: int) -> tuple[Any, list[Any]]:

@@ -1,0 +1,3 @@
+"""Operations on arrays in host memory, as the CPU backend uses them."""
+
+from fastmomentum.backends.host_arrays import *  # noqa: F403

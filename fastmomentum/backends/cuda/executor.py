@@ -1,0 +1,254 @@
+"""The look at all arrays that every step begins with, and which needs no work on the device.
+
+The CUDA backend's launch: a few kernels in one stream, and nothing that waits for the device.
+"""
+
+from collections.abc import Container, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmomentum.backends.base import CHUNK, ArrayUpdate, Observer, RowFunction, StepCounter, arrange
+from fastmomentum.backends.cuda import arrays as device_arrays
+from fastmomentum.backends.cuda import kernels, reductions, streams
+from fastmomentum.backends.cuda.device_array import DeviceArray, Look, find_reader, increment_versions, is_tensor
+from fastmomentum.backends.cuda.kernels import WORD
+from fastmomentum.backends.cuda.reductions import KINDS
+from fastmomentum.backends.cuda.scalars import DeviceScalar, view
+from fastmomentum.backends.cuda.tables import LaunchTable, address_of
+
+
+class GradientCheck:
+    """What was last seen of the gradients.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        The arrays that must not have changed.
+    written : ndarray of int64, shape (m, 2)
+        Where the memory of all that is written begins and ends.
+    device : int
+        Where all of it must lie.
+    """
+
+    def __init__(self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], device: int) -> None:
+        self._jobs, self._written, self._device = jobs, written, device
+        self._seen: list[Look | None] = [None] * len(jobs)
+
+    def forget(self) -> None:
+        """See all gradients as new."""
+        self._seen = [None] * len(self._jobs)
+
+    def over(self, grads: Sequence[Any], active: Sequence[bool], tables: LaunchTable) -> list[int | None] | None:
+        """The streams that the arrays belong to; None where anything needs to be checked.
+
+        Gradients that lie elsewhere than in the last step are taken down in the tables.
+        """
+        streams: dict[int | None, None] = {}
+        new: dict[int, Look] = {}
+        for i, (job, grad, is_active) in enumerate(zip(self._jobs, grads, active)):
+            if not is_active or grad is None:
+                if is_active or grad is not None:
+                    return None
+                continue
+            try:
+                (param, of_param), (look, of_grad) = read_header(job.arrays[0].owner), read_header(grad)
+            except (TypeError, ValueError, RuntimeError):
+                return None  # the checks will say what it is
+            streams[of_param] = streams[of_grad] = None
+            if param != job.arrays[0].look:
+                return None
+            if look != self._seen[i]:
+                if not self._fits(i, DeviceArray(grad, look)):
+                    return None
+                new[i] = look
+        for i, look in new.items():
+            tables.put(i, look.address)
+        if new:
+            tables.write()
+        for i, look in new.items():
+            self._seen[i] = look
+        return list(streams)
+
+    def is_apart(self, array: DeviceArray) -> bool:
+        """Whether the array has no byte in common with what is written."""
+        before = int(np.searchsorted(self._written[:, 0], array.address + array.nbytes)) - 1
+        return not array.size or before < 0 or bool(self._written[before, 1] <= array.address)
+
+    def _fits(self, i: int, grad: DeviceArray) -> bool:
+        param = self._jobs[i].arrays[0]
+        if (
+            grad.dtype != param.dtype
+            or grad.shape != param.shape
+            or not (grad.flags.c_contiguous and grad.flags.aligned)
+        ):
+            return False
+        if device_arrays.device_of(grad) not in (None, self._device):
+            return False
+        return self.is_apart(grad)
+
+
+def read_header(array: Any) -> tuple[Look, int | None]:
+    """The look of an array, and its stream."""
+    if type(array) is DeviceArray:
+        return array.look, array.stream
+    reader = find_reader(array)
+    if reader is None:
+        raise TypeError("not in device memory")
+    return reader(array)
+
+
+KEPT = 16
+"""How many sets of arrays that had a gradient have their tables kept."""
+
+
+class CudaExecutor:
+    """See :class:`fastmomentum.launch.Launch`.
+
+    What a signal's handler interrupts between two of several launches (arrays of two dtypes, or groups with other
+    stages) is not taken up again: whether a launch took place is known to the driver alone.
+    """
+
+    checks = True
+    progress: StepCounter
+
+    def __init__(
+        self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], progress: StepCounter, device: int
+    ) -> None:
+        self.progress = progress
+        self._jobs, self._device = jobs, device
+        self._key, self._order = arrange(jobs)
+        self._looks = GradientCheck(jobs, written, device)
+        self._stream: int | None = None
+        self._known: dict[tuple[bool, ...], LaunchTable] = {}
+        self._frozen: list[LaunchTable] = []
+        self._scalars: dict[DeviceScalar, Any] = {}
+        self._counts = False
+        # Memory that stays where it is, as a captured graph knows no other.
+        chunks = sum(-(-job.arrays[0].size // CHUNK) for job in jobs)
+        sizes = {"sums": (chunks + 1) * KINDS, "totals": len(jobs) * KINDS, "factor": 1, "done": 2}
+        with device_arrays.on(device):
+            self._memory = {name: device_arrays.empty(size, np.float64) for name, size in sizes.items()}
+            device_arrays.zero(self._memory["done"])
+            self._address = {name: address_of(memory) for name, memory in self._memory.items()}
+
+    def use(self, stream: Any) -> None:
+        """See :class:`fastmomentum.launch.Launch`."""
+        self._stream = streams.handle_of(stream)
+
+    def watch(self, observers: Sequence[Observer]) -> None:
+        """See :class:`fastmomentum.launch.Launch`; there are none, as what they would look at is not on the host."""
+
+    def select(self, active: Sequence[bool]) -> None:
+        """See :class:`fastmomentum.launch.Launch`."""
+        self._active = tuple(active)
+        if self._active not in self._known:
+            if len(self._known) == KEPT:
+                del self._known[next(iter(self._known))]
+            self._known[self._active] = LaunchTable(self._jobs, [i for i in self._order if active[i]], self._key)
+        self._tables = self._known[self._active]
+        owners = [job.arrays[0].owner for job, is_active in zip(self._jobs, active) if is_active]
+        self._tensors = [owner for owner in owners if is_tensor(owner)]
+        self._looks.forget()
+
+    def take_hyper(self, rows: RowFunction, first: Container[int]) -> None:
+        """See :class:`fastmomentum.launch.Launch`."""
+        self._tables.take_hyper(rows, first)
+
+    def finish(self) -> None:
+        """See :class:`fastmomentum.launch.Launch`; nothing is kept of such a step."""
+
+    def run(self, grads: list[Any]) -> bool:
+        """See :class:`fastmomentum.launch.Launch`."""
+        return self._run(grads, None, False)
+
+    def run_measured(self, grads: list[Any], max_norm: float | None, skip: bool) -> bool:
+        """See :class:`fastmomentum.launch.Launch`; what is left out is known to the device alone, which counts it."""
+        if skip and not self._counts:
+            self.progress.count_elsewhere(self._counted)
+            self._counts = True
+        return self._run(grads, np.inf if max_norm is None else max_norm, skip)
+
+    def _counted(self) -> tuple[int, int]:
+        with device_arrays.on(self._device):
+            done, skipped = device_arrays.fetch(self._memory["done"]).view(np.int64).tolist()
+        return done, skipped
+
+    def _run(self, grads: list[Any], limit: float | None, skip: bool) -> bool:
+        told = self._looks.over(grads, self._active, self._tables)
+        if told is None:
+            return False
+        tables = self._tables
+        told += [stream for name, scalar in tables.scalars() for stream in self._look_at(name, scalar)]
+        with device_arrays.on(self._device):
+            updates = [kernels.many_kernel(part.job.update, part.job.dtype, self._device) for part in tables.parts]
+            stream, others = streams.streams_for(self._stream, told, self._device)
+            for other in others:
+                streams.let_wait(stream, other)
+            capturing = streams.is_capturing(stream)
+            if capturing and tables not in self._frozen:
+                self._frozen.append(tables)
+                self.progress.keep(self)
+            tables.words.send(stream, capturing)
+            tables.hyper.send(stream, capturing)
+            self._settle(stream)
+            if limit is not None and tables.members:
+                self._measure(limit, stream)
+            counts = tables.tiles if skip else tables.counts
+            for number, (part, kernel) in enumerate(zip(tables.parts, updates)):
+                where = tables.address(part.ends), part.arrays, tables.address(counts + number)
+                hyper = tables.hyper.address + part.hyper
+                kernels.launch(kernel, part.tiles, stream, tables.row(part), *where, hyper)
+            for other in others:
+                streams.let_wait(other, stream)
+        increment_versions(self._tensors)
+        if not capturing and not (skip and tables.members):
+            self.progress.add_step()
+        return True
+
+    def _look_at(self, name: str, scalar: DeviceScalar) -> list[int | None]:
+        """The stream of a scalar; where it lies elsewhere than in the last step, it is checked anew."""
+        try:
+            look, stream = read_header(scalar.owner)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        if self._scalars.get(scalar) != look:
+            array = view(name, scalar.owner)
+            if device_arrays.device_of(array) != self._device:
+                raise ValueError(f"{name}: expected a number on device {self._device}, as the arrays are")
+            if not self._looks.is_apart(array):
+                raise ValueError(f"{name}: expected memory of its own; got memory that is written to")
+            scalar.array, self._scalars[scalar] = array, look
+        return [stream]
+
+    def _settle(self, stream: Any) -> None:
+        """Complete hyper-parameters from scalars in device memory."""
+        for job, scalars, values, hyper, rows in self._tables.settled:
+            dtypes = {name: scalar.array.dtype for name, scalar in scalars.items()}
+            kernel = kernels.settle_kernel(job.update, dtypes, job.dtype, self._device)
+            addresses = tuple(scalar.array.address for scalar in scalars.values())
+            kernels.launch(kernel, 1, stream, addresses, values, self._tables.hyper.address + hyper, rows)
+
+    def _measure(self, limit: float, stream: Any) -> None:
+        """Find the norm; its factor goes into the rows of hyper-parameters."""
+        tables, arrays = self._tables, len(self._jobs[0].arrays) + 1
+        at = self._address
+        for part in tables.parts:
+            kernel = reductions.squares_kernel(part.job.dtype, arrays, self._device)
+            sums = at["sums"] + part.first_chunk * KINDS * WORD
+            where = tables.row(part), tables.address(part.chunk_ends), part.arrays, sums
+            kernels.launch(kernel, part.chunks, stream, *where, threads=kernels.WARP)
+        ends, index = tables.address(tables.chunk_ends), tables.address(tables.index)
+        kernels.launch(
+            *(reductions.finish_kernel(self._device), 1, stream),
+            *(at["sums"], ends, len(tables.members), index, at["totals"], len(self._jobs), limit),
+            *(at["factor"], tables.address(tables.counts), tables.address(tables.tiles), len(tables.parts), at["done"]),
+        )
+        double = {"norm_factor": np.dtype(np.float64)}
+        for part in tables.parts:
+            if "norm_factor" in part.job.update.hyper:
+                kernel = kernels.settle_kernel(part.job.update, double, part.job.dtype, self._device)
+                unused = (0.0,) * (len(part.job.update.parameters) + 1)
+                hyper = tables.hyper.address + part.hyper
+                kernels.launch(kernel, 1, stream, (at["factor"],), unused, hyper, part.arrays)

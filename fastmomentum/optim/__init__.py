@@ -1,0 +1,1 @@
+"""Optimisers: one step, the Momentum object, its groups, state, engine, checkpoints and traces."""

@@ -1,0 +1,219 @@
+"""The state_dict of torch.optim.SGD: read, and written, without torch.
+
+Velocities on their way between an optimiser and another framework's arrays.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.backends import is_array
+from fastmomentum.optim.checkpoint import load_dict, to_dict
+from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.groups import SCHEDULED, ParamGroup
+from fastmomentum.rules.compose import Chain
+from fastmomentum.rules.options import OFF
+from fastmomentum.rules.registry import find
+
+BUFFER = "momentum_buffer"
+NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
+SWITCHES = ("nesterov", "maximize")
+IMPLEMENTATION = {"foreach": None, "differentiable": False, "fused": None}
+"""What groups say of how torch computes the update, as torch sets them itself; of no meaning here."""
+BOOKKEEPING = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+"""What torch and its schedulers note in groups for themselves."""
+
+
+def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The arguments that make an optimiser with these groups, and each array's buffer, None before its first step.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no state_dict of torch.optim.SGD, or one of other parameters.
+    """
+    if not _is_whole(state_dict):
+        raise TypeError(
+            "state_dict: expected that of a torch.optim.SGD, a dict with 'state' and 'param_groups'; "
+            f"got {checks.describe(state_dict)}"
+        )
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if differences := [*_torch_differences(state, groups)]:
+        raise ValueError("state_dict: expected that of a torch.optim.SGD:\n  " + "\n  ".join(differences))
+    keys = [key for group in groups for key in group["params"]]
+    buffers = [state.get(key, {}).get(BUFFER) for key in keys]
+    made = [
+        {"momentum": 0.0} | {name: _plain(group[name]) for name in (*NUMBERS, *SWITCHES) if name in group}
+        for group in groups
+    ]
+    arrays = checks.sequence("params", [params] if is_array(params) else params, len(keys))
+    if len(groups) == 1:
+        return {"params": params, **made[0]}, buffers
+    rest = iter(arrays)
+    parts = [{"params": [next(rest) for _ in group["params"]], **mine} for group, mine in zip(groups, made)]
+    return {"params": parts, "lr": made[0]["lr"]}, buffers
+
+
+def _is_whole(state_dict: Any) -> bool:
+    if not isinstance(state_dict, Mapping):
+        return False
+    state, groups = state_dict.get("state"), state_dict.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(groups, list | tuple):
+        return False
+    return all(isinstance(entry, Mapping) for entry in (*groups, *state.values()))
+
+
+def _plain(value: Any) -> Any:
+    """Of a tensor, which torch takes for lr and weight_decay, the number in it, if it has one."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):
+        return value
+
+
+def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    known = {*NUMBERS, *SWITCHES, *IMPLEMENTATION, *BOOKKEEPING}
+    if not groups:
+        yield "param_groups: expected one at least; got none"
+    for number, group in enumerate(groups):
+        for name in sorted(map(str, group.keys() - known)):
+            yield f"param_groups[{number}]: {name} is no setting of its; it has {', '.join(NUMBERS + SWITCHES)}"
+        for name in sorted({"lr", "params"} - group.keys()):
+            yield f"param_groups[{number}]: {name} is missing"
+        if not isinstance(keys := group.get("params", []), list | tuple) or not all(
+            isinstance(key, int) for key in keys
+        ):
+            yield f"param_groups[{number}]: expected params to be a list of numbers; got {checks.describe(keys)}"
+            return
+    owned = {key for group in groups for key in group.get("params", ())}
+    for key, entry in state.items():
+        if key not in owned:
+            yield f"state[{key!r}]: expected a parameter of a group; no group has it"
+        for name in sorted(map(str, entry.keys() - {BUFFER})):
+            yield f"state[{key!r}]: expected {BUFFER} alone; got {name}"
+
+
+def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any], Any]) -> dict[str, Any]:
+    """The state_dict with these velocities, for arrays that have had a step or whose velocity somebody has written.
+
+    Raises
+    ------
+    ValueError
+        If torch.optim.SGD has no such rule, or an option is on that it does not have.
+    """
+    groups = []
+    for number, group in enumerate(engine.groups):
+        form = convention_of("to_torch", group, "pytorch")
+        if options := [*_torchless(group), *["skip_nonfinite"] * engine.skip_nonfinite]:
+            raise ValueError(
+                f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. There it "
+                "is to be done to the gradients or parameters before a step; opt.velocity has the velocities alone"
+            )
+        settings = group.settings | {name: group.value(name, engine.steps) for name in SCHEDULED}
+        groups.append(
+            {name: float(engine.held.number(settings.get(name, 0.0))) for name in NUMBERS}
+            | {"nesterov": form == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
+            | IMPLEMENTATION
+            | {"params": [i for i, owner in enumerate(engine.group_of) if owner == number]}
+        )
+    state = {
+        i: {BUFFER: tensor(velocity)}
+        for i, velocity in enumerate(velocities)
+        if engine.started[i] or engine.held.is_moving(i, engine.update)
+    }
+    return {"state": state, "param_groups": groups}
+
+
+def convention_of(method: str, group: ParamGroup, name: str) -> str:
+    """The rule that a group follows, its folded form or not, if it is the package's own of this name.
+
+    Raises
+    ------
+    ValueError
+        If it is another, or a look-ahead.
+    """
+    rule = group.update.rule if isinstance(group.update, Chain) else group.update
+    names = (name, f"{name}_nesterov")
+    if rule.name not in names or find(rule.name).structure != rule.structure:
+        raise ValueError(
+            f"{method}: expected the rule {' or '.join(names)}; got {rule}. fm.convert takes a run to another rule; "
+            "one with a look-ahead goes on from opt.point, as the folded form"
+        )
+    return rule.name
+
+
+def _torchless(group: ParamGroup) -> Iterator[str]:
+    """The options of a group that torch's have not."""
+    if isinstance(find(group.settings["rule"]), Chain):
+        yield "a chain"
+    known = (*NUMBERS, *SWITCHES, "rule", "correct")  # and pytorch's velocity holds no lr that there is to correct
+    for name, value in group.settings.items():
+        if name not in known and value is not None and value is not False and (name not in OFF or value != OFF[name]):
+            yield name
+
+
+def load_velocities(engine: Engine, name: str, found: Any, steps: int, sign: int, late: bool) -> None:
+    """Go on with velocities sign·found, so many updates done; if `late`, None stands for a first step still to come.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they do not fit the parameters.
+    """
+    saved = to_dict(engine)
+    given = checks.sequence(name, found if isinstance(found, list | tuple) else [found], len(saved["state"]))
+    for i, (velocity, state) in enumerate(zip(given, saved["state"])):
+        if velocity is not None or not late:
+            array = _times(sign, velocity, f"{name}[{i}]")
+            state[0] = checks.array(f"{name}[{i}]", array, like=state[0], write=False)
+    saved |= {"steps": checks.integer("steps", steps), "started": [velocity is not None for velocity in given]}
+    load_dict(saved, engine)
+
+
+def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> list[Any]:
+    """sign·v, on the host, for each array, if the rule is this one.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+    """
+    for group in engine.groups:
+        convention_of(method, group, rule)
+    with one_caller(engine.lock):
+        engine.finish()
+        found = [velocity for (velocity,) in engine.held.fetch()]
+    for velocity in found:
+        np.multiply(velocity, sign, out=velocity)
+    return found
+
+
+def refuse_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """Refuse settings of these names, which what is moved says already.
+
+    Raises
+    ------
+    TypeError
+        If there is one.
+    """
+    for name in names:
+        if name in settings:
+            raise TypeError(
+                f"{name}: expected to come with what is moved; got {checks.describe(settings[name])} beside it"
+            )
+
+
+def _times(sign: int, value: Any, name: str) -> Any:
+    """sign·value, a new array on the host and in order, of an array of whatever framework."""
+    try:
+        if hasattr(value, "detach"):  # torch's, perhaps on a device; its __array__ lacks what NumPy 2 asks for
+            value = value.detach().cpu().numpy()
+        found = (value if isinstance(value, np.ndarray) else np.asarray(value)).copy(order="C")
+        np.multiply(found, sign, out=found)
+    except (TypeError, ValueError, RuntimeError) as error:  # none there, bfloat16, bool, a tensor without data
+        raise TypeError(
+            f"{name}: expected an array of float32 or float64; got {checks.describe(value)}: {error}"
+        ) from error
+    return found

@@ -1,0 +1,247 @@
+"""One fused update, without an object.
+
+Many arrays as one: a flat buffer, and views of it in the arrays' shapes.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import backends, checks
+from fastmomentum.backends.cpu import kernels
+from fastmomentum.backends.cpu import threads as thread_pool
+from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
+from fastmomentum.checks import Array
+from fastmomentum.rules.base import Update, hyper_row
+from fastmomentum.rules.options import resolve_options
+
+
+def step(
+    param: Any,
+    state: Any,
+    grad: Any,
+    *,
+    rule: str | Update = "pytorch",
+    lr: float,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: float = 0.0,
+    maximize: bool = False,
+    clip_value: float | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    stream: Any = None,
+    **hyper: float,
+) -> None:
+    """One update of `param` and `state` in place, in one pass over memory: the raw formula, no first-step case.
+
+    With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v. Options act on the gradient first, in torch's order:
+    clip by value, negate (maximize), add weight_decay·p; then p ← p·(1 − lr·decoupled_weight_decay), then the rule.
+
+    Parameters
+    ----------
+    param : array
+        float32 or float64, C-contiguous, of any shape; written. A NumPy array; or one in the memory of a CUDA device:
+        Numba's, CuPy's, a torch tensor, whatever has ``__cuda_array_interface__`` or speaks DLPack.
+    state : array, tuple of ndarray, or None
+        As the rule declares, like `param` in dtype and shape; written. For most rules it is the velocity, zero
+        before the first step; for heavy_ball and nesterov_positions the previous position, at first a copy of
+        `param`; None for sgd.
+    grad : array
+        Like `param`; only read. NaN and infinities in it propagate as in NumPy.
+    rule : str, Rule or chain
+        The update rule; :func:`fastmomentum.rules.names` lists the names.
+    lr : float
+        Learning rate, ≥ 0.
+    momentum : float
+        μ (β in the ema forms), in [0, 1]; has no part in rules that do not declare it (sgd).
+    dampening : float
+        τ in [0, 1], for the rule "pytorch".
+    nesterov : bool
+        Take the rule's folded Nesterov form.
+    weight_decay, decoupled_weight_decay : float
+        Coupled (L2) and decoupled (AdamW's) decay, ≥ 0.
+    maximize : bool
+        Ascend instead of descend.
+    clip_value : float, optional
+        Clip every element of the gradient to [−clip_value, clip_value]; > 0.
+    backend : {None, "numpy", "cpu", "cuda"}
+        None is the compiled kernel of the place where the arrays are, "cpu" or "cuda"; "numpy" is the reference. All
+        have the same bits.
+    threads : int
+        How many threads may work, −1 for all; None for what :func:`fastmomentum.set_threads` says, 1 at first. Fewer
+        work where more would be slower or unsafe; the bits are the same.
+    stream : optional
+        On a device, the stream to run in: of CUDA, Numba, torch or CuPy, or a handle. None is the arrays' own. Nothing
+        waits for the device.
+    **hyper : float
+        What else the rule declares (momentum_next, the values of a chain's stages, a user rule's own).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument cannot be served; nothing has been written then.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> p, v = np.array([1.0, 2.0]), np.zeros(2)
+    >>> for g in ([0.5, -0.25], [0.5, 0.25]):
+    ...     fm.step(p, v, np.array(g), lr=0.5, momentum=0.5)
+    >>> p, v
+    (array([0.375 , 2.0625]), array([0.75 , 0.125]))
+    """
+    on_device = backend == "cuda" or (backend is None and type(param) is not np.ndarray and is_on_device(param))
+    if on_device:
+        param, state, grad, backend = *_views(param, state, grad), "cuda"
+    elif stream is not None:
+        raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
+    param = checks.array("param", param)
+    # fmt: off
+    settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
+                decoupled_weight_decay, maximize, clip_value)
+    # fmt: on
+    try:
+        update, kernel, row = _plan(*settings, **hyper)
+    except (TypeError, ValueError):  # of what cannot be hashed, a 0-d array say, or is refused: both come out here
+        update, kernel, row = _plan.__wrapped__(*settings, **hyper)
+    arrays = (param, *state.check_state(update, state, param))
+    grad = checks.array("grad", grad, like=param, write=False)
+    if on_device:
+        _launch(update, (*arrays, grad), row, stream)
+        return
+    if param.ndim != 1:
+        arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
+    done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
+    if not (kernel(arrays, grad, row) if done is None else done):
+        checks.refuse_overlap(("param", *update.slots, "grad"), (*arrays, grad))
+
+
+def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
+    """What the arrays on a device tell of themselves."""
+    backends.choose("cuda", ())
+    view = backends.arrays_of("cuda").view
+    states = tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state)) if isinstance(state, tuple) else state
+    if not isinstance(state, tuple) and state is not None:
+        states = view("state", state)
+    return view("param", param), states, view("grad", grad)
+
+
+def _launch(update: Update, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:
+    """Update arrays on a device, of which the last is the gradient."""
+    from fastmomentum.backends.cuda import arrays as device_arrays
+    from fastmomentum.backends.cuda import kernels, streams
+
+    names = ("param", *update.slots, "grad")
+    device = device_arrays.one_device(names, arrays)
+    checks.disjoint_intervals(names, arrays, read=1)
+    with device_arrays.on(device):
+        kernels.run_one(update, arrays, row, device, streams.handle_of(stream))
+    increment_versions([array.owner for array in arrays[:-1] if is_tensor(array.owner)])
+
+
+def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
+    """What the threaded kernel answers; None where it does not serve."""
+    count = thread_pool.worthwhile(grad.size, threads)
+    if count == 1:
+        return None
+    kernel = kernels.kernel(update, grad.dtype, parallel=True)
+    ours = thread_pool.region()
+    if ours is None:
+        return None
+    with ours:
+        return kernel(arrays, grad, row, count)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _plan(
+    rule: str | Update,
+    dtype: np.dtype[Any],
+    backend: str | None,
+    threads: int | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    decoupled_weight_decay: float,
+    maximize: bool,
+    clip_value: float | None,
+    /,
+    **hyper: float,
+) -> tuple[Update, Any, tuple[Any, ...]]:
+    """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
+    name = backends.choose(backend, ())
+    checks.threads(threads)
+    for option in ("max_norm", "lookahead", "skip_nonfinite", "correct"):
+        if option in hyper:
+            raise TypeError(
+                f"{option}: expected of Momentum alone, which knows all gradients and steps; got {hyper[option]!r}"
+            )
+    update, given = resolve_options(
+        rule,
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=decoupled_weight_decay,
+        maximize=maximize,
+        clip_value=clip_value,
+        **hyper,
+    )
+    row = hyper_row(update, given, dtype)
+    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+
+
+def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """One flat array with what `arrays` hold, one behind the other, and views of it in their shapes.
+
+    An update of the flat array is one of all views. For thousands of small arrays that is less work than to update
+    each, and it makes their gradients one argument: flatten them once, and write each step's into the views. What is
+    given up is to leave single arrays out of a step.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        Of one dtype, float32 or float64, strided or not; they are copied, not kept.
+
+    Returns
+    -------
+    flat : ndarray, 1-D
+    views : list of ndarray
+        In the order of `arrays`; contiguous, writing to them writes to `flat`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no sequence of arrays, or one is of another dtype than the first.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> flat, (weights, bias) = fm.flatten([np.ones((2, 3)), np.zeros(2)])
+    >>> opt = fm.Momentum(flat, lr=0.5)
+    >>> grads, (of_weights, of_bias) = fm.flatten([np.full((2, 3), 0.5), np.ones(2)])
+    >>> opt.step(grads)
+    >>> weights[0], bias
+    (array([0.75, 0.75, 0.75]), array([-0.5, -0.5]))
+    """
+    if not isinstance(arrays, list | tuple | Sequence):
+        raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
+    # A copy is whole and in order, whatever it was made of.
+    copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
+    given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
+    if not given:
+        raise ValueError("arrays: expected one at least; got none")
+    for i, array in enumerate(given):
+        if array.dtype != given[0].dtype:
+            raise TypeError(f"arrays[{i}]: expected {given[0].dtype}, as the first has; got {array.dtype}")
+    flat = np.concatenate([array.reshape(-1) for array in given])
+    ends = np.cumsum([array.size for array in given])
+    views = [flat[end - array.size : end].reshape(array.shape) for end, array in zip(ends, given)]
+    return flat, views

@@ -1,0 +1,142 @@
+"""Elementwise stages around a rule: each one scalar function, with its record; `fastmomentum.chain` composes them.
+
+>>> import numpy as np
+>>> from fastmomentum import chain, stages, step
+>>> p = np.array([2.0])
+>>> before = stages.scale(0.5), stages.clip_value(1.0), stages.maximize, stages.weight_decay(0.5)
+>>> step(p, None, np.array([8.0]), rule=chain(*before, "sgd"), lr=0.5)  # 8 → 4 → 1 → −1 → 0
+>>> step(p, None, np.array([0.0]), rule=chain(stages.decoupled_weight_decay(0.5), "sgd"), lr=0.5)
+>>> p
+array([1.5])
+>>> q = p.copy()
+>>> step(p, q, np.array([-1.0]), rule=chain("heavy_ball", stages.soft_threshold(0.5), stages.box(0, 1.5)), lr=0.5)
+>>> p  # 1.5 → 2 → 1.75 → 1.5
+array([1.5])
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fastmomentum.checks import ANY_BOUND, AT_LEAST_ZERO
+from fastmomentum.rules.base import Stage
+
+
+def _scale(g: Any, p: Any, factor: Any) -> Any:
+    return factor * g
+
+
+def _clip_value(g: Any, p: Any, low: Any, high: Any) -> Any:
+    return np.minimum(np.maximum(g, low), high)
+
+
+def _maximize(g: Any, p: Any) -> Any:
+    return -g
+
+
+def _weight_decay(g: Any, p: Any, decay: Any) -> Any:
+    return g + decay * p
+
+
+def _decoupled_weight_decay(p: Any, shrink: Any) -> Any:
+    return p * shrink
+
+
+def _box(x: Any, low: Any, high: Any, zero: Any) -> Any:
+    return np.minimum(np.maximum(x, low), high) + zero
+
+
+def _soft_threshold(x: Any, negative: Any, threshold: Any, zero: Any) -> Any:
+    return x - np.minimum(np.maximum(x, negative), threshold) + zero
+
+
+def negative_clip(clip_value: float) -> float:
+    """−c."""
+    return -clip_value
+
+
+def shrink_by(lr: float, decoupled_weight_decay: float) -> float:
+    """1 − lr·λ."""
+    return 1.0 - lr * decoupled_weight_decay
+
+
+def threshold_of(lr: float, l1: float) -> float:
+    """lr·λ₁."""
+    return lr * l1
+
+
+def negative_threshold(lr: float, l1: float) -> float:
+    """−lr·λ₁."""
+    return -(lr * l1)
+
+
+def upper_bound(low: float, high: float) -> float:
+    """`high`, if it is not below `low`."""
+    if high < low:
+        raise ValueError(f"high must be >= low = {low}; got {high}")
+    return high
+
+
+def unit_factor() -> float:
+    """1, until a norm has been measured."""
+    return 1.0
+
+
+def positive_zero() -> float:
+    """+0: added to a result, it leaves every number as it is and makes +0 of −0.
+
+    Which of two equal arguments minimum and maximum return is open in IEEE 754, and NumPy, Numba and the processors
+    differ (measured for ±0); behind this sum the bits are the same everywhere.
+    """
+    return 0.0
+
+
+scale = Stage(_scale, name="scale", hyper=("scale",))
+"""g ← s·g, the inverse of a loss scale or a batch size, say."""
+
+clip_value = Stage(_clip_value, name="clip_value", hyper=("low", "clip_value"), derived={"low": negative_clip})
+"""g ← min(max(g, −c), c), torch's clip_grad_value_."""
+
+maximize = Stage(_maximize, name="maximize")
+"""g ← −g."""
+
+weight_decay = Stage(_weight_decay, name="weight_decay", hyper=("weight_decay",))
+"""g ← g + λp: coupled (L2) decay, as in torch.optim.SGD(weight_decay=λ)."""
+
+decoupled_weight_decay = Stage(
+    _decoupled_weight_decay,
+    kind="param",
+    name="decoupled_weight_decay",
+    hyper=("shrink",),
+    derived={"shrink": shrink_by},
+)
+"""p ← p·(1 − lr·λ), AdamW's (Loshchilov and Hutter 2019). In front of a position rule it looks like velocity."""
+
+box = Stage(
+    _box,
+    kind="prox",
+    name="box",
+    hyper=("low", "upper", "zero"),
+    derived={"upper": upper_bound, "zero": positive_zero},
+    ranges={"low": ANY_BOUND, "high": ANY_BOUND},
+)
+"""x ← min(max(x, low), high): projection on a box, for the position rules.
+
+Momentum is added behind the projection, so that the parameter itself, where gradients are taken, may lie outside the
+box until the run has converged; the state of nesterov_positions lies inside at every step."""
+
+soft_threshold = Stage(
+    _soft_threshold,
+    kind="prox",
+    name="soft_threshold",
+    hyper=("negative", "threshold", "zero"),
+    derived={"negative": negative_threshold, "threshold": threshold_of, "zero": positive_zero},
+    ranges={"l1": AT_LEAST_ZERO},
+)
+"""x ← sign(x)·max(|x| − lr·λ₁, 0): the proximal map of λ₁‖x‖₁, for the position rules.
+
+The zeros are exact in the state of nesterov_positions; in the parameter itself what momentum adds to a zero decays."""
+
+clip_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
+"""g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's
+clip_grad_norm_ does."""

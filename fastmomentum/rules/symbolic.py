@@ -1,0 +1,165 @@
+"""Run a rule on symbols instead of numbers, to learn which operations it is made of.
+
+A rule is a plain Python function of scalars. Called with :class:`Symbol` objects it writes down its own
+operations; no source text is needed, so rules made by a factory or typed at a prompt can be read as well.
+What a rule may not hold is refused here, with the reason: a branch (the backends would part ways), a call outside
+the vocabulary, and a numeric literal (a Python float beside a float32 gives float64 in compiled code: other bits
+than NumPy's, and slower).
+"""
+
+from collections.abc import Callable, Sequence
+from dis import get_instructions
+from types import FunctionType
+from typing import Any, NoReturn
+
+import numpy as np
+
+FUNCTIONS = {np.minimum: "minimum", np.maximum: "maximum", np.absolute: "absolute", np.sqrt: "sqrt"}
+"""The functions that a rule may call, beside the operators ``+ - * /``; every backend has them."""
+
+
+class Symbol:
+    """One value inside a traced rule: a named argument, or an operation on other symbols."""
+
+    __slots__ = ("operands", "operation")
+
+    def __init__(self, operation: str, operands: "tuple[Symbol, ...]" = ()) -> None:
+        self.operation = operation
+        self.operands = operands
+
+    def __repr__(self) -> str:
+        return f"{self.operation}({', '.join(map(repr, self.operands))})" if self.operands else self.operation
+
+    def _with(self, operation: str, *others: object) -> "Symbol":
+        return type(self)(operation, (self, *map(self._operand, others)))
+
+    def _operand(self, other: object) -> "Symbol":
+        if not isinstance(other, Symbol):
+            raise TypeError(f"it holds the literal {other!r}; make it a hyper-parameter, or derive one from those")
+        return other
+
+    def __add__(self, other: object) -> "Symbol":
+        return self._with("+", other)
+
+    def __sub__(self, other: object) -> "Symbol":
+        return self._with("-", other)
+
+    def __mul__(self, other: object) -> "Symbol":
+        return self._with("*", other)
+
+    def __truediv__(self, other: object) -> "Symbol":
+        return self._with("/", other)
+
+    def __radd__(self, other: object) -> "Symbol":
+        return self._operand(other) + self
+
+    def __rsub__(self, other: object) -> "Symbol":
+        return self._operand(other) - self
+
+    def __rmul__(self, other: object) -> "Symbol":
+        return self._operand(other) * self
+
+    def __rtruediv__(self, other: object) -> "Symbol":
+        return self._operand(other) / self
+
+    def __neg__(self) -> "Symbol":
+        return self._with("negative")
+
+    def __abs__(self) -> "Symbol":
+        return self._with("absolute")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: object, **keywords: object) -> "Symbol":
+        if ufunc not in FUNCTIONS or method != "__call__" or keywords:
+            raise TypeError(f"it calls numpy.{ufunc.__name__}; allowed are {', '.join(sorted(FUNCTIONS.values()))}")
+        if not isinstance(inputs[0], Symbol):
+            raise TypeError(f"it holds the literal {inputs[0]!r}; make it a hyper-parameter")
+        return inputs[0]._with(FUNCTIONS[ufunc], *inputs[1:])
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TypeError(
+            "it compares, branches on, converts or raises to a power; a rule is + - * / and the four functions"
+        )
+
+    def _refuse_in_place(self, *_: object) -> NoReturn:
+        raise TypeError("it assigns in place (v *= mu), which would write to a whole array: write v = mu * v")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse_in_place
+    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = __index__ = _refuse
+    __pow__ = __rpow__ = __mod__ = __floordiv__ = __eq__ = __ne__ = _refuse
+    __hash__ = object.__hash__
+
+
+class Term(Symbol):
+    """A value inside a formula for the host, where all is in double precision and may hold numbers, which print so."""
+
+    __slots__ = ()
+
+    def _operand(self, other: object) -> Symbol:
+        return Term(repr(float(other))) if isinstance(other, int | float) else super()._operand(other)
+
+
+def evaluate_formula(function: Callable[..., Any], arguments: Sequence[str]) -> Symbol:
+    """What a function of doubles computes, which derives one hyper-parameter from others.
+
+    Raises
+    ------
+    TypeError
+        If it does more than arithmetic.
+
+    Examples
+    --------
+    >>> trace_formula(lambda lr, decay: 1 - lr * decay, ("lr", "decay"))
+    -(1.0, *(lr, decay))
+    """
+    try:
+        return Term("nothing")._operand(function(*map(Term, arguments)))
+    except Exception as error:
+        raise TypeError(f"{function.__name__}({', '.join(arguments)}) is no arithmetic: {error}") from error
+
+
+def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: int | None = None) -> Any:
+    """What `function` computes from symbols named `arguments`.
+
+    Parameters
+    ----------
+    function : callable
+        A scalar function of ``len(arguments)`` positional arguments.
+    arguments : sequence of str
+        The names that the symbols print as.
+    results : int, optional
+        Length of the tuple that must come back; None where a single value must.
+
+    Returns
+    -------
+    Symbol or tuple of Symbol
+
+    Raises
+    ------
+    TypeError
+        If the function does not take these arguments, does not return as many results, or does anything that
+        is outside the vocabulary of a rule.
+
+    Examples
+    --------
+    >>> trace(lambda p, g, lr: (p - lr * g,), ("p", "g", "lr"), 1)
+    (-(p, *(lr, g)),)
+    """
+    if not isinstance(function, FunctionType):
+        raise TypeError(f"update: expected a plain Python function, which compiled code can hold; got {function!r}")
+    called = f"{function.__name__}({', '.join(arguments)})"
+    if any("JUMP" in step.opname or "FOR_ITER" in step.opname for step in get_instructions(function)):
+        raise TypeError(
+            f"{called} cannot serve as an update: it branches or loops; a rule is assignments and one return"
+        )
+    try:
+        outcome = function(*map(Symbol, arguments))
+    except Exception as error:
+        raise TypeError(f"{called} cannot serve as an update: {error}") from error
+    found = outcome if isinstance(outcome, tuple) else (outcome,)
+    if isinstance(outcome, tuple) != (results is not None) or len(found) != (results or 1):
+        expected = "one value" if results is None else f"a tuple of {results}"
+        raise TypeError(f"{called} must return {expected}; it returned {outcome!r}")
+    for value in found:
+        if not isinstance(value, Symbol):
+            raise TypeError(f"{called} returns the literal {value!r}; every result must come from the arguments")
+    return outcome
