@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastmomentum as fm
-from fastmomentum import backends
+from fastmomentum.backends.cpu import kernels
 
 
 class Loop(NamedTuple):
@@ -44,7 +44,7 @@ def _packed(lines: list[str]) -> int:
 
 def of(rule: str) -> Loop:
     """The loop of this rule's kernel for one array of float32."""
-    kernel: Any = backends.kernel(fm.rules.find(rule), np.dtype(np.float32), "cpu")
+    kernel: Any = kernels.kernel(fm.rules.find(rule), np.dtype(np.float32))
     (assembly,) = kernel.inspect_asm().values()
     return hottest(assembly)
 

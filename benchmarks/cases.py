@@ -12,7 +12,8 @@ import numpy as np
 import fastmomentum as fm
 from benchmarks import native, shapes
 from benchmarks.contenders import LR, MOMENTUM, OURS, Maker, arrays, many, one
-from fastmomentum import backends, theory
+from fastmomentum import theory
+from fastmomentum.backends.cpu import kernels
 
 SIZES = {
     np.float32: (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 16_000_000, 64_000_000, 100_000_000),
@@ -159,7 +160,7 @@ def overhead(size: int) -> Mapping[str, Callable[[], Run]]:
     p, _, g = arrays(size)
     opt = fm.Momentum(p, lr=LR, momentum=MOMENTUM)
     v, two = opt.velocity, [g.copy(), g.copy()]
-    kernel = backends.kernel(fm.rules.pytorch, np.dtype(np.float32), "cpu")
+    kernel = kernels.kernel(fm.rules.pytorch, np.dtype(np.float32))
     row = (np.float32(LR), np.float32(MOMENTUM), np.float32(1))
 
     def new() -> None:

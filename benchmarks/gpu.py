@@ -16,8 +16,6 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import matplotlib
-from matplotlib import pyplot
 from numba import config, cuda
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +23,7 @@ from rich.table import Table
 from benchmarks.contenders import OURS
 from benchmarks.gpu_sides import COPY, SIZES, Run, cases, makers
 from benchmarks.machine import versions
-from fastmomentum.backends import cuda
+from fastmomentum.backends import cuda as backend
 
 
 def on_device(run: Run, calls: int) -> float:
@@ -112,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for record and picture")
     chosen = parser.parse_args()
     try:
-        cuda.require()
+        backend.require()
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -5,17 +5,13 @@ from functools import cache, partial
 from itertools import cycle
 from typing import Any, NamedTuple
 
-import cupy
-import jax
 import numpy as np
-import torch
 from numba import config, cuda
 from numba.cuda.cudadrv import driver
 
 import fastmomentum as fm
 from benchmarks import shapes
 from benchmarks.contenders import LR, MOMENTUM, OURS, TORCH, optax_jitted
-from fastmomentum.backends import all_of
 from fastmomentum.backends.cuda import kernels, tables
 from fastmomentum.backends.cuda.codegen import CONTRACTED
 
@@ -119,7 +115,7 @@ def _contracted(made: Callable[[], list[Arrays]]) -> Run | None:
     if config.ENABLE_CUDASIM:
         return None
     rule, dtype = fm.rules.pytorch, np.dtype(np.float32)
-    kernel = kernels.compiled(kernels.make_kernel(rule, all_of(dtype, rule), CONTRACTED))
+    kernel = kernels.compiled(kernels.make_kernel(rule, dtype, CONTRACTED))
     row = (dtype.type(LR), dtype.type(MOMENTUM), dtype.type(1))
 
     def one(*arrays: Any) -> Run:

@@ -6,7 +6,6 @@ import textwrap
 
 import numpy as np
 import pytest
-from numba import cuda as driver
 
 import fastmomentum as fm
 from fastmomentum.backends import cuda

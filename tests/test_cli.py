@@ -596,7 +596,7 @@ def test_the_demo_s_json_has_its_runs(command, tmp_path, monkeypatch):
 def test_validate_prints_its_record_and_its_status(command, tmp_path, monkeypatch):
     missed = formulas.Row("a wrong prediction", 1.0, float("nan"), 1.0, 0.5, "group", "topic")
     monkeypatch.setattr(report, "parts", lambda sizes, planes: iter([("part", lambda: iter([missed]))]))
-    monkeypatch.setattr(whole.pictures, "draw", lambda planes, folder: [])
+    monkeypatch.setattr(report, "draw", lambda planes, folder: [])
     status, out, err = command("validate", "--small", "--json", "--out", tmp_path / "new")
     assert (status, err) == (1, "")
     told = json.loads(out)
@@ -618,7 +618,7 @@ def test_bench_runs_in_the_source_tree_and_says_where_that_is_elsewhere(command,
     assert command("bench", "--smoke", "--json", "--out", tmp_path)[0] == 0
     assert started == [(tmp_path, True, True)]
     assert sys.path[0] == str(ROOT)
-    monkeypatch.setattr(work.fastmomentum, "__file__", str(tmp_path / "fastmomentum" / "__init__.py"))
+    monkeypatch.setattr(commands.fastmomentum, "__file__", str(tmp_path / "fastmomentum" / "__init__.py"))
     status, out, err = command("bench", "--out", tmp_path)
     assert (status, out) == (1, "")
     assert "./scripts/bench" in err
@@ -673,8 +673,8 @@ def test_processes_end_as_they_should(tmp_path):
     without = "import sys; sys.modules['rich'] = None; " + RUN
     sleeping = (
         "import sys, time, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from fastmomentum.cli import main, work\n"
-        "work.run = lambda options, terminal: print('here', flush=True) or time.sleep(60)\n"
+        "from fastmomentum.cli import main, commands\n"
+        "commands.run = lambda options, terminal: print('here', flush=True) or time.sleep(60)\n"
         "sys.exit(main(['demo']))"
     )
     read, write = os.pipe()

@@ -20,12 +20,9 @@ pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 if not cuda.is_available():
     pytest.skip("no GPU; NUMBA_ENABLE_CUDASIM=1 simulates one", allow_module_level=True)
 
-from benchmarks import (  # noqa: E402
-    gpu,
-    gpu_sides,  # noqa: E402
-)
-from fastmomentum.backends.base import _kernels
-from fastmomentum.backends.cuda import device_array, kernels, streams, tables
+from benchmarks import gpu_sides  # noqa: E402
+from fastmomentum.backends.base import _kernels  # noqa: E402
+from fastmomentum.backends.cuda import device_array, kernels, streams, tables  # noqa: E402
 
 SIMULATED = "NUMBA_ENABLE_CUDASIM" in os.environ
 TILE, WIDTH = kernels.TILE, 4
@@ -576,7 +573,6 @@ def test_patterns_of_gradients_have_their_tables_kept(monkeypatch):
 
 
 def test_a_point_is_compiled_once():
-    from fastmomentum.backends import base
 
     opt = fm.Momentum(on_device(numbers(9, np.float32, 1)), lr=0.1, lookahead=True)
     before = len(_kernels)
@@ -650,7 +646,7 @@ def test_attributes_of_a_device_have_the_names_that_cuda_gives_them():
     bindings = pytest.importorskip("cuda.bindings.driver")
     for name in ("MULTIPROCESSOR_COUNT", "MAX_THREADS_PER_MULTIPROCESSOR", "L2_CACHE_SIZE"):
         assert hasattr(bindings.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        users = "".join(Path(m.__file__).read_text() for m in (launches, gpu_sides))
+        users = "".join(Path(m.__file__).read_text() for m in (kernels, gpu_sides))
         assert f".{name}" in users
     assert hasattr(bindings.CUpointer_attribute, "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL")
 

@@ -7,7 +7,6 @@ import pytest
 from oracles import RULES, VARIANTS, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum.backends import all_of
 from fastmomentum.backends.cuda import codegen, kernels, reductions
 from fastmomentum.backends.cuda.codegen import CONTRACTED
 from fastmomentum.backends.cuda.scalars import derived_from
@@ -65,7 +64,11 @@ def arrays_of(rule, size, dtype, offsets, seed=0):
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("rule", CASES, ids=str)
 def test_the_code_for_a_device_has_the_bits_of_numpy(rule, dtype):
-    run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, all_of(dtype, rule))), numpy_kernels.make_kernel(rule), None
+    run, oracle, hyper = (
+        OnProcessor(kernels.make_kernel(rule, dtype)),
+        numpy_kernels.make_kernel(rule),
+        None,
+    )
     for size in (0, 1, 3, 4, 5, 17, kernels.TILE - 1, kernels.TILE, kernels.TILE + 1, 2 * kernels.TILE + 7):
         for offsets in ((0,) * 5, (1,) * 5, (3,) * 5, (0, 0, 1, 0, 0), (1, 2, 3, 0, 1)):
             hyper = row(rule, dtype, size)
@@ -94,7 +97,7 @@ def test_many_arrays_on_the_processor_have_the_bits_of_numpy(rule, dtype):
     ends = np.cumsum([0, *(-(-n // kernels.TILE) for n in sizes)]).astype(np.int64)
     expected = [[array.copy() for array in group] for group in arrays]
     given = table.ctypes.data, ends.ctypes.data, len(sizes), ends[-1:].ctypes.data, hyper.ctypes.data
-    run = OnProcessor(kernels.make_many_kernel(rule, all_of(dtype, rule)))
+    run = OnProcessor(kernels.make_many_kernel(rule, dtype))
     nothing = np.zeros(1, np.int64)
     run(3, 32, *given[:3], nothing.ctypes.data, given[4])  # no tiles: nothing is done
     for group, wanted in zip(arrays, expected):
@@ -145,7 +148,7 @@ def test_vectors_begin_where_all_addresses_allow_them(places, itemsize, head):
 
 def test_nothing_is_written_beside_an_array():
     rule = fm.rules.pytorch
-    run = OnProcessor(kernels.make_kernel(rule, all_of(SINGLE, rule)))
+    run = OnProcessor(kernels.make_kernel(rule, SINGLE))
     for size, offset in ((1, 1), (18, 3), (64, 0), (67, 2)):
         rooms = [np.full(256, 7.0, np.float32) for _ in range(3)]
         first = -rooms[0].ctypes.data % 64 // 4 + offset
@@ -161,7 +164,7 @@ def test_nothing_is_written_beside_an_array():
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("make", [kernels.make_kernel, kernels.make_many_kernel])
 def test_strict_kernels_load_vectors_and_contract_nothing(rule, dtype, make):
-    for capability, code in ptx_for_each(make(rule, all_of(dtype, rule))).items():
+    for capability, code in ptx_for_each(make(rule, dtype)).items():
         assert f".target sm_{capability[0]}{capability[1]}" in code
         kind = r"(v4\.[fb]32|v2\.[fb]64)\b"  # 16 bytes
         arrays = 1 + len(rule.state)
@@ -175,7 +178,7 @@ def test_strict_kernels_load_vectors_and_contract_nothing(rule, dtype, make):
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
 def test_contraction_would_be_seen(capability):
     rule = fm.rules.pytorch
-    code = ptx(kernels.make_many_kernel(rule, all_of(SINGLE, rule), CONTRACTED), capability)
+    code = ptx(kernels.make_many_kernel(rule, SINGLE, CONTRACTED), capability)
     assert re.search(r"\bfma\.rn\.f32", code)
 
 
@@ -183,11 +186,9 @@ def test_contraction_would_be_seen(capability):
 @pytest.mark.parametrize(
     ("made", "most"),
     [
-        pytest.param(lambda: kernels.make_kernel(fm.rules.pytorch, all_of(SINGLE, fm.rules.pytorch)), 64, id="one"),
-        pytest.param(
-            lambda: kernels.make_many_kernel(fm.rules.pytorch, all_of(SINGLE, fm.rules.pytorch)), 64, id="many"
-        ),
-        pytest.param(lambda: kernels.make_many_kernel(EVERY, all_of(DOUBLE, EVERY)), 96, id="every stage"),
+        pytest.param(lambda: kernels.make_kernel(fm.rules.pytorch, SINGLE), 64, id="one"),
+        pytest.param(lambda: kernels.make_many_kernel(fm.rules.pytorch, SINGLE), 64, id="many"),
+        pytest.param(lambda: kernels.make_many_kernel(EVERY, DOUBLE), 96, id="every stage"),
         pytest.param(lambda: reductions.make_squares_kernel(SINGLE, 3), 96, id="squares"),
         pytest.param(reductions.make_finish_kernel, 128, id="finish"),
     ],

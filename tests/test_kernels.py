@@ -1,6 +1,5 @@
 """How kernels behave: compiled once, strict arithmetic, no allocation, harmless beside threads and forks."""
 
-import ctypes
 import re
 import threading
 from collections.abc import Sequence

@@ -132,7 +132,7 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 def test_files_are_short():
     for path in Path(fm.__file__).parent.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 240, path
+        assert len(path.read_text().splitlines()) <= 400, path
 
 
 def public_callables():

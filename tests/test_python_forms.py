@@ -11,8 +11,9 @@ import pytest
 from oracles import RULES, assert_same_bits, rest, update
 
 import fastmomentum as fm
+from fastmomentum.backends import base
 from fastmomentum.backends.base import CHUNK, LANES
-from fastmomentum.backends.cpu import kernels, reductions
+from fastmomentum.backends.cpu import headers, kernels, reductions
 
 
 def views_in_python(kinds):
@@ -43,7 +44,7 @@ def add_rows_in_python(pairs, together):
 
 @pytest.fixture(autouse=True)
 def in_python(monkeypatch):
-    monkeypatch.setattr(backends, "_kept", {})
+    monkeypatch.setattr(base, "_kernels", {})
     for module in (kernels, reductions):
         monkeypatch.setattr(module, "compiled", lambda function, signature: function)
         monkeypatch.setattr(module, "make_views", views_in_python)

@@ -22,7 +22,7 @@ STAGES = ("scale", "clip_value", "maximize", "weight_decay", "decoupled_weight_d
 
 
 def written_functions():
-    from fastmomentum.rules import base, compose
+    from fastmomentum.rules import compose
 
     yield _descend
     for name in (*RULES, *VARIANTS):

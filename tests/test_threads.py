@@ -12,8 +12,7 @@ import pytest
 from oracles import RULES, assert_same_bits
 
 import fastmomentum as fm
-from fastmomentum import backends
-from fastmomentum.backends.cpu import executor, threads
+from fastmomentum.backends.cpu import executor, kernels, threads
 from fastmomentum.backends.cpu.executor import Calls
 
 SIZES = [1, 70_000, 0, 3, 200_001, 65_536, 131_072, 17, 5_000]
@@ -22,7 +21,7 @@ PRELUDE = """
 import os, signal, sys, threading, time
 import numpy as np
 import fastmomentum as fm
-from fastmomentum.backends import threads as guards
+from fastmomentum.backends.cpu import threads as guards
 
 N = 200_000
 
@@ -193,13 +192,13 @@ def test_numbers_of_threads_are_checked(wrong):
 
 
 def test_a_second_caller_gets_the_serial_kernel(any_number, monkeypatch):
-    calls, make = [], backends.kernel
+    calls, make = [], kernels.kernel
 
     def counting(*args, parallel=False):
         kernel = make(*args, parallel=parallel)
         return lambda *given: calls.append(parallel) or kernel(*given)
 
-    monkeypatch.setattr(backends, "kernel", counting)
+    monkeypatch.setattr(kernels, "kernel", counting)
     p, g = np.zeros(1000), np.ones(1000)
     fm.step(p, np.zeros_like(p), g, lr=0.75, threads=2)
     with threads.region():
@@ -240,7 +239,7 @@ def test_an_interrupt_while_the_norm_is_compiled_leaves_it_on(how, monkeypatch):
     p = np.zeros(4)
     opt = fm.Momentum(p, lr=1.0, momentum=0.0, **how)
     with monkeypatch.context() as patched:
-        patched.setattr(backends, "squares_kernel", interrupt)
+        patched.setattr(executor, "squares_kernel", interrupt)
         with pytest.raises(KeyboardInterrupt):
             opt.step(np.full(4, 100.0))
     opt.step(np.full(4, 100.0 if "max_norm" in how else np.nan))
@@ -349,11 +348,11 @@ def test_a_fork_before_the_package_is_imported_is_noticed():
         child = os.fork()
         if child == 0:
             import numpy as np
-            from fastmomentum.backends import threads
+            from fastmomentum.backends.cpu import threads
             assert threads.worthwhile(10**7, 2) == 1
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        from fastmomentum.backends import threads
+        from fastmomentum.backends.cpu import threads
         threads.available = lambda: 2
         assert threads.worthwhile(10**7, 2) == 2
         """

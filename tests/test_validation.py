@@ -30,7 +30,7 @@ def test_a_miss_is_shown_and_makes_it_fail(tmp_path, capsys, monkeypatch):
     missed = formulas.Row("a wrong prediction", 1.0, 2.0, 1.0, 0.5, "group", "topic")
     held = formulas.Row("a right one", 1.0, 1.0, 0.0, 0.5, "group", "topic")
     monkeypatch.setattr(report, "parts", lambda sizes, planes: iter([("part", lambda: iter([held, missed, held]))]))
-    monkeypatch.setattr(validation.pictures, "draw", lambda planes, folder: [])
+    monkeypatch.setattr(report, "draw", lambda planes, folder: [])
     assert cli.main(["validate", "--small", "--out", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "MISSED: a wrong prediction: predicted 1, measured 2" in shown
@@ -137,7 +137,7 @@ def test_a_rule_that_is_written_down_wrongly_is_a_miss(monkeypatch):
     wrong = fm.Rule(
         forgets_the_momentum, hyper=fm.rules.pytorch_nesterov.hyper, defaults=fm.rules.pytorch_nesterov.defaults
     )
-    monkeypatch.setitem(fm.rules._named, "pytorch_nesterov", wrong)
+    monkeypatch.setitem(fm.rules.registry._named, "pytorch_nesterov", wrong)
     missed = [row.topic for row in formulas.rows() if not row.holds]
     assert missed
     measured = plane.measure("pytorch_nesterov", *plane.grid(8, 15), 2048)

@@ -14,6 +14,7 @@ from fastmomentum.backends.cpu import kernels
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import Array
+from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Update, hyper_row
 from fastmomentum.rules.options import resolve_options
 
@@ -109,7 +110,7 @@ def step(
         update, kernel, row = _plan(*settings, **hyper)
     except (TypeError, ValueError):  # of what cannot be hashed, a 0-d array say, or is refused: both come out here
         update, kernel, row = _plan.__wrapped__(*settings, **hyper)
-    arrays = (param, *state.check_state(update, state, param))
+    arrays = (param, *check_state(update, state, param))
     grad = checks.array("grad", grad, like=param, write=False)
     if on_device:
         _launch(update, (*arrays, grad), row, stream)

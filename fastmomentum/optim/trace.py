@@ -18,6 +18,7 @@ from fastmomentum.backends.numpy import reductions
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.restart import Reset
+from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Update, hyper_row
 from fastmomentum.rules.options import resolve_options
 from fastmomentum.rules.registry import find
@@ -243,7 +244,7 @@ class Trace:
         array([5.])
         """
         param = checks.array("param", param, write=False)
-        arrays = (param, *(slot.copy() for slot in state.check_state(self.update, state, param)))
+        arrays = (param, *(slot.copy() for slot in check_state(self.update, state, param)))
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if name in self.update.parameters}
         _, given = resolve_options(**self._settings, lr=lr, momentum=momentum)
         row = hyper_row(self.update, given | chosen, param.dtype)
