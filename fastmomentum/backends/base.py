@@ -28,8 +28,7 @@ import numpy.typing as npt
 
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe
-from fastmomentum.rules.base import Update
-from fastmomentum.rules.compose import Chain
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.stages import maximize
 
 _kernels: dict[Hashable, Callable[..., Any]] = {}
@@ -138,7 +137,7 @@ class ArrayUpdate(NamedTuple):
     """One parameter's update: its arrays, the rule with its stages, and the number of its group."""
 
     arrays: tuple[Any, ...]
-    update: Update
+    update: Rule
     group: int
 
     @property
@@ -227,7 +226,7 @@ class HostExecutor:
     def _turned(self, i: int, sums: Iterable[float]) -> StepSums:
         """A motion from its sums, as :meth:`look` has it."""
         found, update = StepSums(*sums), self._jobs[i].update
-        if isinstance(update, Chain) and maximize in update.before:
+        if maximize in update.composed_of:
             return found._replace(along=-found.along, slope=-found.slope)
         return found
 

@@ -10,8 +10,7 @@ from fastmomentum import checks
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
-from fastmomentum.rules.base import Update
-from fastmomentum.rules.compose import Chain
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert
 from fastmomentum.rules.registry import find
 
@@ -30,7 +29,7 @@ class GroupConversion(NamedTuple):
 
 
 def plan_conversion(
-    group: ParamGroup, rule: str | Update, settings: Mapping[str, Any], engine: Engine
+    group: ParamGroup, rule: str | Rule, settings: Mapping[str, Any], engine: Engine
 ) -> GroupConversion:
     """What becomes of a group."""
     tau = float(settings.get("dampening", group.settings["dampening"]))
@@ -71,10 +70,10 @@ def plan_conversion(
     return turn._replace(after=ParamGroup(changed | chosen))
 
 
-def _stages(rule: str | Update) -> list[str]:
+def _stages(rule: str | Rule) -> list[str]:
     """What stands in front of the rule in a chain."""
     update = find(rule)
-    return [stage.description for stage in update.before] if isinstance(update, Chain) else []
+    return [stage.description for stage in update.stages_before]
 
 
 def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:

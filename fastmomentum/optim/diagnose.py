@@ -14,7 +14,7 @@ import numpy as np
 from fastmomentum import checks, theory
 from fastmomentum.checks import ABOVE_ZERO
 from fastmomentum.optim.trace import Floats, Series, Trace
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.spectrum import check_spectrum
 
 SHORTEST, GROWTH = 30, 100.0
@@ -333,7 +333,7 @@ def _unstable(track: Series, group: int | None, rule: Any, ends: tuple[float, fl
         yield Finding("unstable", (int(at[0]), int(at[-1])), group, words, numbers)
 
 
-def _radius(update: Update, options: Any, lr: float, momentum: float, ends: tuple[float, float]) -> float:
+def _radius(update: Rule, options: Any, lr: float, momentum: float, ends: tuple[float, float]) -> float:
     if lr != lr or momentum != momentum:
         return math.nan
     try:

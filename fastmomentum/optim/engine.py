@@ -23,8 +23,8 @@ from fastmomentum.backends.cpu.threads import default
 from fastmomentum.optim.groups import Layout, ParamGroup
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
-from fastmomentum.rules.base import Update, resolve_values
-from fastmomentum.rules.compose import Chain, LookAhead
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.record import resolve_values
 
 
 def one_caller(lock: Lock) -> Lock:
@@ -166,7 +166,7 @@ class Kept(Whole):
         raise NotImplementedError
 
     @property
-    def update(self) -> Update:
+    def update(self) -> Rule:
         """The rule of the first group; the others' have the same state."""
         return self.groups[0].update
 
@@ -314,8 +314,8 @@ class Kept(Whole):
 
     def look_ahead(self, which: Iterable[int]) -> None:
         """Put the points of these arrays where the momentum of the next update will carry them."""
-        rule = self.update.rule if isinstance(self.update, Chain) else self.update
-        if isinstance(rule, LookAhead):
+        rule = self.update
+        if rule.gradient_slot == "point":
             groups = [self.groups[number] for number in self.group_of]
             self.held.look_ahead(which, rule, groups, self.time, self._stream)
 

@@ -10,8 +10,8 @@ from fastmomentum.backends import is_array
 from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.device_array import is_on_device
 from fastmomentum.checks import how_to_convert
-from fastmomentum.rules.base import hyper_row
 from fastmomentum.rules.options import resolve_options
+from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
 SCHEDULED = ("lr", "momentum")
@@ -28,7 +28,7 @@ class ParamGroup:
     ----------
     settings : mapping
         As the user gave them, the rule among them; lr and momentum may be functions of the step.
-    update : Update
+    update : Rule
         The rule with the stages that the settings ask for.
     correct : bool
         Whether state goes over to a new lr.

@@ -13,7 +13,6 @@ from fastmomentum.backends import is_array
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine, one_caller
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
-from fastmomentum.rules.compose import Chain
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
 
@@ -134,19 +133,20 @@ def convention_of(method: str, group: ParamGroup, name: str) -> str:
     ValueError
         If it is another, or a look-ahead.
     """
-    rule = group.update.rule if isinstance(group.update, Chain) else group.update
+    rule = group.update.core
     names = (name, f"{name}_nesterov")
-    if rule.name not in names or find(rule.name).structure != rule.structure:
+    adds_state = any(stage.kind not in ("param", "prox") for stage in group.update.stages_after)
+    if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
         raise ValueError(
-            f"{method}: expected the rule {' or '.join(names)}; got {rule}. fm.convert takes a run to another rule; "
-            "one with a look-ahead goes on from opt.point, as the folded form"
+            f"{method}: expected the rule {' or '.join(names)}; got {group.update}. fm.convert takes a run "
+            "to another rule; one with a look-ahead goes on from opt.point, as the folded form"
         )
     return rule.name
 
 
 def _torchless(group: ParamGroup) -> Iterator[str]:
     """The options of a group that torch's have not."""
-    if isinstance(find(group.settings["rule"]), Chain):
+    if find(group.settings["rule"]).composed_of:
         yield "a chain"
     known = (*NUMBERS, *SWITCHES, "rule", "correct")  # and pytorch's velocity holds no lr that there is to correct
     for name, value in group.settings.items():

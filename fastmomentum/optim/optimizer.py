@@ -32,7 +32,7 @@ from fastmomentum.optim.engine import Engine, one_caller
 from fastmomentum.optim.groups import WHOLE, parse_params
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, _scope
 from fastmomentum.optim.trace import Recorder, Trace
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 
 class Adjustable:
@@ -242,7 +242,7 @@ class Convertible:
     _engine: Engine
     _single: bool
 
-    def convert(self, rule: str | Update, **settings: Any) -> Self:
+    def convert(self, rule: str | Rule, **settings: Any) -> Self:
         """An optimiser of the same parameters that continues this one's trajectory under another rule.
 
         State and learning rate of each group go over as :func:`fastmomentum.convert` has it: the displacement of the
@@ -603,7 +603,7 @@ class Resumable(Movable):
         path: str | PathLike[str],
         params: Any,
         *,
-        rule: str | Update | None = None,
+        rule: str | Rule | None = None,
         lr: Any = None,
         momentum: Any = None,
         backend: str | None = None,
@@ -782,7 +782,7 @@ class Momentum(Adjustable, Resettable, Convertible, Resumable, Watchable):
         *,
         lr: float | Callable[[int], float],
         momentum: float | Callable[[int], float] = 0.9,
-        rule: str | Update = "pytorch",
+        rule: str | Rule = "pytorch",
         dampening: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from fastmomentum import backends, checks
 from fastmomentum.optim.checkpoint import check_mapping, refuse
 from fastmomentum.optim.engine import one_caller
-from fastmomentum.rules.base import Update, hyper_row
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
+from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 from fastmomentum.theory.linear import Floats, LinearForm, powers
 
@@ -34,7 +35,7 @@ class LinearRule(NamedTuple):
     """
 
     settings: Mapping[str, Any]
-    update: Update
+    update: Rule
     hyper: tuple[Any, ...]
     matrix: Floats
 
@@ -333,7 +334,7 @@ class SparseRows(KeptRows):
         *,
         lr: float,
         momentum: float = 0.9,
-        rule: str | Update = "pytorch",
+        rule: str | Rule = "pytorch",
         backend: str | None = None,
         **settings: Any,
     ) -> None:

@@ -14,13 +14,14 @@ import numpy as np
 from fastmomentum import backends, checks
 from fastmomentum.checks import Array, array, describe
 from fastmomentum.optim.groups import SCHEDULED, Layout, ParamGroup
-from fastmomentum.rules.base import Update, hyper_row
-from fastmomentum.rules.compose import LookAhead, corrections_of
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.compose import corrections_of
+from fastmomentum.rules.record import hyper_row
 
 REST = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}  # how users make it
 
 
-def check_state(rule: Update, value: object, like: Array) -> tuple[Array, ...]:
+def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
     """The state slots of one parameter, as `rule` declares them: None, an array, or a tuple of arrays."""
     slots = rule.slots
     if len(slots) == 1 and value is not None and not isinstance(value, tuple):
@@ -51,7 +52,7 @@ class State:
         For each parameter its state slots; arrays of our own.
     """
 
-    def __init__(self, layout: Layout, backend: str, update: Update) -> None:
+    def __init__(self, layout: Layout, backend: str, update: Rule) -> None:
         self.given, self._names, self._backend = layout.params, layout.names, backend
         self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
         self._slots = update.slots
@@ -96,7 +97,7 @@ class State:
         """One parameter and its state as plain arrays."""
         return (self.params[i], *(self._home.view("state", values) for values in self.states[i]))
 
-    def rest(self, update: Update, which: Iterable[int], rows: slice) -> None:
+    def rest(self, update: Rule, which: Iterable[int], rows: slice) -> None:
         """Put the state of these parameters to rest, in these rows."""
         with self._home.on(self.device):
             for i in which:
@@ -106,7 +107,7 @@ class State:
                     else:
                         self._home.zero(values, rows)
 
-    def is_moving(self, i: int, update: Update) -> bool:
+    def is_moving(self, i: int, update: Rule) -> bool:
         """Whether the state of this parameter is anywhere but at rest at zero."""
         with self._home.on(self.device):
             return any(
@@ -116,7 +117,7 @@ class State:
             )
 
     def look_ahead(
-        self, which: Iterable[int], rule: LookAhead, groups: Sequence[ParamGroup], step: int, stream: Any = None
+        self, which: Iterable[int], rule: Rule, groups: Sequence[ParamGroup], step: int, stream: Any = None
     ) -> None:
         """Put the points of these parameters where the momentum of the update to come will carry them.
 
@@ -128,17 +129,17 @@ class State:
                 cast = self.params[i].dtype.type
                 self._home.point(rule, self.arrays(i), (cast(lr), cast(momentum)), stream)
 
-    def moved(self, i: int, update: Update, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
+    def moved(self, i: int, update: Rule, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
         """The state slots of a parameter that go over to a new lr, each with what it comes to, on the host."""
         if lr == lr_next:
             return []
         found = []
         with self._home.on(self.device):
-            for at, piece in corrections_of(update):
-                slot = self.states[i][at - 1]
-                (number,) = hyper_row(piece, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
+            for slot_number, stage in corrections_of(update):
+                slot = self.states[i][slot_number]
+                (number,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
                 with np.errstate(all="ignore"):
-                    values = piece.function(self._home.fetch(self.params[i]), self._home.fetch(slot), number)
+                    values = stage.function(self._home.fetch(self.params[i]), self._home.fetch(slot), number)
                 found.append((slot, values))
         return found
 

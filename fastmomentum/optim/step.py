@@ -15,8 +15,9 @@ from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import Array
 from fastmomentum.optim.state import check_state
-from fastmomentum.rules.base import Update, hyper_row
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
+from fastmomentum.rules.record import hyper_row
 
 
 def step(
@@ -24,7 +25,7 @@ def step(
     state: Any,
     grad: Any,
     *,
-    rule: str | Update = "pytorch",
+    rule: str | Rule = "pytorch",
     lr: float,
     momentum: float = 0.9,
     dampening: float = 0.0,
@@ -132,7 +133,7 @@ def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
     return view("param", param), states, view("grad", grad)
 
 
-def _launch(update: Update, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:
+def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:
     """Update arrays on a device, of which the last is the gradient."""
     from fastmomentum.backends.cuda import arrays as device_arrays
     from fastmomentum.backends.cuda import kernels, streams
@@ -145,7 +146,7 @@ def _launch(update: Update, arrays: tuple[Any, ...], row: tuple[Any, ...], strea
     increment_versions([array.owner for array in arrays[:-1] if is_tensor(array.owner)])
 
 
-def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
+def _in_threads(update: Rule, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
     """What the threaded kernel answers; None where it does not serve."""
     count = thread_pool.worthwhile(grad.size, threads)
     if count == 1:
@@ -160,7 +161,7 @@ def _in_threads(update: Update, arrays: Any, grad: Any, row: Any, threads: int |
 
 @lru_cache(maxsize=1024, typed=True)
 def _plan(
-    rule: str | Update,
+    rule: str | Rule,
     dtype: np.dtype[Any],
     backend: str | None,
     threads: int | None,
@@ -174,7 +175,7 @@ def _plan(
     clip_value: float | None,
     /,
     **hyper: float,
-) -> tuple[Update, Any, tuple[Any, ...]]:
+) -> tuple[Rule, Any, tuple[Any, ...]]:
     """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
     name = backends.choose(backend, ())
     checks.threads(threads)

@@ -19,8 +19,9 @@ from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.restart import Reset
 from fastmomentum.optim.state import check_state
-from fastmomentum.rules.base import Update, hyper_row
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
+from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
 Floats = npt.NDArray[np.float64]
@@ -210,7 +211,7 @@ class Trace:
     (array([0.   , 0.25 , 0.375]), array([0.125  , 0.1875 , 0.21875]))
     """
 
-    def __init__(self, rule: str | Update = "pytorch", *, steps: int = 0, **settings: Any) -> None:
+    def __init__(self, rule: str | Rule = "pytorch", *, steps: int = 0, **settings: Any) -> None:
         self._settings = {"rule": rule, **settings}
         self.update, _ = resolve_options(**self._settings, lr=0.0, momentum=0.0)
         self._groups: Sequence[Mapping[str, Any]] = [self._settings]
@@ -305,7 +306,7 @@ class Trace:
         return [Series(self._steps, rows) for rows in zip(*self._rows)] if self._rows else [Series([], [])]
 
     @property
-    def updates(self) -> list[tuple[Update, dict[str, Any]]]:
+    def updates(self) -> list[tuple[Rule, dict[str, Any]]]:
         """For each group the rule, and what the theory takes beside lr and momentum; a limit on gradients is no part.
 
         Near a minimum gradients are within it.

@@ -1,268 +1,157 @@
-"""What rules and stages share: names for the hyper-parameters that their functions take.
+"""The two things that updates are composed of: a rule, and a stage before, inside or after it."""
 
-Every check of a user's arguments, in one place.
-
-A refused argument gets a TypeError or a ValueError that names it, says what was expected and what came. Nothing here
-writes to an array, so a step refused here has changed nothing. NaN and infinite *gradients* are data and pass.
-
-What a rule and a stage are: a scalar function, and the record of what its arguments mean.
-
-How scalar functions are put together: a proximal map inside a position rule, stages around a rule.
-
-Every function here returns a closure over its parts and does nothing else; in compiled code the parts are inlined, so
-that a chain runs at the speed of one hand-written loop.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
-from inspect import signature
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
-
-from fastmomentum import checks
-from fastmomentum.checks import FINITE, RANGES, Range, number
+from fastmomentum.checks import Range
+from fastmomentum.rules.assemble import Call, Function, Part, Wrap, assemble, identifiers, identity, write_source
+from fastmomentum.rules.record import Record
 from fastmomentum.rules.symbolic import evaluate
 
-Function = Callable[..., Any]
-Wrap = Callable[[Function], Function]
-"""What a backend puts around a function so that its compiled code may call it."""
+LOOK_AHEAD, LR_CORRECTION = "look_ahead", "lr_correction"
+
+KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "gradient": (("g", "p"), ("g",)),
+    "param": (("p",), ("p",)),
+    "prox": (("x",), ("x",)),
+    "state": ((), ()),
+    LOOK_AHEAD: ((), ()),
+    LR_CORRECTION: ((), ()),
+}
+"""For each kind of stage the values that it reads and writes; the last three name theirs themselves."""
 
 
-def identity(function: Function) -> Function:
-    """The wrap of plain Python."""
-    return function
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Part:
-    """What rules and stages share: names for the hyper-parameters that their functions take.
-
-    Attributes
-    ----------
-    hyper : tuple of str
-        The names of the function's last arguments, in order.
-    derived : mapping of str to callable
-        How those of `hyper` that users do not give are computed: a function whose argument names say from what.
-        It runs on the host, in double precision; the result is then cast to the arrays' dtype.
-    defaults : mapping of str to float or str
-        Values for what users leave out; a str names the hyper-parameter whose value is taken.
-    ranges : mapping of str to Range
-        What values users may give, where :data:`fastmomentum.ranges.RANGES` does not say; and what derived ones may
-        come to in the arrays' dtype.
-    """
-
-    hyper: Sequence[str] = ()
-    derived: Mapping[str, Callable[..., float]] = field(default_factory=dict)
-    defaults: Mapping[str, float | str] = field(default_factory=dict)
-    ranges: Mapping[str, Range | tuple[float, float]] = field(default_factory=dict)
-    name: str | None = None
-
-    @cached_property
-    def sources(self) -> Mapping[str, tuple[str, ...]]:
-        """For each derived hyper-parameter the names of those that it comes from."""
-        return {name: tuple(signature(how).parameters) for name, how in self.derived.items()}
-
-    @cached_property
-    def parameters(self) -> tuple[str, ...]:
-        """The hyper-parameters that users give, in order, each once."""
-        return tuple(dict.fromkeys(name for hyper in self.hyper for name in self.sources.get(hyper, (hyper,))))
-
-    def range_of(self, parameter: str) -> Range:
-        """The values that users may give for `parameter`.
-
-        Examples
-        --------
-        >>> import fastmomentum as fm
-        >>> print(fm.rules.pytorch.range_of("momentum"))
-        a number in [0, 1]
-        """
-        return Range(*self.ranges[parameter]) if parameter in self.ranges else RANGES.get(parameter, FINITE)
-
-    def arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
-        """The function's hyper-parameters, in order, from the users' `given`, in double precision.
-
-        Examples
-        --------
-        >>> import fastmomentum as fm
-        >>> fm.rules.ema.hyper, fm.rules.ema.arguments({"lr": 0.1, "momentum": 0.75})
-        (('lr', 'momentum', 'keep'), (0.1, 0.75, 0.25))
-        """
-
-        def value(name: str) -> float:
-            if name not in self.derived:
-                return given[name]
-            return self.derived[name](*(given[source] for source in self.sources[name]))
-
-        return tuple(value(name) for name in self.hyper)
-
-    def __str__(self) -> str:
-        made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)
-        return repr(self.name) if self.name else f"{type(self).__name__}({made_of})"
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """The scalar functions that it is made of."""
-        raise NotImplementedError
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """What fixes the compiled code: equal structures, equal kernels."""
-        return type(self), self.functions, len(self.hyper)
-
-    @property
-    def description(self) -> str:
-        """What tells it from others in a saved state: names and defaults, as code cannot be saved."""
-        who = self.name or " ".join(function.__qualname__ for function in self.functions)
-        defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
-        return f"{who}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
-
-    def _check_record(self) -> None:
-        """Refuse a record whose names do not fit each other."""
-        if isinstance(self.hyper, str) or not all(isinstance(name, str) and name.isidentifier() for name in self.hyper):
-            raise TypeError(f"hyper: expected a sequence of names; got {self.hyper!r}")
-        if self.name is not None and not isinstance(self.name, str):
-            raise TypeError(f"name: expected a str; got {self.name!r}")
-        named = (*self.parameters, *self.hyper)
-        for field_name, known in (("derived", self.hyper), ("defaults", self.parameters), ("ranges", named)):
-            for name in getattr(self, field_name):
-                if name not in known:
-                    raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")
-        for name, default in self.defaults.items():
-            if isinstance(default, str) and (default not in self.parameters or default in self.defaults):
-                raise ValueError(
-                    f"defaults: expected for {name} a number or another name without default; got {default!r}"
-                )
-            if not isinstance(default, str) and float(default) not in self.range_of(name):
-                raise ValueError(f"defaults: expected for {name} {self.range_of(name)}; got {default!r}")
-
-
-def hyper_row(rule: Part, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """What `rule`'s function takes behind the gradient, cast to `dtype`, from the users' hyper-parameters.
-
-    Defaults are filled in, derived ones are computed in double precision, and every value must lie in its range both
-    before and after the cast.
-    """
-    values = resolve_values(rule, given)
-    for name, value in values.items():
-        allowed = rule.range_of(name)
-        with np.errstate(over="ignore"):
-            cast = dtype.type(value)
-        if float(cast) not in allowed:
-            raise ValueError(f"{name}: expected {allowed}; got {value!r}, which is {cast} in {dtype}")
-    arguments = rule.arguments(values)
-    with np.errstate(over="ignore"):
-        row = tuple(dtype.type(value) for value in arguments)
-    for name, value, cast in zip(rule.hyper, arguments, row, strict=True):
-        lost = np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any())
-        if lost or (name in rule.ranges and float(cast) not in rule.range_of(name)):
-            raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
-    return row
-
-
-def resolve_values(rule: Part, given: Mapping[str, object], check: Callable[..., Any] = number) -> dict[str, Any]:
-    """Every hyper-parameter that users give to `rule`, by name, defaults filled in, each put through `check`."""
-    for name in given:
-        if name not in rule.parameters:
-            takes = f"it takes {', '.join(rule.parameters)}{checks.did_you_mean(name, rule.parameters)}"
-            raise TypeError(f"{name}: rule {rule} takes no such hyper-parameter; {takes}")
-    return {name: check(name, _given_or_default(rule, name, given), rule.range_of(name)) for name in rule.parameters}
-
-
-def _given_or_default(rule: Part, name: str, given: Mapping[str, object]) -> object:
-    if name in given:
-        return given[name]
-    if name not in rule.defaults:
-        raise TypeError(f"{name}: rule {rule} needs this hyper-parameter; it was not given")
-    default = rule.defaults[name]
-    return _given_or_default(rule, default, given) if isinstance(default, str) else default
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Update(Part):
-    """What rules and chains share: state slots, and a scalar function built from parts.
-
-    Attributes
-    ----------
-    state : sequence of (str, str)
-        Name and rest of every state slot; rest is "zero", or "param" where the slot starts as a copy of the parameter.
-    nesterov : str, optional
-        The name of the folded Nesterov form, which ``nesterov=True`` selects.
-    first : mapping of str to float
-        Hyper-parameters that have another value in an array's first step from rest (Momentum alone uses them).
-    formula : str
-        The update as the field writes it.
-    gradient_at : int
-        Which of (p, *state) is the point at which the gradient was taken: 0, the parameter itself, but for look-ahead.
-    """
-
-    state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
-    nesterov: str | None = None
-    first: Mapping[str, float] = field(default_factory=dict)
-    formula: str = ""
-    gradient_at: int = 0
-
-    def __post_init__(self) -> None:
-        self._check_record()
-        slots: Any = self.state
-        if isinstance(slots, str) or any(isinstance(slot, str) or len(slot) != 2 for slot in slots):
-            raise TypeError(f"state: expected a sequence of pairs (name, rest); got {self.state!r}")
-        if len(set(self.slots)) != len(self.slots):
-            raise ValueError(f"state: expected slots with names of their own; got {self.state!r}")
-        for slot, rest in self.state:
-            if rest not in ("zero", "param"):
-                raise ValueError(f"state: slot {slot!r} must rest at 'zero' or 'param'; got {rest!r}")
-        evaluate(self.build(), ("p", *self.slots, "g", *self.hyper), 1 + len(self.state))
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """See :class:`Part`."""
-        return *super().structure, len(self.state)
-
-    @cached_property
-    def slots(self) -> tuple[str, ...]:
-        """The names of the state slots."""
-        return tuple(slot for slot, _ in self.state)
-
-    @property
-    def description(self) -> str:
-        """See :class:`Part`."""
-        return f"{super().description}, state {[tuple(slot) for slot in self.state]}"
-
-    def build(self, wrap: Wrap = identity) -> Function:
-        """The scalar function ``(p, *state, g, *hyper) -> (p, *state)``, its parts put through `wrap`."""
-        raise NotImplementedError
+def _not_assembled(*_: Any) -> NoReturn:
+    raise TypeError("update: expected a plain Python function, which compiled code can hold; got none")
 
 
 @dataclass(frozen=True, eq=False)
-class Rule(Update):
+class Stage(Record):
+    """An elementwise function before, inside or after a rule: what :func:`fastmomentum.chain` composes.
+
+    Calling a stage with values returns a stage that has them as defaults: ``stages.clip_value(1.0)``.
+
+    Parameters
+    ----------
+    function : callable
+        A scalar function, as an update rule is. It takes the values of its kind, then the hyper-parameters:
+        ``(g, p, *hyper) -> g`` for "gradient", ``(p, *hyper) -> p`` for "param", ``(x, *hyper) -> x`` for "prox",
+        ``(*reads, *hyper) -> writes`` for "state".
+    kind : {"gradient", "param", "prox", "state"}
+        A gradient stage stands before the rule; a parameter stage before or after it; a proximal map inside a position
+        rule, after its gradient step; a state stage after the rule, and may keep state slots of its own.
+    reads, writes : sequence of str
+        For "state" alone: the values that it takes and returns, "p", "g" or names of state slots.
+    state : sequence of (str, str)
+        For "state" alone: name and initial value ("zero" or "param") of the slots that the stage adds.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the function is not of this form, or a name is not known.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> def shifted(g, p, shift):
+    ...     return g - shift
+    >>> shift = fm.Stage(shifted, hyper=("shift",), name="shift")
+    >>> p, g = np.array([1.0]), np.array([3.0])
+    >>> fm.step(p, None, g, rule=fm.chain(shift(2.0), "sgd"), lr=0.5)
+    >>> p
+    array([0.5])
+    """
+
+    function: Function
+    kind: str = "gradient"
+    _: KW_ONLY
+    reads: Sequence[str] = ()
+    writes: Sequence[str] = ()
+    state: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind != LOOK_AHEAD:  # whose defaults name hyper-parameters of the rule around which it is put
+            self.check_record()
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(list(KINDS)[:4])}; got {self.kind!r}")
+        reads, writes = KINDS[self.kind]
+        if reads:
+            if (self.reads, self.writes, self.state) != ((), (), ()) and (self.reads, self.writes) != (reads, writes):
+                raise ValueError(f"reads, writes, state: expected of kind 'state' alone; got them with {self.kind!r}")
+            object.__setattr__(self, "reads", reads)
+            object.__setattr__(self, "writes", writes)
+        elif not self.writes:
+            raise ValueError(f"writes: expected the names of the values that the stage sets; got {self.writes!r}")
+        check_state_slots(self.state)
+        (part,) = self.parts
+        evaluate(self.function, (*part.reads, *part.hyper), results_of(part))
+
+    def __call__(self, *values: float, **named: float) -> "Stage":
+        """Return this stage with `values`, in the order of its parameters except lr and momentum, as defaults."""
+        mine = tuple(name for name in self.parameters if name not in ("lr", "momentum"))
+        takes = f"stage {self} takes {', '.join(mine) or 'no values'}"
+        if len(values) > len(mine):
+            raise TypeError(f"{takes}; got {len(values)} values")
+        bound = dict(zip(mine, values)) | named
+        for name in bound:
+            if name not in mine:
+                raise TypeError(f"{takes}; got {name!r}")
+        return replace(self, defaults={**self.defaults, **bound})
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The stage's function, with the values that it reads and writes."""
+        return (Part(self.function, tuple(self.reads), tuple(self.writes), tuple(self.hyper)),)
+
+
+@dataclass(frozen=True, eq=False)
+class Rule(Record):
     """An update rule: ``update(p, *state, g, *hyper) -> (p, *state)``.
 
     Parameters
     ----------
     update : callable
         A function of scalars: assignments and one return, made of ``+ - * /``, ``numpy.minimum``, ``numpy.maximum``,
-        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal. Of +0 and −0 minimum and maximum
-        may return either, here or there: add a zero where that matters.
-    state, nesterov, first, formula : optional
-        See :class:`Update`; the state is one velocity at rest at zero unless it is given.
+        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal. For +0 and −0, minimum and
+        maximum may return either, depending on the backend: add a zero if that matters.
+    state : sequence of (str, str)
+        Name and initial value of every state slot; the initial value is "zero", or "param" if the slot starts as a copy
+        of the parameter. One slot ("velocity", "zero") unless given.
     hyper : sequence of str
         The names of `update`'s last arguments, ("lr", "momentum") unless given.
     derived, defaults, ranges : mapping, optional
-        See :class:`Part`.
+        As :class:`~fastmomentum.rules.record.Record` describes them.
+    nesterov : str, optional
+        The name of the folded Nesterov form, which ``nesterov=True`` selects.
+    first : mapping of str to float, optional
+        Hyper-parameters that have another value in an array's first step from rest (Momentum alone uses them).
     ahead : callable, optional
-        ``ahead(p, velocity, lr, mu)``: the point where momentum will carry p, from the next step's lr and momentum; a
-        rule of one slot that has it can be run with ``Momentum(lookahead=True)``.
+        ``ahead(p, velocity, lr, mu)``: the point to which momentum will carry p, computed from the next step's lr and
+        momentum. A rule of one slot that has it can be run with ``Momentum(lookahead=True)``.
+    formula : str
+        The update as the field writes it.
     name : str, optional
-        What it is called in messages and, after :func:`fastmomentum.rules.register`, wherever a name is taken.
+        The name in messages and, after :func:`fastmomentum.rules.register`, wherever a rule's name is taken.
+
+    Attributes
+    ----------
+    parts : tuple of Part
+        The scalar functions that the rule is made of, in the order in which they run.
+    composed_of : tuple of Rule and Stage
+        The links of a composed rule, in the order of the hyper-parameters. Exactly one of them is a rule, the
+        :attr:`core`. Empty for a rule that is not composed.
+    gradient_slot : str
+        The value at which the gradient was taken: "p", or "point" for look-ahead.
 
     Raises
     ------
     TypeError
         If `update` does not have this form; the message says where it departs from it.
     ValueError
-        If a rest is neither "zero" nor "param".
+        If an initial value is neither "zero" nor "param".
 
     Examples
     --------
@@ -279,20 +168,187 @@ class Rule(Update):
     >>> fm.step(p, v, np.array([0.5]), rule=rule, lr=0.1, momentum=0.5)
     >>> p, v
     (array([0.9675]), array([0.25]))
+
+    A composed rule prints the function that the kernels run:
+
+    >>> print(fm.chain(fm.stages.weight_decay(0.1), "pytorch").source)
+    def update(p, velocity, g, weight_decay, lr, momentum, keep):
+        g = weight_decay_function(g, p, weight_decay)
+        p, velocity = pytorch(p, velocity, g, lr, momentum, keep)
+        return p, velocity
     """
 
-    update: Function
+    update: Function = _not_assembled
     _: KW_ONLY
     hyper: Sequence[str] = ("lr", "momentum")
+    state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
+    nesterov: str | None = None
+    first: Mapping[str, float] = field(default_factory=dict)
     ahead: Function | None = None
+    formula: str = ""
+    gradient_slot: str = "p"
+    parts: Sequence[Part] = ()
+    composed_of: Sequence[Record] = ()
+
+    def __post_init__(self) -> None:
+        if self.composed_of:
+            object.__setattr__(self, "parts", tuple(part for part, _ in self._placed_parts()))
+        else:
+            self.check_record()
+            check_state_slots(self.state)
+            if not self.parts:
+                values = ("p", *self.slots)
+                object.__setattr__(self, "parts", (Part(self.update, (*values, "g"), values, tuple(self.hyper), True),))
+            for part in self.parts:
+                evaluate(part.function, (*part.reads, *part.hyper), results_of(part))
+        if self.update is _not_assembled:
+            object.__setattr__(self, "update", self.build() if self._is_assembled else self.parts[0].function)
+
+    @classmethod
+    def positions(
+        cls,
+        descend: Function,
+        extrapolate: Function,
+        *,
+        state: Sequence[tuple[str, str]] = (("previous", "param"),),
+        descend_hyper: Sequence[str] = ("lr",),
+        extrapolate_hyper: Sequence[str] = ("momentum",),
+        **record: Any,
+    ) -> "Rule":
+        """Return a rule of two functions, between which a proximal map can stand.
+
+        ``x = descend(p, g, *descend_hyper)``; then ``p, *state = extrapolate(x, p, *state, *extrapolate_hyper)``.
+
+        A proximal map belongs after the gradient step and before momentum; :func:`fastmomentum.chain` puts it there.
+
+        Parameters
+        ----------
+        descend, extrapolate : callable
+            Scalar functions, made of the same operations as an update rule.
+        state : sequence of (str, str)
+            The slots, the previous position unless given.
+        descend_hyper, extrapolate_hyper : sequence of str
+            The names of each function's last arguments.
+        **record
+            What else :class:`Rule` takes: derived, defaults, ranges, name, formula.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> rule = fm.Rule.positions(lambda p, g, lr: p - lr * g, lambda x, p, q, mu: (x + mu * (x - q), x))
+        >>> lasso = fm.chain(rule, fm.stages.soft_threshold(0.5))
+        >>> p = np.array([2.0])
+        >>> fm.step(p, p.copy(), np.array([1.0]), rule=lasso, lr=1.0, momentum=0.0)
+        >>> p  # 2 − 1, then 0.5 nearer to 0
+        array([0.5])
+        """
+        slots = tuple(slot for slot, _ in state)
+        parts = (
+            Part(descend, ("p", "g"), ("x",), tuple(descend_hyper)),
+            Part(extrapolate, ("x", "p", *slots), ("p", *slots), tuple(extrapolate_hyper)),
+        )
+        hyper = tuple(dict.fromkeys((*descend_hyper, *extrapolate_hyper)))
+        return cls(state=state, hyper=hyper, parts=parts, **record)
 
     @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (self.update,)
+    def links(self) -> Sequence[Record]:
+        """The records whose hyper-parameters stand one after another in `hyper`."""
+        return self.composed_of or (self,)
+
+    @cached_property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the state slots."""
+        return tuple(slot for slot, _ in self.state)
+
+    @property
+    def gradient_at(self) -> int:
+        """The place among (p, *state) of the value at which the gradient is taken."""
+        return ("p", *self.slots).index(self.gradient_slot)
+
+    @property
+    def core(self) -> "Rule":
+        """The rule that the stages were put around: the rule itself if it is not composed."""
+        return next((link for link in self.composed_of if isinstance(link, Rule)), self)
+
+    @property
+    def stages_before(self) -> list[Stage]:
+        """The stages before the core."""
+        before = itertools.takewhile(lambda link: not isinstance(link, Rule), self.composed_of)
+        return [link for link in before if isinstance(link, Stage)]
+
+    @property
+    def stages_after(self) -> list[Stage]:
+        """The stages inside and after the core."""
+        after = self.composed_of[len(self.stages_before) :]
+        return [link for link in after if isinstance(link, Stage)]
+
+    @property
+    def takes_prox(self) -> bool:
+        """Whether the core is a position rule, inside of which proximal maps can stand."""
+        return any("x" in part.writes for part in self.core.parts)
+
+    @property
+    def description(self) -> str:
+        """The text by which a saved state tells this rule from others."""
+        if self.composed_of:
+            return "; ".join(link.description for link in self.composed_of)
+        return f"{super().description}, state {[tuple(slot) for slot in self.state]}"
+
+    def __str__(self) -> str:
+        if self.composed_of and not self.name:
+            return f"chain({', '.join(link.name or str(link) for link in self.composed_of)})"
+        return super().__str__()
+
+    def _placed_parts(self) -> list[tuple[Part, tuple[int, ...]]]:
+        """Return the parts in the order in which they run, each with the places of its hyper-parameters in `hyper`.
+
+        A proximal map runs after the gradient step of the core; all others run in the order of the links.
+        """
+        placed: list[tuple[Part, tuple[int, ...]]] = []
+        start = 0
+        for link in self.links:
+            own = list(link.hyper)
+            for part in link.parts:
+                at = len(placed)
+                if part.reads == part.writes == ("x",):
+                    at = max(at for at, (other, _) in enumerate(placed) if "x" in other.writes) + 1
+                elif part.writes == ("g",):
+                    reads = tuple(self.gradient_slot if value == "p" else value for value in part.reads)
+                    part = part._replace(reads=reads)
+                placed.insert(at, (part, tuple(start + own.index(name) for name in part.hyper)))
+            start += len(own)
+        return placed
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What fixes the compiled code: rules of equal structures share their kernels."""
+        wiring = ((part._replace(hyper=()), places) for part, places in self._placed_parts())
+        return *wiring, self.slots, len(self.hyper)
+
+    def _program(self) -> tuple[list[str], list[Call], list[str]]:
+        """Return the arguments, the calls and the results of the scalar function."""
+        values = ("p", *self.slots, "g")
+        names = identifiers((*values, *self.hyper, "x"))
+        variables = dict(zip((*values, "x"), (*names[: len(values)], names[-1])))
+        hyper = names[len(values) : -1]
+        calls = [
+            Call(
+                part.function,
+                (*(variables[value] for value in part.reads), *(hyper[place] for place in places)),
+                tuple(variables[value] for value in part.writes),
+                part.packed,
+            )
+            for part, places in self._placed_parts()
+        ]
+        return names[:-1], calls, names[: len(values) - 1]
+
+    @property
+    def source(self) -> str:
+        """The text of the scalar function ``update(p, *state, g, *hyper)``, as it is assembled from the parts."""
+        return write_source("update", *self._program())
 
     def build(self, wrap: Wrap = identity) -> Function:
-        """See :class:`Update`.
+        """Return the scalar function ``(p, *state, g, *hyper) -> (p, *state)``, its parts put through `wrap`.
 
         Examples
         --------
@@ -300,116 +356,51 @@ class Rule(Update):
         >>> fm.rules.classical.build()(1.0, 0.5, 2.0, 0.25, 0.5)  # p, v, g, lr, mu
         (0.25, 0.75)
         """
+        if self._is_assembled:
+            return wrap(assemble("update", *self._program(), wrap))
         return wrap(self.update)
 
+    @property
+    def _is_assembled(self) -> bool:
+        """Whether the scalar function is made of several parts: an update function alone is used as it is."""
+        return len(self.parts) > 1 or not self.parts[0].packed
 
-@dataclass(frozen=True, eq=False)
-class Stage(Part):
-    """An elementwise step before or behind a rule: what :func:`fastmomentum.chain` composes.
+    def __getstate__(self) -> dict[str, Any]:
+        # pickle cannot save a function that was assembled; __setstate__ assembles it again.
+        left_out = {"update"} if self._is_assembled else set()
+        return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
-    Calling a stage with values gives a stage that has them as defaults: ``stages.clip_value(1.0)``.
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept)
+        if "update" not in kept:
+            self.__dict__["update"] = self.build()
 
-    Attributes
-    ----------
-    function : callable
-        ``(g, p, *hyper) -> g`` where kind is "gradient"; ``(p, *hyper) -> p`` where it is "param";
-        ``(x, *hyper) -> x`` where it is "prox".
-    kind : str
-        "gradient", "param" or "prox".
 
-    Examples
-    --------
-    >>> import numpy as np, fastmomentum as fm
-    >>> def shifted(g, p, shift):
-    ...     return g - shift
-    >>> shift = fm.Stage(shifted, hyper=("shift",), name="shift")
-    >>> p, g = np.array([1.0]), np.array([3.0])
-    >>> fm.step(p, None, g, rule=fm.chain(shift(2.0), "sgd"), lr=0.5)
-    >>> p
-    array([0.5])
+def results_of(part: Part) -> int | None:
+    """Return the length of the tuple that the part's function returns; None if it returns one value."""
+    return len(part.writes) if part.packed or len(part.writes) > 1 else None
+
+
+def check_state_slots(state: Any) -> None:
+    """Check the declaration of state slots: pairs of a name of its own and an initial value.
+
+    Raises
+    ------
+    TypeError
+        If an entry is not a pair.
+    ValueError
+        If two slots have one name, a name is that of another value, or an initial value is not known.
     """
-
-    function: Function
-    kind: str = "gradient"
-
-    def __post_init__(self) -> None:
-        self._check_record()
-        arguments = {"gradient": ("g", "p"), "param": ("p",), "prox": ("x",)}
-        if self.kind not in arguments:
-            raise ValueError(f"kind must be one of {', '.join(arguments)}; got {self.kind!r}")
-        evaluate(self.function, (*arguments[self.kind], *self.hyper))
-
-    def __call__(self, *values: float, **named: float) -> "Stage":
-        """The same stage with `values`, in the order of its parameters but lr and momentum, as defaults."""
-        mine = tuple(name for name in self.parameters if name not in ("lr", "momentum"))
-        takes = f"stage {self} takes {', '.join(mine) or 'no values'}"
-        if len(values) > len(mine):
-            raise TypeError(f"{takes}; got {len(values)} values")
-        bound = dict(zip(mine, values)) | named
-        for name in bound:
-            if name not in mine:
-                raise TypeError(f"{takes}; got {name!r}")
-        return replace(self, defaults={**self.defaults, **bound})
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (self.function,)
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """See :class:`Part`."""
-        return *super().structure, self.kind
+    if isinstance(state, str) or any(isinstance(slot, str) or len(slot) != 2 for slot in state):
+        raise TypeError(f"state: expected a sequence of pairs (name, initial value); got {state!r}")
+    names = [slot for slot, _ in state]
+    if len({*names, "p", "g", "x"}) != len(names) + 3:
+        raise ValueError(f"state: expected slots with names of their own, other than p, g and x; got {state!r}")
+    for slot, initial in state:
+        if initial not in ("zero", "param"):
+            raise ValueError(f"state: the initial value of slot {slot!r} must be 'zero' or 'param'; got {initial!r}")
 
 
-def _descend(p: Any, g: Any, lr: Any) -> Any:
-    return p - lr * g
-
-
-def _then(advance: Function, proximal: Function, taken: int) -> Function:
-    """`advance`, which takes so many hyper-parameters, and a proximal map on where it arrives."""
-
-    def composed(p: Any, g: Any, *hyper: Any) -> Any:
-        return proximal(advance(p, g, *hyper[:taken]), *hyper[taken:])
-
-    return composed
-
-
-def _extrapolated(advance: Function, extrapolate: Function) -> Function:
-    """The rule's own lr and mu come first, then what the proximal maps inside `advance` take."""
-
-    def composed(p: Any, q: Any, g: Any, *hyper: Any) -> Any:
-        return extrapolate(advance(p, g, *hyper[:1], *hyper[2:]), p, q, hyper[1])
-
-    return composed
-
-
-@dataclass(frozen=True, eq=False)
-class PositionRule(Update):
-    """x = p − lr·g, then ``extrapolate(x, p, q, mu) -> (p, q)``; its state q is a position, not a velocity.
-
-    Written in two parts because a proximal map belongs between them: behind the gradient step, before momentum.
-    """
-
-    extrapolate: Function
-    _: KW_ONLY
-    state: tuple[tuple[str, str], ...] = (("previous", "param"),)
-    hyper: tuple[str, ...] = ("lr", "momentum")
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (self.extrapolate,)
-
-    @property
-    def update(self) -> Function:
-        """The scalar function ``(p, q, g, lr, mu) -> (p, q)``."""
-        return self.build()
-
-    def build(self, wrap: Wrap = identity, proximal: tuple[Stage, ...] = ()) -> Function:
-        """See :class:`Update`; the hyper-parameters of the `proximal` maps stand behind lr and momentum."""
-        advance, taken = wrap(_descend), 1
-        for stage in proximal:
-            advance = wrap(_then(advance, wrap(stage.function), taken))
-            taken += len(stage.hyper)
-        return wrap(_extrapolated(advance, wrap(self.extrapolate)))
+def merge_ranges(records: Sequence[Record]) -> dict[str, Range | tuple[float, float]]:
+    """Return the ranges of all records, a later one replacing an earlier one of the same name."""
+    return {name: allowed for record in records for name, allowed in record.ranges.items()}

@@ -1,547 +1,41 @@
-"""How scalar functions are put together: a proximal map inside a position rule, stages around a rule.
+"""Composes rules: stages around a rule, an average of the parameters, look-ahead, and correction for a changed lr.
 
-Every function here returns a closure over its parts and does nothing else; in compiled code the parts are inlined, so
-that a chain runs at the speed of one hand-written loop.
-
-`averaged`: any rule with an average of the parameters, written in the same pass.
-
-An average kept beside the optimiser costs a second pass over memory; as a further state slot it costs its own bytes.
-
-Velocity rules with an explicit look-ahead: the update that also writes where to take the next gradient.
-
-What a change of the learning rate in mid-run does to a velocity, and what puts it right.
-
-In pytorch, ema and their Nesterov forms a velocity holds gradients alone, and a new lr acts on all of it at once:
-
-    p ← p − lr·v           the whole displacement is that of the new lr
-
-In classical and its Nesterov form v holds lr·g, in heavy_ball and nesterov_positions q − p holds it: what was gathered
-goes on at the lr that it was gathered with, and a run in which lr falls tenfold still moves as far as before in its
-next 1/(1 − μ) steps. There the trajectory is that of the pytorch form after
-
-    v ← v·lr'/lr           q ← q + (lr'/lr − 1)·(q − p)
-
-with lr' the new one, which ``correct=True`` has done: where lr is a function of the step in the update's own pass,
-where it is assigned at once. Which state carries lr is not written down anywhere: the rule's own function tells it.
-
-`chain`, which makes one function and so one kernel of stages and a rule.
-
-What other packages compose as passes over memory runs here in the rule's own pass. An absent stage is absent from the
-compiled code: no option is a flag inside a kernel.
+Each function here returns a rule whose links say which parts run and in which order; the rule assembles one scalar
+function from them, and a backend one kernel. Other packages run such steps as passes over memory of their own. A stage
+that is absent is absent from the compiled code: no option is a flag inside a kernel.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, lru_cache
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO, UNIT_INTERVAL
-from fastmomentum.rules.base import Function, Part, PositionRule, Rule, Stage, Update, Wrap, identity, resolve_values
+from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage, merge_ranges
+from fastmomentum.rules.record import Record, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.variants import one
 
 
-def _gradient_before(stage: Function, update: Function, slots: int, taken: int, at: int) -> Function:
-    """A gradient stage, which takes so many hyper-parameters, in front of `update`; it sees p, or the point at `at`."""
-    grad, first, behind = slots + 1, slots + 2, slots + 2 + taken  # named: Numba takes a tuple apart at constants alone
+def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
+    """Return one update rule, composed of elementwise stages and a rule.
 
-    def composed(*everything: Any) -> Any:
-        g = stage(everything[grad], everything[at], *everything[first:behind])
-        return update(*everything[:grad], g, *everything[behind:])
-
-    return composed
-
-
-def _param_before(stage: Function, update: Function, slots: int, taken: int) -> Function:
-    """A parameter stage in front of `update`."""
-    first, behind = slots + 1, slots + 1 + taken
-
-    def composed(p: Any, *rest: Any) -> Any:
-        return update(stage(p, *rest[first:behind]), *rest[:first], *rest[behind:])
-
-    return composed
-
-
-def _param_behind(stage: Function, update: Function, slots: int, taken: int) -> Function:
-    """A parameter stage behind `update`, which takes so many hyper-parameters."""
-    behind = slots + 1 + taken
-
-    def composed(p: Any, *rest: Any) -> Any:
-        out = update(p, *rest[:behind])
-        return (stage(out[0], *rest[behind:]), *out[1:])
-
-    return composed
-
-
-@dataclass(frozen=True, eq=False)
-class Piece(Part):
-    """One function of a composite beside its rule."""
-
-    function: Function
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (self.function,)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Composite(Update):
-    """An update made of a rule and other parts, whose hyper-parameters stand one behind the other as the parts do."""
-
-    rule: Update
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts, in the order of their hyper-parameters."""
-        raise NotImplementedError
-
-    @property
-    def leaves(self) -> tuple[Part, ...]:
-        """The parts, those of parts that are made of parts themselves in their place."""
-        return tuple(leaf for part in self.parts for leaf in (part.leaves if isinstance(part, Composite) else (part,)))
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return tuple(function for part in self.parts for function in part.functions)
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """See :class:`Part`."""
-        return tuple(part.structure for part in self.parts)
-
-    @property
-    def description(self) -> str:
-        """See :class:`Part`."""
-        return "; ".join(part.description for part in self.parts)
-
-    @cached_property
-    def parameters(self) -> tuple[str, ...]:
-        """See :class:`Part`."""
-        return tuple(dict.fromkeys(name for part in self.parts for name in part.parameters))
-
-    @property
-    def update(self) -> Function:
-        """The scalar function ``(p, *state, g, *hyper) -> (p, *state)``."""
-        return self.build()
-
-    def arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
-        """See :class:`Part`."""
-        return tuple(value for part in self.parts for value in part.arguments(given))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Chain(Composite):
-    """Stages around a rule, as one scalar function; made by :func:`fastmomentum.chain`.
-
-    Attributes
-    ----------
-    rule : Update
-        The rule itself; its state is the chain's.
-    before, proximal, behind : tuple of Stage
-        What stands in front of the rule, inside it (position rules alone) and behind it.
-    """
-
-    before: tuple[Stage, ...] = ()
-    proximal: tuple[Stage, ...] = ()
-    behind: tuple[Stage, ...] = ()
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The stages and the rule."""
-        return (*self.before, self.rule, *self.proximal, *self.behind)
-
-    def build(self, wrap: Wrap = identity) -> Function:
-        """See :class:`Update`."""
-        slots, taken = len(self.state), len(self.rule.hyper) + sum(len(stage.hyper) for stage in self.proximal)
-        within = {"proximal": self.proximal} if self.proximal else {}  # position rules alone have room for them
-        update = self.rule.build(wrap, **within)
-        for stage in self.behind:
-            update = wrap(_param_behind(wrap(stage.function), update, slots, taken))
-            taken += len(stage.hyper)
-        for stage in reversed(self.before):
-            function, own = wrap(stage.function), len(stage.hyper)
-            if stage.kind == "gradient":
-                update = wrap(_gradient_before(function, update, slots, own, self.gradient_at))
-            else:
-                update = wrap(_param_before(function, update, slots, own))
-        return update
-
-
-def keep_average(average_decay: float) -> float:
-    """1 − d."""
-    return 1.0 - average_decay
-
-
-def _mean(p: Any, average: Any, count: Any, one: Any) -> tuple[Any, ...]:
-    count = count + one
-    return average + (p - average) / count, count
-
-
-def _exponential(p: Any, average: Any, keep: Any) -> tuple[Any, ...]:
-    return (average + keep * (p - average),)
-
-
-@dataclass(frozen=True, eq=False)
-class Follower(Part):
-    """State slots that follow the parameter: ``function(p, *slots, *hyper) -> slots``."""
-
-    function: Function
-    slots: tuple[tuple[str, str], ...]
-
-    @property
-    def functions(self) -> tuple[Function, ...]:
-        """See :class:`Part`."""
-        return (self.function,)
-
-
-# At rest at zero, so that the first mean is p itself to the bit; from p₀ it would be p₀ + (p − p₀).
-MEAN = Follower(_mean, (("average", "zero"), ("count", "zero")), name="mean of p", hyper=("one",), derived={"one": one})
-EXPONENTIAL = Follower(
-    _exponential,
-    (("average", "param"),),
-    name="exponential average of p",
-    hyper=("keep_average",),
-    derived={"keep_average": keep_average},
-    ranges={"average_decay": UNIT_INTERVAL},
-)
-
-
-def _followed(update: Function, follow: Function, slots: int, own: int, taken: int) -> Function:
-    """`update`, with so many slots and hyper-parameters, and `follow` with slots of its `own` behind it."""
-    inner, grad, first, behind = slots + 1, slots + own + 1, slots + own + 2, slots + own + 2 + taken
-
-    def composed(*everything: Any) -> Any:
-        out = update(*everything[:inner], everything[grad], *everything[first:behind])
-        return (*out, *follow(out[0], *everything[inner:grad], *everything[behind:]))
-
-    return composed
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Averaged(Composite):
-    """A rule, or a chain, and slots that follow the parameter; made by :func:`averaged`."""
-
-    follower: Follower
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The rule and what follows the parameter."""
-        return self.rule, self.follower
-
-    def build(self, wrap: Wrap = identity) -> Function:
-        """See :class:`Update`."""
-        rule, own = self.rule, len(self.follower.slots)
-        follow = wrap(self.follower.function)
-        return wrap(_followed(rule.build(wrap), follow, len(rule.state), own, len(rule.hyper)))
-
-
-def averaged(rule: str | Update, decay: float | None = None, *, name: str | None = None) -> Averaged:
-    """a ← a + (p − a)/n, the mean of all p so far, or a ← a + (1 − d)(p − a), in the rule's own pass.
+    Stages run in the order given: gradient and parameter stages before the rule, parameter stages also after it, state
+    stages after it. Proximal maps run inside a position rule, after its gradient step and before its extrapolation.
 
     Parameters
     ----------
-    rule : str, Rule or chain
-        What updates p. Its Nesterov form by name, ``averaged("pytorch_nesterov")``. Stages that shall act on p before
-        it is averaged belong inside: ``averaged(chain("sgd", stage))``.
-    decay : float, optional
-        d in [0, 1] of an exponential average, the rule's default for ``average_decay``. Without it the average is the
-        mean of the parameters after every update (Polyak and Ruppert).
+    *links : Stage, Rule or str
+        Exactly one rule (or chain, or name of a rule), and stages. ``stages.clip_value`` leaves its value to the caller
+        of the chain, ``stages.clip_value(1.0)`` sets it.
     name : str, optional
-        What it is called.
+        The name of the chain.
 
     Returns
     -------
-    Update
-        `rule` with state slots behind its own: "average", and for the mean "count".
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there is no such rule, or `decay` is out of range.
-
-    Notes
-    -----
-    Ruppert 1988; Polyak and Juditsky 1992. In torch it is torch.optim.swa_utils.AveragedModel, the exponential one with
-    get_ema_multi_avg_fn(d) (which starts at the first p that it sees, not at p₀); in Keras use_ema=True.
-
-    Memory: the exponential average costs one array, 8 bytes of traffic an element in float32. The mean costs two, as
-    elements count their own updates (an array that starts later is averaged from its own start); its average is zero
-    before the first update, and in float32 a count stays at 2²⁴, from where on it is an exponential average over as
-    many steps. The exponential one is linear, and has a theory; the mean has none, as 1/n changes with the step.
-
-    Examples
-    --------
-    >>> import numpy as np, fastmomentum as fm
-    >>> p = np.array([1.0])
-    >>> opt = fm.Momentum(p, rule=fm.averaged("sgd"), lr=0.5)
-    >>> for _ in range(3):
-    ...     opt.step(np.array([1.0]))
-    >>> average, count = opt.state
-    >>> p, average, count
-    (array([-0.5]), array([0.]), array([3.]))
-    """
-    inner = find(rule)
-    follower = MEAN
-    if decay is not None:
-        follower = replace(EXPONENTIAL, defaults={"average_decay": checks.number("decay", decay, UNIT_INTERVAL)})
-    return Averaged(
-        rule=inner,
-        follower=follower,
-        name=name,
-        state=(*inner.state, *follower.slots),
-        first=inner.first,
-        hyper=(*inner.hyper, *follower.hyper),
-        defaults={**inner.defaults, **follower.defaults},
-        ranges={**inner.ranges, **follower.ranges},
-        formula=f"{inner.formula}; a ← {'mean of p' if decay is None else 'd·a + (1−d)p'}",
-    )
-
-
-def _looking_ahead(update: Function, ahead: Function, taken: int) -> Function:
-    """`update`, which keeps a velocity and takes so many hyper-parameters, and the next point at which to look."""
-
-    def composed(p: Any, v: Any, point: Any, g: Any, *hyper: Any) -> Any:
-        p, v = update(p, v, g, *hyper[:taken])
-        return p, v, ahead(p, v, *hyper[taken:])
-
-    return composed
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LookAhead(Composite):
-    """A velocity rule whose gradient is taken where momentum will carry the parameter; made by :func:`look_ahead`.
-
-    Its second state slot is that point, which each update writes in the same pass, for the next one's lr and momentum.
-    """
-
-    piece: Piece
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The rule and what finds the point."""
-        return self.rule, self.piece
-
-    @property
-    def ahead(self) -> Function:
-        """``ahead(p, velocity, lr, mu)``, the point."""
-        return self.piece.function
-
-    @property
-    def description(self) -> str:
-        """See :class:`Part`."""
-        return self.rule.description
-
-    def build(self, wrap: Wrap = identity) -> Function:
-        """See :class:`Update`."""
-        return wrap(_looking_ahead(self.rule.build(wrap), wrap(self.ahead), len(self.rule.hyper)))
-
-
-@cache
-def pointing(rule: LookAhead) -> Rule:
-    """The rule that moves nothing but the point."""
-    ahead = rule.ahead
-
-    def point(p: Any, v: Any, point: Any, g: Any, lr: Any, mu: Any) -> Any:
-        return p, v, ahead(p, v, lr, mu)
-
-    return Rule(point, name=f"{rule.name}_point", state=rule.state)
-
-
-def look_ahead(rule: Update) -> LookAhead:
-    """The `rule` with an explicit look-ahead.
-
-    Raises
-    ------
-    ValueError
-        If the rule has no such form.
-    """
-    ahead: Function | None = getattr(rule, "ahead", None)
-    if ahead is None:
-        raise ValueError(f"lookahead=True: rule {rule} has no look-ahead form; pytorch, classical and ema have one")
-    if len(rule.state) != 1 or not {"lr", "momentum"} <= set(rule.parameters):
-        raise ValueError(f"lookahead=True: expected a rule with one state slot, lr and momentum; got {rule}")
-    piece = Piece(ahead, hyper=("lr_next", "momentum_next"), defaults={"lr_next": "lr", "momentum_next": "momentum"})
-    return LookAhead(
-        rule=rule,
-        piece=piece,
-        name=f"{rule.name}_lookahead",
-        state=(*rule.state, ("point", "param")),
-        hyper=(*rule.hyper, *piece.hyper),
-        defaults={**rule.defaults, **piece.defaults},
-        ranges=rule.ranges,
-        first=rule.first,
-        formula=f"{rule.formula}, g taken at the point",
-        gradient_at=2,
-    )
-
-
-def carry_over(lr: float, lr_next: float) -> float:
-    """lr'/lr."""
-    return lr_next / lr
-
-
-def stretch_by(lr: float, lr_next: float) -> float:
-    """lr'/lr − 1, in one rounding where they are near each other."""
-    return (lr_next - lr) / lr
-
-
-def _carry_velocity(p: Any, v: Any, carry: Any) -> Any:
-    return carry * v
-
-
-def _stretch_position(p: Any, q: Any, stretch: Any) -> Any:
-    return q + stretch * (q - p)
-
-
-_NEXT, _RANGES = {"lr_next": "lr"}, {"lr": ABOVE_ZERO, "lr_next": ABOVE_ZERO}
-_KEPT = {**_RANGES, "carry": ABOVE_ZERO}
-"""A carry that the dtype cannot tell from 0 would lose the velocity."""
-CORRECTIONS = {
-    "zero": Piece(_carry_velocity, hyper=("carry",), derived={"carry": carry_over}, defaults=_NEXT, ranges=_KEPT),
-    "param": Piece(
-        _stretch_position, hyper=("stretch",), derived={"stretch": stretch_by}, defaults=_NEXT, ranges=_RANGES
-    ),
-}
-"""For each kind of rest what takes a slot over to the next lr: ``function(p, slot, number) -> slot``."""
-
-
-def _carried(update: Function, carry: Function, at: int, slots: int, taken: int) -> Function:
-    """`update`, with so many slots and hyper-parameters, and `carry` on what it returns at the place `at`."""
-    first, last, behind = at, slots + 2 + taken, at + 1
-
-    def composed(*everything: Any) -> Any:
-        out = update(*everything[:last])
-        return (*out[:first], carry(out[0], out[first], *everything[last:]), *out[behind:])
-
-    return composed
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Carrying(Composite):
-    """A rule of which one slot, at this place among (p, *state), goes over to the next lr; made by :func:`carrying`."""
-
-    at: int
-
-    @property
-    def piece(self) -> Piece:
-        """What the slot goes through."""
-        return CORRECTIONS[self.state[self.at - 1][1]]
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The rule and what its slot goes through."""
-        return self.rule, self.piece
-
-    @property
-    def structure(self) -> tuple[Any, ...]:
-        """See :class:`Part`."""
-        return *super().structure, self.at
-
-    @property
-    def ahead(self) -> Function | None:
-        """The rule's own, as the velocity that it takes has gone over to the lr that it takes."""
-        return getattr(self.rule, "ahead", None)
-
-    def build(self, wrap: Wrap = identity) -> Function:
-        """See :class:`Update`."""
-        rule = self.rule
-        return wrap(_carried(rule.build(wrap), wrap(self.piece.function), self.at, len(rule.state), len(rule.hyper)))
-
-
-def lr_corrected(rule: Update) -> Update:
-    """The `rule`, such that its state goes over to the next step's lr; itself where no state carries one.
-
-    Raises
-    ------
-    ValueError
-        If no change of its state lets it go on as if lr had been the new one from the beginning.
-    """
-    found = rule
-    for slot in slots_scaled_by_lr(rule):
-        piece = CORRECTIONS[dict(rule.state)[slot]]
-        found = Carrying(
-            rule=found,
-            at=1 + rule.slots.index(slot),
-            name=rule.name,
-            state=rule.state,
-            first=rule.first,
-            gradient_at=rule.gradient_at,
-            hyper=(*found.hyper, *piece.hyper),
-            defaults={**found.defaults, **piece.defaults},
-            ranges={**found.ranges, **piece.ranges},
-            formula=f"{found.formula}; {slot} over to the next lr",
-        )
-    return found
-
-
-def corrections_of(update: Update) -> list[tuple[int, Piece]]:
-    """What takes slots of this rule over to the next lr, each with its place among (p, *state)."""
-    found = []
-    rule: Any = update
-    while rule is not None:
-        if isinstance(rule, Carrying):
-            found.append((rule.at, rule.piece))
-        rule = getattr(rule, "rule", None)  # of a chain, a look-ahead form or another of these
-    return found
-
-
-@lru_cache(maxsize=256)
-def slots_scaled_by_lr(rule: Update) -> tuple[str, ...]:
-    """The slots of its state that carry lr: the fewest that, doubled together with lr, double where p goes from 0.
-
-    Powers of two change no rounding, so that the paths are compared as they are; the gradients do not depend on p.
-
-    Raises
-    ------
-    ValueError
-        If there are none such.
-    """
-    if isinstance(rule, Chain) and rule.proximal:
-        raise ValueError(f"correct: expected no proximal map, whose step is no multiple of lr; got {rule}")
-    if isinstance(rule, Composite):
-        return slots_scaled_by_lr(rule.rule)  # what stands around a rule carries none
-    if "lr" not in rule.parameters:
-        return ()
-    expected = [2.0 * p for p in _path(rule, 1.0, ())]
-    for count in range(1 + len(rule.slots)):
-        for chosen in combinations(rule.slots, count):
-            if _path(rule, 2.0, chosen) == expected:
-                return chosen
-    raise ValueError(f"correct: expected a rule whose displacement is lr times what its state holds; got {rule}")
-
-
-def _path(rule: Update, factor: float, chosen: tuple[str, ...]) -> list[float]:
-    """Where p goes from 0 with `factor` times a learning rate and times what is in the slots `chosen`."""
-    given = {name: 0.5 for name in rule.parameters if name not in rule.defaults} | {"lr": 0.125 * factor}
-    hyper = rule.arguments(resolve_values(rule, given, lambda name, value, allowed: value))
-    update, now, path = rule.build(), [0.0, *(0.75 * (factor if slot in chosen else 1.0) for slot in rule.slots)], []
-    for gradient in (0.5, -0.25, 1.0):
-        now = update(*now, gradient, *hyper)
-        path.append(float(now[0]))
-    return path
-
-
-def chain(*links: "Stage | Update | str", name: str | None = None) -> Update:
-    """One update rule from elementwise stages and a rule.
-
-    Stages run in the order given: gradient and parameter stages in front of the rule, parameter stages also behind
-    it. Proximal maps run inside a position rule, behind its gradient step and in front of its extrapolation.
-
-    Parameters
-    ----------
-    *links : Stage, Rule, chain or str
-        Exactly one rule (or chain, or name of a rule), and stages: ``stages.clip_value`` leaves its value to the
-        caller of the chain, ``stages.clip_value(1.0)`` sets it.
-    name : str, optional
-        What the chain is called.
-
-    Returns
-    -------
-    Update
+    Rule
         A rule whose hyper-parameters are those of all its links.
 
     Raises
@@ -549,9 +43,10 @@ def chain(*links: "Stage | Update | str", name: str | None = None) -> Update:
     TypeError
         If there is not exactly one rule, or a link is neither a stage nor a rule.
     ValueError
-        If a stage stands where it cannot: a gradient stage behind the rule, a proximal map at a rule whose state is
-        not a position (there the momentum would carry the map's step along and another problem would be solved:
-        for lasso the one with λ(1 − μ)), or two links with different defaults for one hyper-parameter.
+        If a stage stands in the wrong place: a gradient or state stage on the wrong side of the rule, or a proximal map
+        at a rule whose state is not a position (there momentum would carry the map's own step along, and the minimum of
+        another problem would be found: for lasso the one with λ(1 − μ)). If two links have different defaults for one
+        hyper-parameter.
 
     Examples
     --------
@@ -568,46 +63,310 @@ def chain(*links: "Stage | Update | str", name: str | None = None) -> Update:
     at = links.index(rules[0])
     inner = find(rules[0])
     before = [link for link in links[:at] if isinstance(link, Stage) and link.kind != "prox"]
-    behind = [link for link in links[at:] if isinstance(link, Stage) and link.kind != "prox"]
+    after = [link for link in links[at:] if isinstance(link, Stage) and link.kind != "prox"]
     proximal = [link for link in links if isinstance(link, Stage) and link.kind == "prox"]
-    if isinstance(inner, Chain):
-        before, behind = [*before, *inner.before], [*inner.behind, *behind]
-        proximal, inner = [*inner.proximal, *proximal], inner.rule
-    for stage in behind:
-        if stage.kind != "param":
+    for stage in after:
+        if stage.kind == "gradient":
             raise ValueError(
-                f"chain: the gradient stage {stage} must stand in front of the rule, which uses the gradient up"
+                f"chain: the gradient stage {stage} must stand before the rule, which uses the gradient up"
             )
-    if proximal and not isinstance(inner, PositionRule):
+    for stage in before:
+        if stage.kind == "state":
+            raise ValueError(f"chain: the state stage {stage} must stand after the rule, whose result it reads")
+    if proximal and not inner.takes_prox:
         raise ValueError(
             f"chain: the proximal map {proximal[0]} needs a rule whose state is a position, heavy_ball or "
-            f"nesterov_positions; behind {inner} momentum would carry the map's own step along, and the minimum of "
+            f"nesterov_positions; after {inner.core} momentum would carry the map's own step along, and the minimum of "
             "another problem would be found. Without momentum: heavy_ball with momentum=0."
         )
-    return _joined(inner, tuple(before), tuple(proximal), tuple(behind), name)
+    inside = [stage for stage in inner.stages_after if stage.kind == "prox"]
+    others = [stage for stage in inner.stages_after if stage.kind != "prox"]
+    return _compose(
+        inner, (*before, *inner.stages_before, inner.core, *inside, *proximal, *others, *after), name, inner.nesterov
+    )
 
 
-def _joined(
-    rule: Update, before: tuple[Stage, ...], proximal: tuple[Stage, ...], behind: tuple[Stage, ...], name: str | None
-) -> Chain:
-    parts = (*before, rule, *proximal, *behind)
+def _compose(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nesterov: str | None) -> Rule:
+    """Return the rule that is made of these links; what is not said of stages is as in `rule`."""
     defaults: dict[str, float | str] = {}
-    for part in parts:
-        for key, value in part.defaults.items():
+    for link in links:
+        for key, value in link.defaults.items():
             if defaults.setdefault(key, value) != value:
                 raise ValueError(f"chain: two links have different defaults for {key}: {defaults[key]} and {value}")
-    return Chain(
-        rule=rule,
-        before=before,
-        proximal=proximal,
-        behind=behind,
+    return Rule(
         name=name,
-        state=rule.state,
-        first=rule.first,
-        nesterov=rule.nesterov,
-        gradient_at=rule.gradient_at,
-        hyper=tuple(hyper for part in parts for hyper in part.hyper),
+        composed_of=tuple(links),
+        state=tuple(slot for link in links for slot in link.state),
+        hyper=tuple(hyper for link in links for hyper in link.hyper),
         defaults=defaults,
-        ranges={key: value for part in parts for key, value in part.ranges.items()},
-        formula="; ".join(str(part.name) if isinstance(part, Stage) else rule.formula for part in parts),
+        ranges=merge_ranges(links),
+        nesterov=nesterov,
+        first=rule.first,
+        gradient_slot="point" if any(_is(link, LOOK_AHEAD) for link in links) else "p",
+        formula="; ".join(link.formula if isinstance(link, Rule) else str(link.name) for link in links),
     )
+
+
+def _is(link: Record, kind: str) -> bool:
+    return isinstance(link, Stage) and link.kind == kind
+
+
+def replace_core(rule: Rule, core: Rule) -> Rule:
+    """Return `rule` with another core, which may be composed itself, between the same stages."""
+    if not rule.composed_of:
+        return core
+    links = [link for link in core.links if isinstance(link, Rule | Stage)]
+    nesterov = rule.nesterov and core.nesterov
+    return _compose(core, (*rule.stages_before, *links, *rule.stages_after), rule.name, nesterov)
+
+
+def keep_average(average_decay: float) -> float:
+    """Return 1 − d."""
+    return 1.0 - average_decay
+
+
+def _mean(p: Any, average: Any, count: Any, one: Any) -> tuple[Any, ...]:
+    count = count + one
+    return average + (p - average) / count, count
+
+
+def _exponential(p: Any, average: Any, keep: Any) -> Any:
+    return average + keep * (p - average)
+
+
+# The mean starts from zero, so that the first mean is p itself to the bit; from p₀ it would be p₀ + (p − p₀).
+MEAN = Stage(
+    _mean,
+    kind="state",
+    reads=("p", "average", "count"),
+    writes=("average", "count"),
+    state=(("average", "zero"), ("count", "zero")),
+    name="mean of p",
+    hyper=("one",),
+    derived={"one": one},
+)
+EXPONENTIAL = Stage(
+    _exponential,
+    kind="state",
+    reads=("p", "average"),
+    writes=("average",),
+    state=(("average", "param"),),
+    name="exponential average of p",
+    hyper=("keep_average",),
+    derived={"keep_average": keep_average},
+    ranges={"average_decay": UNIT_INTERVAL},
+)
+
+
+def averaged(rule: str | Rule, decay: float | None = None, *, name: str | None = None) -> Rule:
+    """Return a rule that also averages the parameters, in the same pass.
+
+    a ← a + (p − a)/n, the mean of all p so far; or a ← a + (1 − d)(p − a), an exponential average.
+
+    Parameters
+    ----------
+    rule : str or Rule
+        The rule that updates p. Pass its Nesterov form by name, ``averaged("pytorch_nesterov")``. Stages that act on p
+        before it is averaged belong inside: ``averaged(chain("sgd", stage))``.
+    decay : float, optional
+        d in [0, 1] of an exponential average, the rule's default for ``average_decay``. Without it the average is the
+        mean of the parameters after every update (Polyak and Ruppert).
+    name : str, optional
+        The name of the averaged rule.
+
+    Returns
+    -------
+    Rule
+        `rule` with more state slots after its own: "average", and for the mean "count".
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such rule, or `decay` is out of range.
+
+    Notes
+    -----
+    Ruppert 1988; Polyak and Juditsky 1992. torch has it as torch.optim.swa_utils.AveragedModel, the exponential one
+    with get_ema_multi_avg_fn(d) (which starts at the first p that it sees, not at p₀); Keras as use_ema=True.
+
+    The exponential average costs one array, 8 bytes of traffic an element in float32. The mean costs two, as elements
+    count their own updates (an array that starts later is averaged from its own start); its average is zero before the
+    first update, and in float32 a count stays at 2²⁴, from where on it is an exponential average over 2²⁴ steps. The
+    exponential one is linear, so the theory covers it; the mean is not, as 1/n changes with the step.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> p = np.array([1.0])
+    >>> opt = fm.Momentum(p, rule=fm.averaged("sgd"), lr=0.5)
+    >>> for _ in range(3):
+    ...     opt.step(np.array([1.0]))
+    >>> average, count = opt.state
+    >>> p, average, count
+    (array([-0.5]), array([0.]), array([3.]))
+    """
+    stage = MEAN
+    if decay is not None:
+        stage = replace(EXPONENTIAL, defaults={"average_decay": checks.number("decay", decay, UNIT_INTERVAL)})
+    inner = find(rule)
+    links = [link for link in (*inner.links, stage) if isinstance(link, Rule | Stage)]
+    return _compose(inner, links, name, nesterov=None)
+
+
+def with_look_ahead(rule: Rule) -> Rule:
+    """Return the rule with an explicit look-ahead: a slot "point", where the next gradient is to be taken.
+
+    Each update writes the point in its own pass, from the next update's lr and momentum.
+
+    Raises
+    ------
+    ValueError
+        If the rule has no such form.
+    """
+    core = rule.core
+    if core.ahead is None or any(stage.kind == "state" for stage in rule.stages_after):
+        refused = core if core.ahead is None else rule
+        raise ValueError(f"lookahead=True: rule {refused} has no look-ahead form; pytorch, classical and ema have one")
+    if len(core.state) != 1 or not {"lr", "momentum"} <= set(core.parameters):
+        raise ValueError(f"lookahead=True: expected a rule with one state slot, lr and momentum; got {core}")
+    if any(stage.kind == "param" for stage in rule.stages_after):
+        raise ValueError(
+            f"lookahead=True: expected no stage after the rule, which would move p away from the point; got {rule}"
+        )
+    stage = Stage(
+        core.ahead,
+        kind=LOOK_AHEAD,
+        reads=("p", *core.slots),
+        writes=("point",),
+        state=(("point", "param"),),
+        name="point",
+        hyper=("lr_next", "momentum_next"),
+        defaults={"lr_next": "lr", "momentum_next": "momentum"},
+    )
+    links = [link for link in (*rule.links, stage) if isinstance(link, Rule | Stage)]
+    return _compose(core, links, rule.name if rule.composed_of else f"{rule.name}_lookahead", nesterov=None)
+
+
+@lru_cache(maxsize=256)
+def point_rule(rule: Rule) -> Rule:
+    """Return the rule that moves nothing but the point of a rule with look-ahead."""
+    (stage,) = (stage for stage in rule.stages_after if stage.kind == LOOK_AHEAD)
+    (part,) = stage.parts
+    core = rule.core
+    return Rule(name=f"{core.name}_point", state=(*core.state, *stage.state), hyper=part.hyper, parts=(part,))
+
+
+# In pytorch, ema and their Nesterov forms a velocity holds gradients alone, and a new lr acts on all of it at once:
+#
+#     p ← p − lr·v           the whole displacement is that of the new lr
+#
+# In classical and its Nesterov form v holds lr·g, and in heavy_ball and nesterov_positions q − p holds it: the state
+# goes on at the lr that it was gathered with. A run in which lr falls tenfold still moves as far as before in its next
+# 1/(1 − μ) steps. The trajectory becomes that of the pytorch form, with the new learning rate lr', after
+#
+#     v ← v·lr'/lr           q ← q + (lr'/lr − 1)·(q − p)
+#
+# which correct=True asks for: in the update's own pass if lr is a function of the step, at once if it is assigned. The
+# state that carries lr is not written down anywhere: slots_scaled_by_lr reads it off the rule's own function.
+
+
+def carry_over(lr: float, lr_next: float) -> float:
+    """Return lr'/lr."""
+    return lr_next / lr
+
+
+def stretch_by(lr: float, lr_next: float) -> float:
+    """Return lr'/lr − 1, in one rounding if they are near each other."""
+    return (lr_next - lr) / lr
+
+
+def _carry_velocity(p: Any, v: Any, carry: Any) -> Any:
+    return carry * v
+
+
+def _stretch_position(p: Any, q: Any, stretch: Any) -> Any:
+    return q + stretch * (q - p)
+
+
+def _lr_correction(slot: str, initial: str) -> Stage:
+    """Return the stage that takes a slot of this initial value over to the next lr."""
+    ranges = {"lr": ABOVE_ZERO, "lr_next": ABOVE_ZERO}
+    kind, reads, writes, defaults = LR_CORRECTION, ("p", slot), (slot,), {"lr_next": "lr"}
+    if initial == "param":
+        return Stage(
+            *(_stretch_position, kind),
+            reads=reads,
+            writes=writes,
+            defaults=defaults,
+            ranges=ranges,
+            hyper=("stretch",),
+            derived={"stretch": stretch_by},
+        )
+    return Stage(
+        *(_carry_velocity, kind),
+        reads=reads,
+        writes=writes,
+        defaults=defaults,
+        ranges={**ranges, "carry": ABOVE_ZERO},  # a factor that the dtype rounds to 0 would lose the velocity
+        hyper=("carry",),
+        derived={"carry": carry_over},
+    )
+
+
+def lr_corrected(rule: Rule) -> Rule:
+    """Return the rule such that its state goes over to the next step's lr; the rule itself if no state carries lr.
+
+    Raises
+    ------
+    ValueError
+        If no change of its state lets the run go on as if lr had been the new one from the beginning.
+    """
+    core = rule.core
+    corrections = [_lr_correction(slot, dict(core.state)[slot]) for slot in slots_scaled_by_lr(rule)]
+    if not corrections:
+        return rule
+    return replace_core(rule, _compose(core, (core, *corrections), core.name, core.nesterov))
+
+
+def corrections_of(rule: Rule) -> list[tuple[int, Stage]]:
+    """Return the stages that take slots of this rule over to the next lr, each with the number of its slot."""
+    stages = [stage for stage in rule.stages_after if stage.kind == LR_CORRECTION]
+    return [(rule.slots.index(stage.writes[0]), stage) for stage in stages]
+
+
+@lru_cache(maxsize=256)
+def slots_scaled_by_lr(rule: Rule) -> tuple[str, ...]:
+    """Return the slots of the rule's state that carry lr.
+
+    They are the fewest slots that, doubled together with lr, double the path of p from 0. Doubling changes no rounding,
+    so the paths are compared exactly; the gradients do not depend on p.
+
+    Raises
+    ------
+    ValueError
+        If there are no such slots.
+    """
+    if any(stage.kind == "prox" for stage in rule.stages_after):
+        raise ValueError(f"correct: expected no proximal map, whose step is no multiple of lr; got {rule}")
+    if rule.composed_of:
+        return slots_scaled_by_lr(rule.core)  # the stages around a rule carry no lr
+    if "lr" not in rule.parameters:
+        return ()
+    expected = [2.0 * p for p in _path(rule, 1.0, ())]
+    for count in range(1 + len(rule.slots)):
+        for chosen in combinations(rule.slots, count):
+            if _path(rule, 2.0, chosen) == expected:
+                return chosen
+    raise ValueError(f"correct: expected a rule whose displacement is lr times what its state holds; got {rule}")
+
+
+def _path(rule: Rule, factor: float, chosen: tuple[str, ...]) -> list[float]:
+    """Return the path of p from 0 with `factor` times a learning rate and times the values of the slots `chosen`."""
+    given = {name: 0.5 for name in rule.parameters if name not in rule.defaults} | {"lr": 0.125 * factor}
+    hyper = rule.arguments(resolve_values(rule, given, lambda name, value, allowed: value))
+    now = [0.0, *(0.75 * (factor if slot in chosen else 1.0) for slot in rule.slots)]
+    path = []
+    for gradient in (0.5, -0.25, 1.0):
+        now = rule.update(*now, gradient, *hyper)
+        path.append(float(now[0]))
+    return path

@@ -24,8 +24,7 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
-from fastmomentum.rules.base import Update
-from fastmomentum.rules.compose import Carrying, Chain, LookAhead
+from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule
 from fastmomentum.rules.registry import find
 
 
@@ -82,8 +81,8 @@ CONVENTIONS = {
 def convert(
     state: Any,
     *,
-    source: str | Update,
-    target: str | Update,
+    source: str | Rule,
+    target: str | Rule,
     lr: float,
     momentum: float,
     dampening: float = 0.0,
@@ -192,7 +191,7 @@ def _each(one: Callable[[Any, Any], Any], state: Any, param: Any) -> Any:
     return [one(s, p) for s, p in zip(state, params)]
 
 
-def convention_of(side: str, rule: str | Update) -> str:
+def convention_of(side: str, rule: str | Rule) -> str:
     """The name of a rule among :data:`FORMS`; `side` is what messages call it.
 
     Raises
@@ -202,17 +201,14 @@ def convention_of(side: str, rule: str | Update) -> str:
     """
     if isinstance(rule, str) and rule in CONVENTIONS:
         return rule
-    update, ending = find(rule), ""
-    if isinstance(update, Chain):
-        if update.proximal or update.behind or any(stage.kind != "gradient" for stage in update.before):
-            raise ValueError(
-                f"{side}: expected at most gradient stages around the rule; got {update}, which moves p itself"
-            )
-        update = update.rule
-    if isinstance(update, LookAhead):
-        update, ending = update.rule, "_lookahead"
-    if isinstance(update, Carrying):
-        update = update.rule
-    if update.name not in CONVENTIONS or find(update.name).structure != update.structure:
+    update = find(rule)
+    if any(stage.kind != "gradient" for stage in update.stages_before) or any(
+        stage.kind not in (LOOK_AHEAD, LR_CORRECTION) for stage in update.stages_after
+    ):
+        raise ValueError(
+            f"{side}: expected at most gradient stages around the rule; got {update}, which moves p itself"
+        )
+    core = update.core
+    if core.name not in CONVENTIONS or find(core.name).structure != core.structure:
         raise ValueError(f"{side}: expected one of {', '.join(CONVENTIONS)}; got {update}, whose method is not known")
-    return update.name + ending
+    return core.name + ("_lookahead" if update.gradient_slot == "point" else "")

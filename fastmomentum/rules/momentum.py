@@ -1,24 +1,24 @@
-"""The update rules, each written once, as a plain function of scalars, with its record.
+"""The momentum rules, each written once as a plain function of scalars, with its record.
 
-The same function object is the NumPy reference (on whole arrays), an exact oracle (on ``fractions.Fraction``), the
-CPU kernels (compiled) and the theory (on unit vectors). The order of its operations is part of a rule's definition:
-it fixes the bits.
+The same function is the NumPy reference (called on whole arrays), an exact oracle (on ``fractions.Fraction``), the body
+of the CPU and CUDA kernels (compiled) and the source of the theory (called on unit vectors). The order of its
+operations is part of a rule's definition, as it fixes the bits.
 
-Names: p parameter, g gradient, v velocity, q previous position, lr learning rate, mu momentum μ (beta β in the
-averaging forms), keep 1 − τ or 1 − β, mu_next the next step's momentum. All rules written here are linear in p, state
-and g; :mod:`fastmomentum.variants` has more.
+Names in the formulas: p parameter, g gradient, v velocity, q previous position, lr learning rate, mu momentum μ (beta β
+in the averaging forms), keep 1 − τ or 1 − β, mu_next the next step's momentum. All rules in this file are linear in p,
+state and g; :mod:`fastmomentum.rules.variants` has more.
 """
 
 from typing import Any
 
-from fastmomentum.rules.base import PositionRule, Rule
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.variants import keep_averaged
 
 Out = tuple[Any, ...]
 
 
 def keep_undamped(dampening: float) -> float:
-    """1 − τ."""
+    """Return 1 − τ."""
     return 1.0 - dampening
 
 
@@ -59,6 +59,10 @@ def _ahead_plain(p: Any, v: Any, lr: Any, mu: Any) -> Any:
     return p - mu * v
 
 
+def _descend(p: Any, g: Any, lr: Any) -> Any:
+    return p - lr * g
+
+
 def _heavy_ball(x: Any, p: Any, q: Any, mu: Any) -> Out:
     return x + mu * (p - q), p
 
@@ -68,7 +72,7 @@ def _nesterov_positions(x: Any, p: Any, q: Any, mu: Any) -> Out:
 
 
 sgd = Rule(_sgd, name="sgd", state=(), hyper=("lr",), formula="p ← p − lr·g")
-"""Gradient descent; no state, and momentum has no part in it."""
+"""Gradient descent. The rule keeps no state and takes no momentum."""
 
 pytorch = Rule(
     _pytorch,
@@ -121,7 +125,7 @@ ema = Rule(
     ahead=_ahead_scaled,
     formula="v ← βv + (1−β)g; p ← p − lr·v",
 )
-"""The exponential average of the gradients; the function is pytorch's, with keep = 1 − β."""
+"""The exponential average of the gradients: the function of `pytorch` with keep = 1 − β."""
 
 ema_nesterov = Rule(
     _ema_nesterov,
@@ -134,13 +138,13 @@ ema_nesterov = Rule(
 )
 """Nesterov's form of the exponential average."""
 
-heavy_ball = PositionRule(_heavy_ball, name="heavy_ball", formula="p⁺ = p − lr·g + μ(p − q); q ← p")
-"""Polyak 1964. In float32 far from the origin p − q loses digits (on ½(p − 1000)² with lr 1e-3 it swings
-by 0.031 for ever, `classical` rests at 0.0024), and whatever else writes to p (a loaded file, a decay) looks like
-velocity to it."""
+heavy_ball = Rule.positions(_descend, _heavy_ball, name="heavy_ball", formula="p⁺ = p − lr·g + μ(p − q); q ← p")
+"""Polyak 1964. In float32 far from the origin p − q loses digits: on ½(p − 1000)² with lr 1e-3 heavy_ball swings by
+0.031 for ever, while `classical` comes to rest 0.0024 away. Anything else that writes to p (a loaded file, a decay)
+looks like velocity to this rule."""
 
-nesterov_positions = PositionRule(
-    _nesterov_positions, name="nesterov_positions", formula="x⁺ = p − lr·g; p⁺ = x⁺ + μ(x⁺ − q); q ← x⁺"
+nesterov_positions = Rule.positions(
+    _descend, _nesterov_positions, name="nesterov_positions", formula="x⁺ = p − lr·g; p⁺ = x⁺ + μ(x⁺ − q); q ← x⁺"
 )
-"""FISTA's form of Nesterov's method (Beck and Teboulle 2009): gradients are taken at p, the minimising
-sequence is q."""
+"""FISTA's form of Nesterov's method (Beck and Teboulle 2009). Gradients are taken at p; the minimising sequence is
+q."""

@@ -1,73 +1,17 @@
-"""`chain`, which makes one function and so one kernel of stages and a rule.
+"""Resolves a rule and the options of step() and Momentum to one composed rule and the values that it is given."""
 
-What other packages compose as passes over memory runs here in the rule's own pass. An absent stage is absent from the
-compiled code: no option is a flag inside a kernel.
-
-From a rule's name and the options of step() and Momentum to one update rule and the values it is given.
-"""
-
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
-from fastmomentum.rules.base import Update
-from fastmomentum.rules.compose import Chain, _joined, chain, look_ahead, lr_corrected, slots_scaled_by_lr
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.compose import chain, lr_corrected, replace_core, with_look_ahead
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.stages import clip_norm, clip_value, decoupled_weight_decay, maximize, weight_decay
 
 OPTIONS = (clip_norm, clip_value, maximize, weight_decay, decoupled_weight_decay)
 """The stages that options of step() and Momentum stand for, in torch's order."""
-
-
-@lru_cache(maxsize=1024)
-def with_options(
-    rule: Update,
-    options: frozenset[str],
-    nesterov: bool = False,
-    lookahead: bool = False,
-    correct: bool = False,
-) -> Update:
-    """The `rule`, or its folded Nesterov form or its look-ahead form, behind the stages of the `options` named.
-
-    With `correct` its state goes over to the next step's learning rate.
-
-    Raises
-    ------
-    ValueError
-        If a form is asked of a rule that has none.
-    """
-    if nesterov and lookahead:
-        raise ValueError("lookahead=True: expected nesterov=False, the folded form of the same method; got both")
-    if nesterov:
-        rule = _in_another_form(rule, _nesterov_form)
-    if correct:
-        slots_scaled_by_lr(rule)  # refuses what has none to go over
-        rule = _in_another_form(rule, lr_corrected)
-    if lookahead and isinstance(rule, Chain) and rule.behind:
-        raise ValueError(
-            f"lookahead=True: expected no stage behind the rule, where the point is left behind; got {rule}"
-        )
-    if lookahead:
-        rule = _in_another_form(rule, look_ahead)
-    stages = [stage for stage in OPTIONS if stage.name in options]
-    if maximize in stages and isinstance(rule, Chain) and maximize in rule.before:
-        raise ValueError("maximize: expected once, in the chain or as an option; got both, which would minimise")
-    return chain(*stages, rule, name=rule.name) if stages else rule
-
-
-def _nesterov_form(rule: Update) -> Update:
-    if rule.nesterov is None:
-        raise ValueError(f"nesterov=True: rule {rule} has no folded Nesterov form; pytorch, classical and ema have one")
-    return find(rule.nesterov)
-
-
-def _in_another_form(rule: Update, form: Callable[[Update], Update]) -> Update:
-    if isinstance(rule, Chain):
-        return _joined(form(rule.rule), rule.before, rule.proximal, rule.behind, rule.name)
-    return form(rule)
-
 
 SWITCHES = ("nesterov", "maximize", "lookahead", "correct")
 OFF: dict[str, float | None] = {
@@ -77,26 +21,70 @@ OFF: dict[str, float | None] = {
     "clip_value": None,
     "max_norm": None,
 }
-"""The numbers that may be set beside lr and momentum, with what says that they are not."""
+"""The numeric options beside lr and momentum, each with the value that turns it off."""
 
 
-def resolve_options(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str, Any]]:
-    """The rule with its stages, and the hyper-parameters given to it, by name.
+@lru_cache(maxsize=1024)
+def with_options(
+    rule: Rule,
+    options: frozenset[str],
+    nesterov: bool = False,
+    lookahead: bool = False,
+    correct: bool = False,
+) -> Rule:
+    """Return the rule in the form asked for, after the stages of the options named.
 
     Parameters
     ----------
-    rule : str, Rule or chain
+    rule : Rule
+        The rule.
+    options : frozenset of str
+        The names of stages among :data:`OPTIONS`.
+    nesterov, lookahead : bool
+        Whether to take the folded Nesterov form, or the form with an explicit look-ahead.
+    correct : bool
+        Whether the state goes over to the next step's learning rate.
+
+    Raises
+    ------
+    ValueError
+        If the rule has no such form.
+    """
+    if nesterov and lookahead:
+        raise ValueError("lookahead=True: expected nesterov=False, the folded form of the same method; got both")
+    if nesterov:
+        if rule.nesterov is None:
+            raise ValueError(
+                f"nesterov=True: rule {rule.core} has no folded Nesterov form; pytorch, classical and ema have one"
+            )
+        rule = replace_core(rule, find(rule.nesterov))
+    if correct:
+        rule = lr_corrected(rule)
+    if lookahead:
+        rule = with_look_ahead(rule)
+    stages = [stage for stage in OPTIONS if stage.name in options]
+    if maximize in stages and maximize in rule.composed_of:
+        raise ValueError("maximize: expected once, in the chain or as an option; got both, which would minimise")
+    return chain(*stages, rule, name=rule.name) if stages else rule
+
+
+def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
+    """Return the rule with its stages, and the hyper-parameters given to it, by name.
+
+    Parameters
+    ----------
+    rule : str or Rule
         The rule.
     **chosen
-        lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and what the rule declares beyond these. A number that is
+        lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and the rule's other hyper-parameters. A number that is
         off adds no stage, and leaves a default of the rule's own (a chain's, say) as it is. lr and momentum may be
         functions of the step.
 
     Raises
     ------
     TypeError, ValueError
-        If a switch or number is out of range, or the rule has no form that serves it. The values for the rule are
-        checked by :func:`fastmomentum.checks.hyper`.
+        If a switch or number is out of range, or the rule has no form that serves it. The values for the rule itself
+        are checked by :func:`fastmomentum.rules.record.hyper_row`.
     """
     chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
     nesterov, maximize, lookahead, correct = (checks.boolean(name, chosen.pop(name)) for name in SWITCHES)
@@ -104,9 +92,7 @@ def resolve_options(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str
     for name in ("lr_next", "momentum_next"):
         if name in chosen and (lookahead or (correct and name == "lr_next")):
             which = "lookahead" if lookahead else "correct"
-            raise ValueError(
-                f"{name}: expected to follow from lr and momentum where {which}=True; got {chosen[name]!r}"
-            )
+            raise ValueError(f"{name}: expected to follow from lr and momentum with {which}=True; got {chosen[name]!r}")
     if chosen["max_norm"] is not None and "max_norm" in update.parameters:
         raise ValueError(f"max_norm: expected of a rule that has no hyper-parameter of this name; {update} has one")
     for name, off in OFF.items():
@@ -117,7 +103,7 @@ def resolve_options(rule: str | Update, **chosen: Any) -> tuple[Update, dict[str
             del chosen[name]
     stages = {str(stage.name) for stage in OPTIONS if stage.name in chosen and stage.name not in update.parameters}
     update = with_options(update, frozenset(stages | {"maximize"} if maximize else stages))
-    chosen.pop("max_norm", None)  # the stage takes the factor that it comes to
+    chosen.pop("max_norm", None)  # the stage takes the factor that is computed from it at each step
     for name in ("lr", "momentum"):
         if name not in update.parameters:
             value = chosen.pop(name)

@@ -1,15 +1,6 @@
-"""The update rules, each written once, as a plain function of scalars, with its record.
+"""The rules by name: the package's own, and those that users register."""
 
-The same function object is the NumPy reference (on whole arrays), an exact oracle (on ``fractions.Fraction``), the
-CPU kernels (compiled) and the theory (on unit vectors). The order of its operations is part of a rule's definition:
-it fixes the bits.
-
-Names: p parameter, g gradient, v velocity, q previous position, lr learning rate, mu momentum μ (beta β in the
-averaging forms), keep 1 − τ or 1 − β, mu_next the next step's momentum. All rules written here are linear in p, state
-and g; :mod:`fastmomentum.variants` has more.
-"""
-
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.momentum import (
     classical,
     classical_nesterov,
@@ -23,7 +14,7 @@ from fastmomentum.rules.momentum import (
 )
 from fastmomentum.rules.variants import aggmo, ema_corrected, lion, quasi_hyperbolic, signum
 
-_named: dict[str, Update] = {
+_named: dict[str, Rule] = {
     str(rule.name): rule
     for rule in (
         *(sgd, pytorch, pytorch_nesterov, classical, classical_nesterov),
@@ -33,28 +24,27 @@ _named: dict[str, Update] = {
 }
 
 
-def register(rule: Update) -> None:
+def register(rule: Rule) -> None:
     """Make `rule` known by its name wherever a rule's name is taken.
 
     Raises
     ------
     TypeError
-        If it is no rule or chain.
+        If `rule` is not a Rule.
     ValueError
-        If it has no name, or another rule has it.
+        If it has no name, or another rule has that name.
 
     Examples
     --------
-    >>> import fastmomentum as fm
+    >>> import numpy as np, fastmomentum as fm
     >>> def signless(p, v, g, lr, mu):
     ...     v = mu * v + np.absolute(g)
     ...     return p - lr * v, v
-    >>> import numpy as np
     >>> fm.rules.register(fm.Rule(signless, name="signless"))
     >>> "signless" in fm.rules.names()
     True
     """
-    if not isinstance(rule, Update):
+    if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a Rule or a chain; got {type(rule).__name__}")
     if not rule.name:
         raise ValueError("rule must have a name to be registered: Rule(..., name=...)")
@@ -63,7 +53,7 @@ def register(rule: Update) -> None:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all rules, the package's own and the registered.
+    """Return the names of all rules: the package's own, then the registered ones.
 
     Examples
     --------
@@ -74,13 +64,13 @@ def names() -> tuple[str, ...]:
     return tuple(_named)
 
 
-def find(rule: "str | Update") -> Update:
-    """The rule of that name, or the rule or chain itself.
+def find(rule: str | Rule) -> Rule:
+    """Return the rule of this name; a Rule is returned as it is.
 
     Raises
     ------
     TypeError
-        If it is neither a name nor a rule.
+        If `rule` is neither a name nor a Rule.
     ValueError
         If no rule has this name.
 
@@ -90,7 +80,7 @@ def find(rule: "str | Update") -> Update:
     >>> fm.rules.find("classical").formula
     'v ← μv + lr·g; p ← p − v'
     """
-    if isinstance(rule, Update):
+    if isinstance(rule, Rule):
         return rule
     if not isinstance(rule, str):
         raise TypeError(f"rule must be a name, a Rule or a chain; got {type(rule).__name__}")

@@ -1,4 +1,4 @@
-"""Elementwise stages around a rule: each one scalar function, with its record; `fastmomentum.chain` composes them.
+"""Elementwise stages, each one scalar function with its record; :func:`fastmomentum.chain` puts them around a rule.
 
 >>> import numpy as np
 >>> from fastmomentum import chain, stages, step
@@ -51,51 +51,51 @@ def _soft_threshold(x: Any, negative: Any, threshold: Any, zero: Any) -> Any:
 
 
 def negative_clip(clip_value: float) -> float:
-    """−c."""
+    """Return −c."""
     return -clip_value
 
 
 def shrink_by(lr: float, decoupled_weight_decay: float) -> float:
-    """1 − lr·λ."""
+    """Return 1 − lr·λ."""
     return 1.0 - lr * decoupled_weight_decay
 
 
 def threshold_of(lr: float, l1: float) -> float:
-    """lr·λ₁."""
+    """Return lr·λ₁."""
     return lr * l1
 
 
 def negative_threshold(lr: float, l1: float) -> float:
-    """−lr·λ₁."""
+    """Return −lr·λ₁."""
     return -(lr * l1)
 
 
 def upper_bound(low: float, high: float) -> float:
-    """`high`, if it is not below `low`."""
+    """Return `high`, after checking that it is not below `low`."""
     if high < low:
         raise ValueError(f"high must be >= low = {low}; got {high}")
     return high
 
 
 def unit_factor() -> float:
-    """1, until a norm has been measured."""
+    """Return 1: the factor until Momentum has measured a norm."""
     return 1.0
 
 
 def positive_zero() -> float:
-    """+0: added to a result, it leaves every number as it is and makes +0 of −0.
+    """Return +0; added to a result, it turns −0 into +0 and leaves every other number as it is.
 
-    Which of two equal arguments minimum and maximum return is open in IEEE 754, and NumPy, Numba and the processors
-    differ (measured for ±0); behind this sum the bits are the same everywhere.
+    IEEE 754 leaves open which of two equal arguments minimum and maximum return, and NumPy, Numba and processors differ
+    (measured for ±0). After this sum the bits are the same everywhere.
     """
     return 0.0
 
 
 scale = Stage(_scale, name="scale", hyper=("scale",))
-"""g ← s·g, the inverse of a loss scale or a batch size, say."""
+"""g ← s·g. The factor s is the inverse of a loss scale or of a batch size, for example."""
 
 clip_value = Stage(_clip_value, name="clip_value", hyper=("low", "clip_value"), derived={"low": negative_clip})
-"""g ← min(max(g, −c), c), torch's clip_grad_value_."""
+"""g ← min(max(g, −c), c), as torch's clip_grad_value_."""
 
 maximize = Stage(_maximize, name="maximize")
 """g ← −g."""
@@ -110,7 +110,7 @@ decoupled_weight_decay = Stage(
     hyper=("shrink",),
     derived={"shrink": shrink_by},
 )
-"""p ← p·(1 − lr·λ), AdamW's (Loshchilov and Hutter 2019). In front of a position rule it looks like velocity."""
+"""p ← p·(1 − lr·λ), AdamW's (Loshchilov and Hutter 2019). Before a position rule the decay looks like velocity."""
 
 box = Stage(
     _box,
@@ -122,8 +122,8 @@ box = Stage(
 )
 """x ← min(max(x, low), high): projection on a box, for the position rules.
 
-Momentum is added behind the projection, so that the parameter itself, where gradients are taken, may lie outside the
-box until the run has converged; the state of nesterov_positions lies inside at every step."""
+Momentum is added after the projection, so the parameter itself, at which gradients are taken, may lie outside the box
+until the run has converged. The state of nesterov_positions lies inside at every step."""
 
 soft_threshold = Stage(
     _soft_threshold,
@@ -135,7 +135,8 @@ soft_threshold = Stage(
 )
 """x ← sign(x)·max(|x| − lr·λ₁, 0): the proximal map of λ₁‖x‖₁, for the position rules.
 
-The zeros are exact in the state of nesterov_positions; in the parameter itself what momentum adds to a zero decays."""
+The zeros are exact in the state of nesterov_positions. In the parameter itself momentum adds to a zero a number that
+decays."""
 
 clip_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
 """g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's

@@ -1,0 +1,124 @@
+"""Writes one scalar function from several: the composed update of a rule."""
+
+import keyword
+import linecache
+import re
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+Function = Callable[..., Any]
+"""A function of scalars, which also works on arrays, fractions and symbols."""
+
+Wrap = Callable[[Function], Function]
+"""A decorator that a backend puts on a function before compiled code calls it."""
+
+
+def identity(function: Function) -> Function:
+    """Return the function unchanged: the wrap of plain Python."""
+    return function
+
+
+class Part(NamedTuple):
+    """One scalar function of a rule, and the named values that it reads and writes.
+
+    The names are "p" (parameter), "g" (gradient), "x" (the point after the gradient step of a position rule, before its
+    extrapolation), and those of the rule's state slots.
+
+    Attributes
+    ----------
+    function : callable
+        ``function(*reads, *hyper) -> writes``.
+    reads, writes : tuple of str
+        The values that it takes and returns, in order.
+    hyper : tuple of str
+        The hyper-parameters that it takes after the values, by their names in its record.
+    packed : bool
+        Whether the function returns a tuple even for one value, as the update function of a rule does.
+    """
+
+    function: Function
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    hyper: tuple[str, ...]
+    packed: bool = False
+
+
+class Call(NamedTuple):
+    """One line of a composed function: a function, the variables it takes, and the variables it sets."""
+
+    function: Function
+    takes: tuple[str, ...]
+    sets: tuple[str, ...]
+    packed: bool
+
+
+def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Return a Python identifier for each name, all different: the name itself if it is free.
+
+    Examples
+    --------
+    >>> identifiers(("p", "low", "low", "lambda"))
+    ['p', 'low', 'low_2', 'lambda_2']
+    """
+    used = set(taken)
+    found = []
+    for name in names:
+        plain = re.sub(r"\W", "_", name)
+        candidate, count = plain, 1
+        while candidate in used or keyword.iskeyword(candidate) or not candidate.isidentifier():
+            count += 1
+            candidate = f"{plain}_{count}" if plain.isidentifier() else f"_{plain}_{count}"
+        used.add(candidate)
+        found.append(candidate)
+    return found
+
+
+def write_source(name: str, arguments: Sequence[str], calls: Sequence[Call], results: Sequence[str]) -> str:
+    """Return the text of a function that makes these calls one after another."""
+    functions = _function_names(arguments, calls)
+    lines = [f"def {name}({', '.join(arguments)}):"]
+    for call in calls:
+        target = f"({call.sets[0]},)" if call.packed and len(call.sets) == 1 else ", ".join(call.sets)
+        lines.append(f"    {target} = {functions[call.function]}({', '.join(call.takes)})")
+    lines.append(f"    return {', '.join(results)}{',' * (len(results) == 1)}")
+    return "\n".join(lines) + "\n"
+
+
+def assemble(
+    name: str, arguments: Sequence[str], calls: Sequence[Call], results: Sequence[str], wrap: Wrap = identity
+) -> Function:
+    """Return a function that makes these calls one after another, each callee put through `wrap`.
+
+    The function is compiled from text, as dataclasses are. A loop over closures that take ``*arguments`` would do the
+    same, but Numba has to type and lower each of them. The text is kept in :mod:`linecache`, so that tracebacks and
+    coverage show it.
+
+    Parameters
+    ----------
+    name : str
+        What the function is called.
+    arguments, results : sequence of str
+        The variables that it takes and returns; it always returns a tuple.
+    calls : sequence of Call
+        Its body.
+    wrap : callable, optional
+        The decorator of the backend.
+    """
+    text = write_source(name, arguments, calls, results)
+    filename = f"<fastmomentum {name} {sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    functions = _function_names(arguments, calls)
+    namespace: dict[str, Any] = {"__name__": __name__}
+    namespace |= {called: wrap(function) for function, called in functions.items()}
+    exec(compile(text, filename, "exec"), namespace)
+    function: Function = namespace[name]
+    return function
+
+
+def _function_names(arguments: Sequence[str], calls: Sequence[Call]) -> dict[Function, str]:
+    functions = list(dict.fromkeys(call.function for call in calls))
+    variables = {*arguments, *(name for call in calls for name in call.sets)}
+    names = [function.__name__.lstrip("_") or "function" for function in functions]
+    names = [f"{name}_function" if name in variables else name for name in names]
+    return dict(zip(functions, identifiers(names, taken=variables)))

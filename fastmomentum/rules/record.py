@@ -1,0 +1,186 @@
+"""The record that rules and stages share: the names, defaults, ranges and derived values of their hyper-parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.checks import FINITE, RANGES, Range
+from fastmomentum.rules.assemble import Function, Part
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Record:
+    """The hyper-parameters of a rule or a stage.
+
+    Attributes
+    ----------
+    hyper : sequence of str
+        The names of the function's last arguments, in order.
+    derived : mapping of str to callable
+        The functions that compute the entries of `hyper` that users do not give. The names of a function's arguments
+        say from which hyper-parameters it computes. It runs on the host in double precision; the result is then cast
+        to the arrays' dtype.
+    defaults : mapping of str to float or str
+        Values for hyper-parameters that users leave out; a str names the hyper-parameter whose value is taken.
+    ranges : mapping of str to Range
+        The values that users may give, if :data:`fastmomentum.checks.RANGES` does not say, and the values that derived
+        hyper-parameters may have in the arrays' dtype.
+    name : str, optional
+        The name in messages and in saved states.
+    """
+
+    hyper: Sequence[str] = ()
+    derived: Mapping[str, Callable[..., float]] = field(default_factory=dict)
+    defaults: Mapping[str, float | str] = field(default_factory=dict)
+    ranges: Mapping[str, Range | tuple[float, float]] = field(default_factory=dict)
+    name: str | None = None
+
+    @cached_property
+    def sources(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the hyper-parameters that each derived hyper-parameter is computed from."""
+        return {name: tuple(signature(how).parameters) for name, how in self.derived.items()}
+
+    @property
+    def links(self) -> Sequence["Record"]:
+        """The records whose hyper-parameters stand one after another in `hyper`: this one, unless it is composed."""
+        return (self,)
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The hyper-parameters that users give, in order, each once."""
+        names = (link.sources.get(hyper, (hyper,)) for link in self.links for hyper in link.hyper)
+        return tuple(dict.fromkeys(name for sources in names for name in sources))
+
+    def range_of(self, parameter: str) -> Range:
+        """Return the values that users may give for `parameter`.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> print(fm.rules.pytorch.range_of("momentum"))
+        a number in [0, 1]
+        """
+        return Range(*self.ranges[parameter]) if parameter in self.ranges else RANGES.get(parameter, FINITE)
+
+    def arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
+        """Return the function's hyper-parameters, in order, from the users' values, in double precision.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> fm.rules.ema.hyper, fm.rules.ema.arguments({"lr": 0.1, "momentum": 0.75})
+        (('lr', 'momentum', 'keep'), (0.1, 0.75, 0.25))
+        """
+        return tuple(link.argument(name, given) for link in self.links for name in link.hyper)
+
+    def argument(self, name: str, given: Mapping[str, float]) -> float:
+        """Return one hyper-parameter of this record's own, as given or derived."""
+        if name not in self.derived:
+            return given[name]
+        return self.derived[name](*(given[source] for source in self.sources[name]))
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The scalar functions, in the order in which they run."""
+        raise NotImplementedError
+
+    @property
+    def functions(self) -> tuple[Function, ...]:
+        """The scalar functions, each once."""
+        return tuple(dict.fromkeys(part.function for part in self.parts))
+
+    @property
+    def description(self) -> str:
+        """The text by which a saved state tells this rule from others: names and defaults, as code cannot be saved."""
+        who = self.name or " ".join(function.__qualname__ for function in self.functions)
+        defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
+        return f"{who}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
+
+    def __str__(self) -> str:
+        made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)
+        return repr(self.name) if self.name else f"{type(self).__name__}({made_of})"
+
+    def check_record(self) -> None:
+        """Check that the names in this record fit each other.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a name is not an identifier, or an entry names a hyper-parameter that does not exist.
+        """
+        if isinstance(self.hyper, str) or not all(isinstance(name, str) and name.isidentifier() for name in self.hyper):
+            raise TypeError(f"hyper: expected a sequence of names; got {self.hyper!r}")
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(f"name: expected a str; got {self.name!r}")
+        named = (*self.parameters, *self.hyper)
+        for field_name, known in (("derived", self.hyper), ("defaults", self.parameters), ("ranges", named)):
+            for name in getattr(self, field_name):
+                if name not in known:
+                    raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")
+        for name, default in self.defaults.items():
+            if isinstance(default, str) and (default not in self.parameters or default in self.defaults):
+                raise ValueError(
+                    f"defaults: expected for {name} a number or another name without default; got {default!r}"
+                )
+            if not isinstance(default, str) and float(default) not in self.range_of(name):
+                raise ValueError(f"defaults: expected for {name} {self.range_of(name)}; got {default!r}")
+
+
+def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...]:
+    """Return the hyper-parameters as a kernel takes them: checked, derived in double precision, cast to `dtype`.
+
+    Raises
+    ------
+    TypeError
+        If a hyper-parameter is missing, unknown, or not a number.
+    ValueError
+        If a value lies outside of its range, before or after the cast.
+    """
+    values = resolve_values(record, given)
+    for name, value in values.items():
+        allowed = record.range_of(name)
+        with np.errstate(over="ignore"):
+            cast = dtype.type(value)
+        if float(cast) not in allowed:
+            raise ValueError(f"{name}: expected {allowed}; got {value!r}, which is {cast} in {dtype}")
+    arguments = record.arguments(values)
+    with np.errstate(over="ignore"):
+        row = tuple(dtype.type(value) for value in arguments)
+    for name, value, cast in zip(record.hyper, arguments, row, strict=True):
+        lost = np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any())
+        if lost or (name in record.ranges and float(cast) not in record.range_of(name)):
+            raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
+    return row
+
+
+def resolve_values(
+    record: Record, given: Mapping[str, Any], check: Callable[[str, Any, Range], Any] = checks.number
+) -> dict[str, Any]:
+    """Return every hyper-parameter that users give, by name, with defaults filled in, each put through `check`.
+
+    Raises
+    ------
+    TypeError
+        If a hyper-parameter is missing or unknown.
+    """
+    for name in given:
+        if name not in record.parameters:
+            takes = f"it takes {', '.join(record.parameters)}{checks.did_you_mean(name, record.parameters)}"
+            raise TypeError(f"{name}: rule {record} takes no such hyper-parameter; {takes}")
+    return {
+        name: check(name, _given_or_default(record, name, given), record.range_of(name)) for name in record.parameters
+    }
+
+
+def _given_or_default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
+    if name in given:
+        return given[name]
+    if name not in record.defaults:
+        raise TypeError(f"{name}: rule {record} needs this hyper-parameter; it was not given")
+    default = record.defaults[name]
+    return _given_or_default(record, default, given) if isinstance(default, str) else default
