@@ -16,7 +16,7 @@ from fastmomentum.backends.cuda.device_array import is_on_device
 
 if TYPE_CHECKING:
     from fastmomentum.backends.base import ArrayUpdate, Executor, StepCounter
-    from fastmomentum.rules.base import Update
+    from fastmomentum.rules.base import Rule
 
 NAMES = ("numpy", "cpu", "cuda")
 
@@ -50,7 +50,7 @@ def arrays_of(backend: str) -> Any:
     return import_module(f"{__name__}.{backend}.arrays")
 
 
-def one_array_kernel(backend: str, rule: "Update", dtype: np.dtype[Any]) -> Callable[..., bool]:
+def one_array_kernel(backend: str, rule: "Rule", dtype: np.dtype[Any]) -> Callable[..., bool]:
     """Return ``kernel((param, *state), grad, hyper) -> bool`` of a host backend, for arrays of this dtype.
 
     The kernel updates param and state in place. If two of the arrays share memory, it writes nothing and returns False.

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastmomentum.rules.compose import LookAhead
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.compose import point_rule
 
 
 def view(name: str, value: Any) -> Any:
@@ -29,11 +30,11 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def point(rule: LookAhead, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: None) -> None:
+def point(rule: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: None) -> None:
     """Write where momentum will carry the parameter, the first of the arrays."""
     param, velocity, target = arrays
     with np.errstate(all="ignore"):
-        target[...] = rule.ahead(param, velocity, *row)
+        *_, target[...] = point_rule(rule).update(param, velocity, target, param, *row)
 
 
 def empty_like(array: Any) -> Any:

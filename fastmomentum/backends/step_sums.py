@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastmomentum.rules.base import Update, Wrap, identity
+from fastmomentum.rules.assemble import Wrap, identity
+from fastmomentum.rules.base import Rule
 
 
 class StepSums(NamedTuple):
@@ -44,7 +45,7 @@ BLOCK = 2048
 a half of the time of a look is won over four times as much, after which memory has stood idle for too long."""
 
 
-def make_step_sums(rule: Update, wrap: Wrap = identity) -> Callable[..., Any]:
+def make_step_sums(rule: Rule, wrap: Wrap = identity) -> Callable[..., Any]:
     """``motion((p, *state), g, hyper) -> (v, p⁺ − p, v⁺)``, of scalars or whole arrays, in their own precision.
 
     The velocity is the slot of this name, or the sum of several (velocity_1, velocity_2, …), of which the step takes
@@ -60,17 +61,17 @@ def make_step_sums(rule: Update, wrap: Wrap = identity) -> Callable[..., Any]:
     return wrap(motion)
 
 
-def velocities_of(rule: Update) -> list[int]:
+def velocities_of(rule: Rule) -> list[int]:
     """Which of (p, *state) are velocities."""
     return [i for i, slot in enumerate(rule.slots, 1) if slot == "velocity" or slot.startswith("velocity_")]
 
 
-def keeps_velocity(rule: Update) -> bool:
+def keeps_velocity(rule: Rule) -> bool:
     """Whether the rule has any."""
     return bool(velocities_of(rule)) or "previous" in rule.slots
 
 
-def make_velocity(rule: Update, wrap: Wrap) -> Callable[..., Any]:
+def make_velocity(rule: Rule, wrap: Wrap) -> Callable[..., Any]:
     """``velocity(p, *state)``: see :func:`make_motion`."""
     found = velocities_of(rule)
     if found:

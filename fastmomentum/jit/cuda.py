@@ -13,13 +13,13 @@ from typing import Any
 
 from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cuda import leaves
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find, names
 
 __all__ = ["kernel", "update"]
 
 
-def update(rule: str | Update) -> Any:
+def update(rule: str | Rule) -> Any:
     """``(p, *state, g, *hyper) -> (p, *state)``: one element's update, for device code.
 
     As :func:`fastmomentum.jit.update`: everything is cast to the dtype of p, float32 or float64.
@@ -43,7 +43,7 @@ def update(rule: str | Update) -> Any:
     return cached_kernel(("device scalar", chosen.structure), lambda: leaves.make_scalar(chosen))
 
 
-def kernel(rule: str | Update) -> Any:
+def kernel(rule: str | Rule) -> Any:
     """``(start, stride, p, *state, g, *hyper) -> None``: one fused update of elements start, start + stride, ….
 
     With ``cuda.grid(1)`` and ``cuda.gridsize(1)``, called by all threads, it updates whole arrays, whatever the grid.

@@ -23,11 +23,12 @@ from fastmomentum.backends.cpu.kernels import vector
 from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop
 from fastmomentum.jit import fused
 from fastmomentum.jit.embedding import check_count, named
-from fastmomentum.rules.base import Update, hyper_row
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
 
-def make_pointer(rule: Update, dtype: np.dtype[Any]) -> Any:
+def make_pointer(rule: Rule, dtype: np.dtype[Any]) -> Any:
     """``void update(int64_t n, T **arrays, const double *hyper)``, as Numba's object for it."""
     written, taken = 1 + len(rule.state), len(rule.hyper)
     given = written + 1
@@ -42,7 +43,7 @@ def make_pointer(rule: Update, dtype: np.dtype[Any]) -> Any:
     return c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
 
 
-def make_scalar(rule: Update) -> Any:
+def make_scalar(rule: Rule) -> Any:
     """``scalar(p, *state, g, *hyper) -> (p, *state)``, all in the dtype of p."""
     names = ("p", *rule.slots, "g", *rule.hyper)
     compute, update, cast = rule.build(), rule.build(register_jitable), make_cast(len(names) - 1)
@@ -64,7 +65,7 @@ def make_scalar(rule: Update) -> Any:
     return named(scalar, names)
 
 
-def update(rule: str | Update) -> Any:
+def update(rule: str | Rule) -> Any:
     """``(p, *state, g, *hyper) -> (p, *state)``: one element's update, for code compiled by Numba.
 
     It is inlined: the loop around it holds no call, and is vectorised as one written by hand. ``fm.jit.<name>`` is
@@ -111,7 +112,7 @@ def update(rule: str | Update) -> Any:
     return cached_kernel(("scalar", chosen.structure, chosen.slots, chosen.hyper), lambda: make_scalar(chosen))
 
 
-def hyper(rule: str | Update, dtype: Any = np.float64, /, **values: float) -> tuple[Any, ...]:
+def hyper(rule: str | Rule, dtype: Any = np.float64, /, **values: float) -> tuple[Any, ...]:
     """The hyper-parameters that the rule's functions take, in their order, derived and checked.
 
     What is derived (1 − τ, 1 − β, 1 − lr·λ) is computed in double precision and then cast to `dtype`, as everywhere in
@@ -144,7 +145,7 @@ def hyper(rule: str | Update, dtype: Any = np.float64, /, **values: float) -> tu
     return hyper_row(find(rule), values, checks.dtype(dtype))
 
 
-def kernel(rule: str | Update) -> Any:
+def kernel(rule: str | Rule) -> Any:
     """``(p, *state, g, *hyper) -> None``: one fused update of arrays in place, for code compiled by Numba.
 
     Parameters
@@ -215,7 +216,7 @@ class CFunction:
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_double))
 
 
-def cfunc(rule: str | Update, dtype: Any) -> CFunction:
+def cfunc(rule: str | Rule, dtype: Any) -> CFunction:
     """One fused update as a C function: ``void update(int64_t n, T **arrays, const double *hyper)``.
 
     `arrays` points to the addresses of p, the state and g, in this order, of n elements each; `hyper` to the rule's

@@ -28,7 +28,8 @@ from fastmomentum.backends.cpu.loops import (
     make_store,
 )
 from fastmomentum.jit.embedding import SHAPES, SHARED, Call, embed, once
-from fastmomentum.rules.base import Function, Update
+from fastmomentum.rules.assemble import Function
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
 
 BLOCK = 16_384
@@ -36,21 +37,21 @@ BLOCK = 16_384
 16,384 measured within a fifth of each other)."""
 
 
-def make_kernel(rule: Update) -> Any:
+def make_kernel(rule: Rule) -> Any:
     """``kernel(p, *state, g, *hyper)``: one update, with a gradient that lies in an array."""
     arrays = 1 + len(rule.state)
     loop = make_loop(make_advance(rule), arrays)
     return embed(once(loop), Call(("p", *rule.slots, "g", *rule.hyper), arrays, 1))
 
 
-def make_fused(rule: Update, gradient: Function, data: tuple[str, ...]) -> Any:
+def make_fused(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Any:
     """``kernel(p, *state, *data, *hyper)``: one update, with a gradient that follows from p and the data."""
     arrays = 1 + len(rule.state)
     loop = make_loop(make_descent(rule, gradient), arrays, len(data))
     return embed(once(loop), _call(rule, data))
 
 
-def make_many_fused(rule: Update, gradient: Function, data: tuple[str, ...]) -> Any:
+def make_many_fused(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Any:
     """``kernel(steps, p, *state, *data, *hyper)``: so many updates, block by block."""
     arrays, advance = 1 + len(rule.state), make_descent(rule, gradient)
     single = make_loop(advance, arrays, len(data))
@@ -82,7 +83,7 @@ def make_many_fused(rule: Update, gradient: Function, data: tuple[str, ...]) -> 
     return embed(make_body, _call(rule, data), steps=True)
 
 
-def _call(rule: Update, data: tuple[str, ...]) -> Call:
+def _call(rule: Rule, data: tuple[str, ...]) -> Call:
     return Call(("p", *rule.slots, *data, *rule.hyper), 1 + len(rule.state), len(data))
 
 
@@ -93,7 +94,7 @@ def _twice(advance: Any) -> Any:
 Offsets = Sequence[tuple[int, ...]]
 
 
-def make_stencil(rule: Update, gradient: Function, offsets: Offsets, data: tuple[str, ...]) -> Any:
+def make_stencil(rule: Rule, gradient: Function, offsets: Offsets, data: tuple[str, ...]) -> Any:
     """``kernel(new, *state, old, *data, *hyper)``: one update of all points but those too near to the edge."""
     written, read, axes = 1 + len(rule.state), 1 + len(data), len(offsets[0])
     halos = [max(abs(offset[axis]) for offset in offsets) for axis in range(axes)]
@@ -106,7 +107,7 @@ def make_stencil(rule: Update, gradient: Function, offsets: Offsets, data: tuple
     return embed(once(register_jitable(whole)), Call(names, written, read, axes))
 
 
-def _make_point(rule: Update, gradient: Function, offsets: Offsets, data: int) -> Any:
+def _make_point(rule: Rule, gradient: Function, offsets: Offsets, data: int) -> Any:
     """``point(written, read, hyper, at)``: the update of one point."""
     update, slope, around = rule.build(register_jitable), inlined(gradient), _make_around(offsets)
     load, load_data, store = make_load(len(rule.state)), make_load(data), make_store(1 + len(rule.state))
@@ -176,7 +177,7 @@ class Fused(NamedTuple):
     run: Any
 
 
-def fuse(grad: Callable[..., Any], rule: str | Update) -> Fused:
+def fuse(grad: Callable[..., Any], rule: str | Rule) -> Fused:
     """One update in which the gradient of a coordinate follows from its parameter, and is used at once.
 
     16 bytes an element move in float32, and those of the data, where a gradient in memory takes 20 beside what forming
@@ -221,7 +222,7 @@ def fuse(grad: Callable[..., Any], rule: str | Update) -> Fused:
     )
 
 
-def fuse_stencil(grad: Callable[..., Any], rule: str | Update, offsets: Sequence[Sequence[int]]) -> Any:
+def fuse_stencil(grad: Callable[..., Any], rule: str | Rule, offsets: Sequence[Sequence[int]]) -> Any:
     """One update in which the gradient at a grid point follows from the old parameters at it and around it.
 
     Parameters

@@ -11,7 +11,7 @@ from matplotlib.patheffects import Normal, Stroke
 from fastmomentum import checks, theory
 from fastmomentum.checks import ABOVE_ZERO, Range
 from fastmomentum.plots.axes import Floats, axis_of, legend
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.linear import resolve_rule
 from fastmomentum.theory.tuning import HEAVY_BALL, NESTEROV, Known, known
 
@@ -28,7 +28,7 @@ SHADES = (0.0, 1.2)
 
 
 def rates(
-    rule: str | Update, ax: Axes | None = None, *, kappa: float | None = None, widest: float | None = None, **hyper: Any
+    rule: str | Rule, ax: Axes | None = None, *, kappa: float | None = None, widest: float | None = None, **hyper: Any
 ) -> Axes:
     """ρ(αh, β), the spectral radius of a rule, with what bounds and what crosses it.
 

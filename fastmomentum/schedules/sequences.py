@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from fastmomentum import checks
 from fastmomentum.checks import UNIT_INTERVAL, Range
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
 from fastmomentum.schedules.base import Schedule, shown
 
@@ -178,7 +178,7 @@ class Chebyshev:
 
     m: float
     L: float
-    rule: str | Update = field(default="heavy_ball", kw_only=True)
+    rule: str | Rule = field(default="heavy_ball", kw_only=True)
 
     def __post_init__(self) -> None:
         low, high = checks.ends(self.m, self.L)

@@ -15,7 +15,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
-from fastmomentum.rules.base import Wrap, identity
+from fastmomentum.rules.assemble import Wrap, identity
 from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measure
 
 SHORTER, LONGER, LEAST = 0.5, 1.05, 1e-30

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO, FINITE, INSIDE_UNIT
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.linear import (
     Floats,
     Linear,
@@ -38,7 +38,7 @@ def iterations(
     spectrum: Any,
     tol: float,
     *,
-    rule: str | Update,
+    rule: str | Rule,
     error: Any = None,
     **hyper: Any,
 ) -> float:
@@ -216,7 +216,7 @@ def _last_crossing(map: Linear, tol: float, radius: float) -> int:
     raise AssertionError("a run that converges gets there")
 
 
-def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: str | Update, **hyper: Any) -> float:
+def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: str | Rule, **hyper: Any) -> float:
     """The constant C with ‖e_t‖ ≤ C·r^t·‖e_0‖ for every t, of every run from rest on a quadratic with this spectrum.
 
     For every r > ρ(A) the equation P = I + (A/r)ᵀP(A/r) has a positive definite solution, and then

@@ -24,9 +24,9 @@ from scipy.linalg import solve_discrete_lyapunov
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO
-from fastmomentum.rules.base import Update, resolve_values
-from fastmomentum.rules.compose import Chain, LookAhead
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
+from fastmomentum.rules.record import resolve_values
 
 Floats = npt.NDArray[np.float64]
 
@@ -149,7 +149,7 @@ class Linear(NamedTuple):
 class ResolvedRule(NamedTuple):
     """A rule with its options, and what else users gave it."""
 
-    update: Update
+    update: Rule
     given: Mapping[str, Any]
 
     def has(self, name: str) -> bool:
@@ -180,29 +180,29 @@ class ResolvedRule(NamedTuple):
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if self.has(name)}
         values = resolve_values(update, {**self.given, **chosen}, checks.numbers)
         inputs = (*self.inputs(lr, momentum), curvature, *values.values())
-        rule = update.rule if isinstance(update, Chain) else update
-        size = 1 + len(rule.rule.slots if isinstance(rule, LookAhead) else rule.slots)
+        ahead = update.core.ahead if update.gradient_slot == "point" else None
+        size = 1 + len(update.slots) - (ahead is not None)
         try:
             arguments = _evaluate(update, values)
             forms = [LinearForm({key: 1.0}) for key in range(size)]
-            if isinstance(rule, LookAhead):  # the point is no state of its own: p and velocity say where it lies
-                forms.append(rule.ahead(*forms, values["lr_next"], values["momentum_next"]))
+            if ahead is not None:  # the point is no state of its own: p and velocity say where it lies
+                forms.append(ahead(*forms, values["lr_next"], values["momentum_next"]))
             gradient = curvature * forms[update.gradient_at] + LinearForm({NOISE: 1.0})
             rows = update.build()(*forms, gradient, *arguments)[:size]
         except TypeError as error:
             raise ValueError(
                 f"rule: expected one that is linear in p, state and g, for which there is a rate; got {update}: {error}"
             ) from error
-        rest = np.array([1.0, *(float(at == "param") for _, at in rule.state)])[:size]
+        rest = np.array([1.0, *(float(at == "param") for _, at in update.state)])[:size]
         return Linear(rows, rest, np.broadcast_shapes(*(np.shape(value) for value in inputs)))
 
 
-def linear_map(rule: str | Update, lr: Any, momentum: Any, curvature: Any, hyper: Mapping[str, Any]) -> Linear:
+def linear_map(rule: str | Rule, lr: Any, momentum: Any, curvature: Any, hyper: Mapping[str, Any]) -> Linear:
     """`rule` with the options and hyper-parameters in `hyper` as a linear map, all arguments checked."""
     return resolve_rule(rule, hyper).linear(lr, momentum, check_curvature(curvature))
 
 
-def resolve_rule(rule: str | Update, hyper: Mapping[str, Any]) -> ResolvedRule:
+def resolve_rule(rule: str | Rule, hyper: Mapping[str, Any]) -> ResolvedRule:
     """`rule` with the options and hyper-parameters in `hyper`, which takes neither lr nor momentum."""
     if hyper.get("max_norm") is not None:
         raise ValueError(f"max_norm: expected None, as clipping is not linear; got {hyper['max_norm']!r}")
@@ -215,7 +215,7 @@ def resolve_rule(rule: str | Update, hyper: Mapping[str, Any]) -> ResolvedRule:
     return ResolvedRule(update, {name: value for name, value in given.items() if name not in ("lr", "momentum")})
 
 
-def _evaluate(update: Update, values: Mapping[str, Any]) -> tuple[Any, ...]:
+def _evaluate(update: Rule, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """The arguments of the rule's function; element by element where a user's derivation takes only numbers."""
     try:
         return update.arguments(values)

@@ -10,12 +10,12 @@ from scipy.special import xlogy
 
 from fastmomentum import checks
 from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, UNIT_INTERVAL
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.linear import NOISE, Floats, check_steps, linear_map, lyapunov, resolve_rule
 from fastmomentum.theory.rates import ROUNDING, eigenvalues
 
 
-def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Update, t: Any = None, **hyper: Any) -> Any:
+def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Rule, t: Any = None, **hyper: Any) -> Any:
     """What the state comes to under a constant gradient g, or to what it has come after t steps from rest.
 
     classical lr·g/(1 − μ), pytorch g/(1 − μ), ema g; after t steps from rest times 1 − μ^t. Of a position rule q − p,
@@ -142,7 +142,7 @@ def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
 
 
 def stationary_variance(
-    lr: Any, momentum: Any, curvature: Any, noise_variance: Any, *, rule: str | Update, **hyper: Any
+    lr: Any, momentum: Any, curvature: Any, noise_variance: Any, *, rule: str | Rule, **hyper: Any
 ) -> Any:
     """The variance of p about p* that independent noise of variance σ² in every gradient keeps up; it broadcasts.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastmomentum import checks
 from fastmomentum.checks import FINITE
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.linear import (
     Floats,
     Linear,
@@ -33,7 +33,7 @@ ROUNDING = 16 * float(np.finfo(np.float64).eps)
 """Two roots closer than what rounding the hyper-parameters does to them count as one, and 1 − ρ below it as 0."""
 
 
-def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Floats:
+def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Floats:
     """A of x_{t+1} = A x_t, where x = (p − p*, state), on the quadratic ½h(p − p*)².
 
     It is read off the rule's own function, applied to unit vectors with the gradient g = h·p. For heavy_ball
@@ -72,7 +72,7 @@ def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Upda
     return linear_map(rule, lr, momentum, curvature, hyper).matrix
 
 
-def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Any:
+def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
     """ρ(A), the largest modulus of the eigenvalues of the :func:`iteration_matrix`; it broadcasts.
 
     ‖e_t‖^(1/t) → ρ(A) for almost every start, and ‖A^t‖ ≤ C(ε)·(ρ + ε)^t for every ε > 0 (Gelfand). It is *not* true
@@ -147,7 +147,7 @@ def eigenvalues(map: Linear) -> npt.NDArray[np.complex128]:
     return np.take_along_axis(found, np.argsort(-np.abs(found), axis=-1, kind="stable"), axis=-1)
 
 
-def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Any:
+def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
     """How the error of one coordinate behaves in the long run; it broadcasts.
 
     "divergent"
@@ -195,7 +195,7 @@ NORM = 600
 """What a norm costs, in steps of one coordinate."""
 
 
-def transient(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Update, **hyper: Any) -> Any:
+def transient(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Rule, **hyper: Any) -> Any:
     """‖A^t‖₂ in the coordinates (e_t, e_{t−1}), for every rule: how much t steps can magnify an error; it broadcasts.
 
     The coordinates are the same for rules that draw the same trajectory, so their transients are, too; a rule with two
@@ -231,7 +231,7 @@ def transient(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Upd
     return _scaled(np.linalg.norm(mantissa, 2, axis=(-2, -1)), exponent)
 
 
-def response(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Update, **hyper: Any) -> Any:
+def response(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Rule, **hyper: Any) -> Any:
     """e_t / e_0 of a run started from rest, by the raw formula of :func:`fastmomentum.step`; it broadcasts.
 
     A run on a quadratic is the sum of these over the eigenvectors of its Hessian, each times its initial error: this
@@ -269,7 +269,7 @@ class Peak(NamedTuple):
     norm: float
 
 
-def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | Update, **hyper: Any) -> Peak:
+def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | Rule, **hyper: Any) -> Peak:
     """The step t at which :func:`transient` is largest, and how large: what an error can grow to before it decays.
 
     Parameters and errors are those of :func:`iteration_matrix`, for numbers, not arrays.

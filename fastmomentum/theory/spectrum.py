@@ -11,7 +11,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from fastmomentum import checks
 from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, INSIDE_UNIT
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.iterations import iterations
 from fastmomentum.theory.linear import Floats
 from fastmomentum.theory.tuning import max_stable_lr, optimal
@@ -196,7 +196,7 @@ def tune(
     spectrum: Spectrum | tuple[float, float],
     tol: float = 1e-6,
     *,
-    rule: str | Update,
+    rule: str | Rule,
     margin: float = 0.02,
     **hyper: Any,
 ) -> Tuned:

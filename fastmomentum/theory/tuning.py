@@ -16,7 +16,7 @@ from scipy.optimize import elementwise, minimize_scalar
 
 from fastmomentum import checks
 from fastmomentum.checks import UNIT_INTERVAL
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.theory.linear import Floats, Linear, ResolvedRule, between, check_curvature, check_ends, resolve_rule
 from fastmomentum.theory.rates import ROUNDING, centre_and_split, radius
 
@@ -160,7 +160,7 @@ OCTAVES = np.exp2(np.arange(-120.0, 120.0, 0.5))
 """Learning rates, over 1/h, among which the last that converges is sought, whatever units the gradient has."""
 
 
-def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Update, **hyper: Any) -> Any:
+def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
     """The learning rate below which the rule converges on curvatures up to h; it broadcasts.
 
     Heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h, each over 1 − β or 1 − τ where the rule
@@ -221,7 +221,7 @@ def last_stable(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
     return found
 
 
-def optimal(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
+def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     """Learning rate and momentum with the least rate on every spectrum in [m, L].
 
     =====================================  ================  ==============================  ================
@@ -277,7 +277,7 @@ def optimal(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
     return _in_its_own_lr(found, found.method.best(low, high))
 
 
-def standard(m: float, L: float, *, rule: str | Update, **hyper: Any) -> Tuning:
+def standard(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     """The tuning usually given: lr 1/L for gradient descent and Nesterov, with μ = (√κ − 1)/(√κ + 1) for Nesterov.
 
     Its rate is 1 − 1/κ, or 1 − 1/√κ (Nesterov 1983); for heavy ball it is Polyak's, as :func:`optimal` is. Slower than
@@ -348,7 +348,7 @@ def _in_its_own_lr(found: Known, tuning: Tuning) -> Tuning:
     return tuning._replace(lr=tuning.lr / share)
 
 
-def _tunable(rule: str | Update, hyper: Any) -> ResolvedRule:
+def _tunable(rule: str | Rule, hyper: Any) -> ResolvedRule:
     chosen = resolve_rule(rule, hyper)
     if not chosen.has("lr"):
         raise ValueError(f"rule: expected one that takes lr, which is what is looked for; got {rule}")

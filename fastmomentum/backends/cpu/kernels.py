@@ -35,13 +35,13 @@ from fastmomentum.backends.cpu.headers import (
     verify,
 )
 from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 STRICT: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": False}
 """Said in full: what is not said here, Numba takes over from the function that makes it compile."""
 
 
-def kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+def kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
     """Return ``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype.
 
     If `parallel`, the kernel also takes the number of threads, last. If two of the arrays share memory, it writes
@@ -51,7 +51,7 @@ def kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callab
     return cached_kernel(("one", parallel, rule.structure, dtype), lambda: make(rule, dtype))
 
 
-def many_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+def many_kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
     """Return ``kernel(table, written, rows, hyper, grads)`` for many parameters whose arrays all have this dtype.
 
     If `parallel`, the kernel takes `ends` and the number of threads before `grads`.
@@ -85,7 +85,7 @@ def need_compiler() -> None:
         )
 
 
-def make_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
+def make_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
     """The function ``kernel((param, *state), grad, hyper)``, for 1-D contiguous arrays of one length.
 
     It looks for shared memory first; where it finds any, nothing is written and False comes back.
@@ -105,7 +105,7 @@ def make_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
     return compiled(kernel, types.boolean(arrays, grad, hyper))
 
 
-def make_many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
+def make_many_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
     """The function ``kernel(table, written, rows, hyper, grads)``: one update, if nothing has changed.
 
     `table` is what :func:`fastmomentum.backends.headers.unchanged` looks through first, with the list whose address is
@@ -170,7 +170,7 @@ LINE = 16
 """Elements of float32 in a cache line of 64 bytes: parts begin so many apart, so that threads share few lines."""
 
 
-def make_parallel_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
+def make_parallel_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
     """The function ``kernel((param, *state), grad, hyper, threads)``, else like that of the serial kernel."""
     written = 1 + len(rule.state)
     loop, cut = make_loop(make_advance(rule), written), make_cut(written)
@@ -189,7 +189,7 @@ def make_parallel_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bo
     return compiled(kernel, types.boolean(arrays, grad, hyper, types.int64), parallel=True)
 
 
-def make_parallel_many_kernel(rule: Update, dtype: np.dtype[Any]) -> Callable[..., bool]:
+def make_parallel_many_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
     """The function ``kernel(table, written, rows, hyper, ends, threads, grads)``.
 
     Like that of the serial kernel, but for `ends`: the elements of all rows up to the last of each.

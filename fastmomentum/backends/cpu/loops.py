@@ -8,19 +8,20 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 
-from fastmomentum.rules.base import Function, Update
+from fastmomentum.rules.assemble import Function
+from fastmomentum.rules.base import Rule
 
 FLOATS = (types.float32, types.float64)
 NUMBERS = (types.Integer, types.Float, types.Boolean)
 
 
-def make_advance(rule: Update) -> Any:
+def make_advance(rule: Rule) -> Any:
     """``advance((p, *state), (g,), hyper) -> (p, *state)``: one coordinate, whose gradient lies in an array."""
     update = rule.build(register_jitable)
     return register_jitable(lambda now, data, hyper: update(*now, data[0], *hyper))
 
 
-def make_descent(rule: Update, gradient: Function) -> Any:
+def make_descent(rule: Rule, gradient: Function) -> Any:
     """``advance((p, *state), data, hyper) -> (p, *state)``: one coordinate, its gradient from p and `data`."""
     update, slope = rule.build(register_jitable), inlined(gradient)
     return register_jitable(lambda now, data, hyper: update(*now, as_like(slope(now[0], *data), now[0]), *hyper))

@@ -21,7 +21,7 @@ from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_uncha
 from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, holding, numbers, vector
 from fastmomentum.backends.cpu.loops import make_cut, make_load
 from fastmomentum.backends.step_sums import BLOCK, PAIRS, WIDTH, make_step_sums
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 
 def make_add_squares(arrays: int) -> Any:
@@ -30,7 +30,7 @@ def make_add_squares(arrays: int) -> Any:
     return register_jitable(lambda lanes, chunk, hyper: add(lanes, chunk[arrays:]))
 
 
-def make_add_step_sums(rule: Update, dtype: np.dtype[Any]) -> Any:
+def make_add_step_sums(rule: Rule, dtype: np.dtype[Any]) -> Any:
     """``add(lanes, (p, *state, g), hyper)``: the products that make up a :class:`~fastmomentum.backends.motion.Motion`.
 
     In two turns, block by block: one loop over the elements that LLVM vectorises, as it does the update's, then rows of
@@ -230,7 +230,7 @@ def squares_kernel(dtype: np.dtype[Any], arrays: int, parallel: bool = False) ->
     return cached_kernel(key, lambda: make(make_add_squares(arrays), 1, dtype, arrays))
 
 
-def measure_kernel(rule: Update, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+def measure_kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
     """Return the like kernel for the sums of the step to come, :data:`~fastmomentum.backends.step_sums.WIDTH` a row."""
     make, arrays = make_parallel_kernel if parallel else make_kernel, 1 + len(rule.state)
     key = ("measure", parallel, rule.structure, rule.slots, dtype)

@@ -16,7 +16,8 @@ from fastmomentum.backends.cuda.scalars import DeviceScalar
 from fastmomentum.backends.cuda.streams import handle_of
 from fastmomentum.backends.host_arrays import part_of
 from fastmomentum.checks import describe
-from fastmomentum.rules.compose import LookAhead, pointing
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.compose import point_rule
 
 
 def view(name: str, value: Any) -> DeviceArray:
@@ -108,9 +109,9 @@ def number(value: Any) -> float:
     return float(fetch(value.array).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
 
 
-def point(rule: LookAhead, arrays: tuple[DeviceArray, ...], row: tuple[Any, ...], stream: Any) -> None:
+def point(rule: Rule, arrays: tuple[DeviceArray, ...], row: tuple[Any, ...], stream: Any) -> None:
     """Write where momentum will carry the parameter, the first of the arrays; nothing waits for it."""
-    run_one(pointing(rule), (*arrays, arrays[0]), row, device_of(arrays[0]) or 0, handle_of(stream))
+    run_one(point_rule(rule), (*arrays, arrays[0]), row, device_of(arrays[0]) or 0, handle_of(stream))
 
 
 def _wait() -> None:

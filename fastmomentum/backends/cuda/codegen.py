@@ -27,7 +27,7 @@ from numba.cuda.extending import intrinsic
 from numba.cuda.typing import signature
 
 from fastmomentum.backends.cuda.scalars import DerivedScalar
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.symbolic import Symbol, evaluate
 
 
@@ -111,7 +111,7 @@ def place(builder: Any, address: Any, kind: Any) -> Any:
     return builder.inttoptr(address, kind.as_pointer(addrspace=GLOBAL))
 
 
-def make_update(rule: Update, dtype: np.dtype[Any], width: int, operations: Any = None) -> Any:
+def make_update(rule: Rule, dtype: np.dtype[Any], width: int, operations: Any = None) -> Any:
     """A device function ``update(addresses, i, values)``: elements i to i + width − 1 of all arrays, updated.
 
     `addresses` are those of p, *state and g, `values` the hyper-parameters. More than one element are loaded and
@@ -262,7 +262,7 @@ def make_sums(dtype: np.dtype[Any], stride: int, terms: Sequence[str]) -> Any:
 FLOATS = (types.float32, types.float64)
 
 
-def make_scalar(rule: Update) -> Any:
+def make_scalar(rule: Rule) -> Any:
     """``scalar(p, *state, g, *hyper) -> (p, *state)``, all in the dtype of p."""
     names, results = _names(rule), _results(rule)
 
@@ -280,7 +280,7 @@ def make_scalar(rule: Update) -> Any:
     return _of_names(scalar, names)
 
 
-def make_sweep(rule: Update) -> Any:
+def make_sweep(rule: Rule) -> Any:
     """``sweep(start, stride, p, *state, g, *hyper)``: elements start, start + stride, … of arrays, updated."""
     names, results = _names(rule), _results(rule)
     arrays = len(results) + 1
@@ -317,11 +317,11 @@ def check_arrays(names: Sequence[str], given: Sequence[Any]) -> None:
             raise TypingError(f"{name}: expected a writeable array; got a read-only one")
 
 
-def _names(rule: Update) -> list[str]:
+def _names(rule: Rule) -> list[str]:
     return ["p", *rule.slots, "g", *(f"hyper_{i}" for i in range(len(rule.hyper)))]
 
 
-def _results(rule: Update) -> Any:
+def _results(rule: Rule) -> Any:
     return evaluate(rule.build(), _names(rule), 1 + len(rule.state))
 
 

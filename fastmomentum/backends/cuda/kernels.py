@@ -22,7 +22,7 @@ from fastmomentum.backends.base import LANES, cached_kernel
 from fastmomentum.backends.cuda import leaves, streams
 from fastmomentum.backends.cuda.device_array import DeviceArray
 from fastmomentum.backends.cuda.scalars import DerivedScalar, derived_from
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 BYTES = 16  # of a vector: the most that one instruction loads, and ask for alignment
 THREADS, TILE = (8, 64) if config.ENABLE_CUDASIM else (256, 4096)  # the simulator's threads are Python's
@@ -47,7 +47,7 @@ def holding(ends: Any, rows: Any, tile: Any) -> Any:
     return low
 
 
-def make_sweep(rule: Update, dtype: np.dtype[Any], operations: Any) -> Any:
+def make_sweep(rule: Rule, dtype: np.dtype[Any], operations: Any) -> Any:
     """A device function ``sweep(addresses, start, stop, head, values)``: elements of one tile, by the block's threads.
 
     The first `head` of them stand before a multiple of 16 bytes; all of them where no such multiple is common.
@@ -67,7 +67,7 @@ def make_sweep(rule: Update, dtype: np.dtype[Any], operations: Any) -> Any:
     return sweep
 
 
-def make_kernel(rule: Update, dtype: np.dtype[Any], operations: Any = None) -> Kernel:
+def make_kernel(rule: Rule, dtype: np.dtype[Any], operations: Any = None) -> Kernel:
     """``kernel(addresses, size, head, hyper)`` for the arrays p, *state, g at these addresses."""
     sweep = make_sweep(rule, dtype, operations)
 
@@ -85,7 +85,7 @@ SIZE, HEAD, ADDRESSES = range(3)
 addresses of p, *state, g."""
 
 
-def make_many_kernel(rule: Update, dtype: np.dtype[Any], operations: Any = None) -> Kernel:
+def make_many_kernel(rule: Rule, dtype: np.dtype[Any], operations: Any = None) -> Kernel:
     """``kernel(table, ends, rows, tiles, hyper)`` for arrays told of in a table of rows, each with a row of `hyper`.
 
     All arguments but `rows` are addresses. The number of tiles is read from device memory, so that what was computed
@@ -145,17 +145,17 @@ def compiled(made: Kernel) -> Any:
     return cuda.jit(signature)(function)
 
 
-def one_kernel(update: Update, dtype: np.dtype[Any], device: int) -> Any:
+def one_kernel(update: Rule, dtype: np.dtype[Any], device: int) -> Any:
     """See :func:`fastmomentum.backends.cuda.kernels.make_kernel`."""
     return _kept(device, lambda: make_kernel(update, dtype), "one", update.structure, dtype)
 
 
-def many_kernel(update: Update, dtype: np.dtype[Any], device: int) -> Any:
+def many_kernel(update: Rule, dtype: np.dtype[Any], device: int) -> Any:
     """See :func:`fastmomentum.backends.cuda.kernels.make_many_kernel`."""
     return _kept(device, lambda: make_many_kernel(update, dtype), "many", update.structure, dtype)
 
 
-def settle_kernel(update: Update, on_device: dict[str, np.dtype[Any]], dtype: np.dtype[Any], device: int) -> Any:
+def settle_kernel(update: Rule, on_device: dict[str, np.dtype[Any]], dtype: np.dtype[Any], device: int) -> Any:
     """See :func:`fastmomentum.backends.cuda.kernels.make_settle_kernel`."""
     columns, taken = derived_from(update, on_device), len(update.hyper)
     names = tuple(dict.fromkeys((*update.parameters, *on_device)))
@@ -193,7 +193,7 @@ WARP = LANES
 
 
 def run_one(
-    update: Update, arrays: Sequence[DeviceArray], row: tuple[Any, ...], device: int, stream: int | None
+    update: Rule, arrays: Sequence[DeviceArray], row: tuple[Any, ...], device: int, stream: int | None
 ) -> None:
     """Update p and its state by g, the last of the arrays, which have been checked and are on the current device."""
     size, addresses = arrays[0].size, tuple(array.address for array in arrays)

@@ -13,8 +13,7 @@ import numpy as np
 
 from fastmomentum.backends.cuda.device_array import DeviceArray, find_reader
 from fastmomentum.checks import describe
-from fastmomentum.rules.base import Update
-from fastmomentum.rules.compose import Composite
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.symbolic import Symbol, evaluate_formula
 
 
@@ -82,10 +81,10 @@ class DerivedScalar(NamedTuple):
         return evaluate_formula(self.function, self.sources)
 
 
-def derived_from(update: Update, on_device: Container[str]) -> tuple[DerivedScalar, ...]:
+def derived_from(update: Rule, on_device: Container[str]) -> tuple[DerivedScalar, ...]:
     """The columns that follow from these, which users give or (a norm's factor) a kernel computes."""
     found, place = [], 0
-    for part in update.leaves if isinstance(update, Composite) else (update,):
+    for part in update.links:
         for name in part.hyper:
             derived = name in part.derived and name not in on_device
             sources = part.sources[name] if derived else (name,)

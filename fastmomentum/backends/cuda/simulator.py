@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum.backends.cuda.scalars import DerivedScalar
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 
 def _numbers(address: Any, dtype: np.dtype[Any], count: int) -> Any:
@@ -21,7 +21,7 @@ def _numbers(address: Any, dtype: np.dtype[Any], count: int) -> Any:
     return np.frombuffer(memory, dtype)
 
 
-def make_update(rule: Update, dtype: np.dtype[Any], width: int) -> Callable[..., None]:
+def make_update(rule: Rule, dtype: np.dtype[Any], width: int) -> Callable[..., None]:
     """See :func:`fastmomentum.backends.cuda.emit.make_update`."""
     compute, dtype = rule.build(), dtype
 
@@ -36,7 +36,7 @@ def make_update(rule: Update, dtype: np.dtype[Any], width: int) -> Callable[...,
     return update
 
 
-def make_scalar(rule: Update) -> Callable[..., Any]:
+def make_scalar(rule: Rule) -> Callable[..., Any]:
     """See :func:`fastmomentum.backends.cuda.inside.make_scalar`."""
     compute = rule.build()
 
@@ -47,7 +47,7 @@ def make_scalar(rule: Update) -> Callable[..., Any]:
     return scalar
 
 
-def make_sweep(rule: Update) -> Callable[..., None]:
+def make_sweep(rule: Rule) -> Callable[..., None]:
     """See :func:`fastmomentum.backends.cuda.inside.make_sweep`."""
     scalar, behind = make_scalar(rule), 2 + len(rule.state)
 

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from fastmomentum.backends.base import cached_kernel
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 
-def kernel(rule: Update) -> Callable[..., bool]:
+def kernel(rule: Rule) -> Callable[..., bool]:
     """Return ``kernel((param, *state), grad, hyper)`` for this rule; rules of one structure share it."""
     return cached_kernel(("numpy", rule.structure), lambda: make_kernel(rule))
 
 
-def make_kernel(rule: Update) -> Callable[[tuple[Any, ...], Any, tuple[Any, ...]], bool]:
+def make_kernel(rule: Rule) -> Callable[[tuple[Any, ...], Any, tuple[Any, ...]], bool]:
     """The function ``kernel((param, *state), grad, hyper)``, which updates param and state in place.
 
     It looks for shared memory first; where it finds any, nothing is written and False comes back.

@@ -16,15 +16,15 @@ import numpy as np
 
 from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
 from fastmomentum.backends.step_sums import PAIRS, StepSums, make_step_sums
-from fastmomentum.rules.base import Update
+from fastmomentum.rules.base import Rule
 
 
-def measure(rule: Update) -> Callable[..., StepSums]:
+def measure(rule: Rule) -> Callable[..., StepSums]:
     """Return ``measure((param, *state), grad, hyper)`` for this rule; rules of one structure share it."""
     return cached_kernel(("measure", "numpy", rule.structure, rule.slots), lambda: make_measure(rule))
 
 
-def make_measure(rule: Update) -> Callable[[tuple[Any, ...], Any, tuple[Any, ...]], StepSums]:
+def make_measure(rule: Rule) -> Callable[[tuple[Any, ...], Any, tuple[Any, ...]], StepSums]:
     """The function ``look((param, *state), grad, hyper)``: the motion of the step to come; nothing is written."""
     motion = make_step_sums(rule)
 
