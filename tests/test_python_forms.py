@@ -50,10 +50,10 @@ def in_python(monkeypatch):
         monkeypatch.setattr(module, "make_views", views_in_python)
     for module in (kernels, reductions):
         monkeypatch.setattr(module, "to_fixed_tuple", lambda row, length: tuple(row[:length]))
-    monkeypatch.setattr(kernels, "spans", spans_in_python)
+    monkeypatch.setattr(kernels, "memory_spans", spans_in_python)
     monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
-    monkeypatch.setattr(headers, "_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
-    monkeypatch.setattr(headers, "_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
+    monkeypatch.setattr(headers, "_load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
+    monkeypatch.setattr(headers, "_load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,67 +1,73 @@
-"""What an optimiser does with arrays in the host's memory beside updating them."""
+"""Operations on arrays in host memory, other than updates: view, copy, zero, fetch.
+
+The NumPy and the CPU backend share them; ``backends.cuda.arrays`` has the same functions for device memory.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import point_rule
 
+Array = npt.NDArray[np.floating]
+
 
 def view(name: str, value: Any) -> Any:
-    """`value` itself; whether it is an array, checks will tell."""
+    """Return `value` unchanged; later checks refuse it if it is not an array."""
     return value
 
 
-def one_device(names: Sequence[str], arrays: Sequence[Any]) -> int:
-    """The only one that there is here."""
+def one_device(names: Sequence[str], arrays: Sequence[Array]) -> int:
+    """Return the number of the device that holds all arrays: 0, the host."""
     return 0
 
 
 def on(device: int) -> AbstractContextManager[None]:
-    """Nothing needs to be set up."""
+    """Return a context in which work for this device is done; the host needs no preparation."""
     return nullcontext()
 
 
-def number(value: Any) -> float:
-    """The number that a setting is."""
+def number(value: float) -> float:
+    """Return the value of a setting as a float."""
     return float(value)
 
 
-def point(rule: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: None) -> None:
-    """Write where momentum will carry the parameter, the first of the arrays."""
+def point(rule: Rule, arrays: tuple[Array, ...], row: tuple[np.floating, ...], stream: None) -> None:
+    """Write the look-ahead point, at which the next gradient is taken, to the last of (p, velocity, point)."""
     param, velocity, target = arrays
     with np.errstate(all="ignore"):
         *_, target[...] = point_rule(rule).update(param, velocity, target, param, *row)
 
 
-def empty_like(array: Any) -> Any:
-    """A new array like this one."""
+def empty_like(array: Array) -> Array:
+    """Return a new array of the same shape and dtype, with undefined values."""
     return np.empty_like(array)
 
 
-def copy(target: Any, source: Any, rows: slice = slice(None)) -> None:
-    """Write to one of our own arrays, in these rows, what another holds."""
+def copy(target: Array, source: Array, rows: slice = slice(None)) -> None:
+    """Copy these rows of `source` to the same rows of `target`."""
     part_of(target, rows)[...] = part_of(source, rows)
 
 
-def zero(target: Any, rows: slice = slice(None)) -> None:
-    """Write zeros to these rows of one of our own arrays."""
+def zero(target: Array, rows: slice = slice(None)) -> None:
+    """Set these rows of `target` to zero."""
     part_of(target, rows)[...] = 0.0
 
 
 def part_of(array: Any, rows: slice) -> Any:
-    """A view of these rows; all of an array that has no axis."""
+    """Return a view of these rows of an array of any library; a 0-d array is returned whole."""
     return array[rows] if array.ndim else array
 
 
-def is_moving(values: Any) -> bool:
-    """Whether any number is not zero."""
+def is_moving(values: Array) -> bool:
+    """Return whether any element is not zero."""
     return bool(values.any())
 
 
-def fetch(values: Any) -> Any:
-    """A copy."""
+def fetch(values: Array) -> Array:
+    """Return a copy in host memory."""
     return values.copy()

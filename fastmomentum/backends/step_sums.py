@@ -1,27 +1,26 @@
-"""What is measured of a step before it is done: the velocity, the gradient, and where the step will lead."""
+"""The sums that are measured of a step before it is done: norms of velocity, gradient and step, and their products."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fastmomentum.rules.assemble import Wrap, identity
+from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.rules.base import Rule
 
 
 class StepSums(NamedTuple):
-    """Sums over the elements of an array that has a gradient g, of p, the velocity v, and what a step makes of them.
+    """Sums over the elements of one array: parameter p, gradient g, velocity v, and p⁺ and v⁺ after the step.
 
     Attributes
     ----------
     velocity, gradient : float
-        Σv² and Σg², as the step finds them.
+        Σv² and Σg², before the step.
     along : float
         Σv·g.
     step : float
         Σ(p⁺ − p)².
     slope : float
-        Σg·(p⁺ − p): what the step changes the function by, to first order.
+        Σg·(p⁺ − p): the change of the function by this step, to first order.
     left : float
-        Σv⁺²: `velocity` of the next step, to the bit, unless something else writes to the state between.
+        Σv⁺². The `velocity` of the next step has the same bits, unless other code writes to the state between the two.
     size : float
         Σp².
     """
@@ -36,56 +35,63 @@ class StepSums(NamedTuple):
 
 
 WIDTH = len(StepSums._fields)
+"""The number of sums of one array."""
 
 PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (1, 2), (3, 3), (4, 4))
-"""Which of v, g, p⁺ − p, v⁺ and p are multiplied in the fields of a Motion."""
+"""For each field of StepSums, which two of (v, g, p⁺ − p, v⁺, p) are multiplied."""
 
 BLOCK = 2048
-"""Bytes of v, p⁺ − p and v⁺ that lie in scratch until their products are added. Measured at 10⁷ elements: a quarter to
-a half of the time of a look is won over four times as much, after which memory has stood idle for too long."""
+"""Bytes of each of v, p⁺ − p and v⁺ that are kept in scratch memory until their products are added.
+
+Measured at 10⁷ elements: a quarter to a half less time than with blocks four times as large, during which memory stands
+idle for too long.
+"""
 
 
-def make_step_sums(rule: Rule, wrap: Wrap = identity) -> Callable[..., Any]:
-    """``motion((p, *state), g, hyper) -> (v, p⁺ − p, v⁺)``, of scalars or whole arrays, in their own precision.
+def make_step_vectors(rule: Rule, wrap: Wrap = identity) -> Function:
+    """Return a function that computes the velocity, the step and the next velocity, and writes nothing.
 
-    The velocity is the slot of this name, or the sum of several (velocity_1, velocity_2, …), of which the step takes
-    the mean; where a rule keeps the position before, it is the way from there, q − p, signed as velocities are
-    (p ← p − v); where it keeps neither, 0.
+        step_vectors((p, *state), g, hyper) -> (v, p⁺ − p, v⁺)
+
+    It takes scalars or whole arrays, and computes in their dtype. The velocity v is the state slot "velocity", or the
+    sum of the slots velocity_1, velocity_2, … if there are several (the step then uses their mean). If a rule stores
+    the previous position q instead, then v = q − p, which has the sign of a velocity (p ← p − v). If it stores neither,
+    then v = 0.
     """
     update, velocity = wrap(rule.build(wrap)), make_velocity(rule, wrap)
 
-    def motion(now: Any, g: Any, hyper: Any) -> Any:
-        after = update(*now, g, *hyper)
-        return velocity(*now), after[0] - now[0], velocity(*after)
+    def step_vectors(before: Any, g: Any, hyper: Any) -> Any:
+        after = update(*before, g, *hyper)
+        return velocity(*before), after[0] - before[0], velocity(*after)
 
-    return wrap(motion)
+    return wrap(step_vectors)
 
 
 def velocities_of(rule: Rule) -> list[int]:
-    """Which of (p, *state) are velocities."""
+    """Return the positions of the velocities in (p, *state)."""
     return [i for i, slot in enumerate(rule.slots, 1) if slot == "velocity" or slot.startswith("velocity_")]
 
 
 def keeps_velocity(rule: Rule) -> bool:
-    """Whether the rule has any."""
+    """Return whether the state of the rule holds a velocity, or a previous position."""
     return bool(velocities_of(rule)) or "previous" in rule.slots
 
 
-def make_velocity(rule: Rule, wrap: Wrap) -> Callable[..., Any]:
-    """``velocity(p, *state)``: see :func:`make_motion`."""
-    found = velocities_of(rule)
-    if found:
-        return _summed(found, wrap)
+def make_velocity(rule: Rule, wrap: Wrap) -> Function:
+    """Return ``velocity(p, *state) -> v``, with v as :func:`make_step_vectors` defines it."""
+    velocities = velocities_of(rule)
+    if velocities:
+        return _make_sum(velocities, wrap)
     if "previous" in rule.slots:
-        at = rule.slots.index("previous")
-        return wrap(lambda p, *state: state[at] - p)
+        index = rule.slots.index("previous")
+        return wrap(lambda p, *state: state[index] - p)
     return wrap(lambda p, *state: p - p)
 
 
-def _summed(places: list[int], wrap: Wrap) -> Callable[..., Any]:
-    """The sum of these of its arguments."""
-    *before, at = places
-    if not before:
-        return wrap(lambda *everything: everything[at])
-    others = _summed(before, wrap)
-    return wrap(lambda *everything: others(*everything) + everything[at])
+def _make_sum(indices: list[int], wrap: Wrap) -> Function:
+    """Return a function that adds up its arguments at these indices."""
+    *others, last = indices
+    if not others:
+        return wrap(lambda *values: values[last])
+    sum_of_others = _make_sum(others, wrap)
+    return wrap(lambda *values: sum_of_others(*values) + values[last])

@@ -1,16 +1,13 @@
-"""Where NumPy and Python keep what kernels look at, and the rows in which kernels are told of arrays.
+"""Reads the headers of NumPy arrays inside compiled code, so that 1,000 arrays are rechecked in microseconds.
 
-The offsets in an array are those of ``PyArrayObject_fields`` in NumPy's ndarraytypes.h, a part of its C ABI: data, nd,
-dimensions, strides, base, descr, flags, behind Python's object head, whose last word is the type. A dtype is told by
-the word of ``PyArray_Descr`` that holds kind, type, byte order and type_num: its address would not do, since an
-unpickled array has a dtype object of its own. A list has its size, then the address of its items (``PyListObject``).
+Between two steps an array object can change: its memory can move (``resize(refcheck=False)``), its shape or dtype can
+be assigned, its write flag can be cleared; and gradients are new objects. So every step reads the header of every
+array before it writes anything.
 
-Looking at NumPy arrays from inside compiled code, so that a thousand of them are rechecked in microseconds.
-
-What a kernel may rely on can change under an array object between two steps: its memory can move
-(``resize(refcheck=False)``), its shape or dtype be assigned to, its write flag be cleared; and gradients come as new
-objects. So the header of every object is read at every step, before the first write;
-:mod:`fastmomentum.backends.layout` tells where it lies, and what a table's rows hold.
+An array's header is ``PyArrayObject_fields`` of NumPy's ndarraytypes.h, part of NumPy's C ABI: data, nd, dimensions,
+strides, base, descr, flags, after Python's object head, whose last word is the type. A dtype is recognised by the word
+of ``PyArray_Descr`` that holds kind, type, byte order and type_num. Its address would not do, since an unpickled array
+has a dtype object of its own. A list (``PyListObject``) holds its size, then the address of its items.
 """
 
 import ctypes
@@ -23,29 +20,34 @@ from numba.extending import intrinsic, register_jitable
 from numba.np.arrayobj import populate_array
 
 from fastmomentum.backends.base import COUNTERS
+from fastmomentum.rules.assemble import Function
 
-_HEAD = object.__basicsize__  # 16 bytes, more in a free-threaded Python
+_HEAD = object.__basicsize__  # 16 bytes; more in a free-threaded Python
 TYPE, DATA, NDIM, DIMENSIONS, DESCR, FLAGS = _HEAD - 8, _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 40, _HEAD + 48
-CODE = _HEAD + 8  # in a dtype: the bytes kind, type, byte order, flags, then type_num
-KIND, ORDER = -0x100000000 | 0xFFFF, 0xFF0000  # what tells it; "=" and the machine's own order both are native
-SWAPPED = ord(">") << 16  # Numba's machines are little-endian
+CODE = _HEAD + 8  # in a dtype: the bytes kind, type, byte order and flags, then type_num
+KIND, ORDER = -0x100000000 | 0xFFFF, 0xFF0000  # KIND leaves out the byte order: "=" and "<" are both native
+SWAPPED = ord(">") << 16  # all machines that Numba supports are little-endian
 ITEMS = _HEAD + 8  # in a list
 NDARRAY, NONE = id(np.ndarray), id(None)
 READABLE = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
 WRITEABLE = READABLE | 0x0400  # NPY_ARRAY_WRITEABLE
 
 INDEX, SIZE, BYTES, DTYPE, OBJECTS = range(5)
-"""Columns of a row: place in the list of gradients; size, bytes and dtype code of each of its arrays; then the
-addresses of the objects p, *state; then those of the memory of p, *state, g. A negative size: no gradient allowed."""
+"""Columns of a table that has one row for each parameter.
+
+The row holds the index in the list of gradients; the size, bytes and dtype code of each of the parameter's arrays; then
+the addresses of the objects p and *state; then the addresses of the memory of p, *state and g. A negative size says
+that the parameter must have no gradient.
+"""
 
 
-def dtype_code(dtype: np.dtype[Any]) -> int:
-    """What tells a native dtype."""
+def dtype_code(dtype: np.dtype) -> int:
+    """Return the number that identifies a native dtype."""
     return _read_word(id(dtype) + CODE) & KIND
 
 
-def verify() -> None:
-    """Refuse a Python or NumPy that keeps these things elsewhere, before a kernel looks for them there."""
+def check_header_layout() -> None:
+    """Raise RuntimeError if this Python or NumPy has other headers than the kernels read."""
     array = np.zeros((3, 5), np.float32)
     head = id(array)
     dimensions = _read_word(head + DIMENSIONS)
@@ -62,8 +64,8 @@ def verify() -> None:
     expected = [NDARRAY, array.ctypes.data, 2, id(array.dtype), WRITEABLE, 3, 5, id(items[1])]
     if found != expected:
         raise RuntimeError(
-            f"NumPy {np.__version__} in this Python keeps arrays in another layout than the compiled kernels know; "
-            "backend='numpy' works"
+            f"expected the array headers of CPython and the NumPy 2 ABI, which compiled kernels read; NumPy "
+            f"{np.__version__} in this Python has others. Use backend='numpy', which does not read them"
         )
 
 
@@ -71,7 +73,7 @@ def _read_word(address: int) -> int:
     return ctypes.c_int64.from_address(address).value
 
 
-def _loader(result: Any, bits: int) -> Any:
+def _make_load(result: Any, bits: int) -> Function:
     @intrinsic
     def load(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -79,15 +81,19 @@ def _loader(result: Any, bits: int) -> Any:
 
         return result(types.int64), codegen
 
-    return load
+    loader: Function = load
+    return loader
 
 
-_word = _loader(types.int64, 64)
-_half = _loader(types.int32, 32)
+_load_word = _make_load(types.int64, 64)
+_load_half = _make_load(types.int32, 32)
 
 
-def make_views(kinds: list[Any]) -> Any:
-    """A function ``views(table, row, column, size)``: arrays of these types on the memory told from that column on."""
+def make_views(kinds: list[types.Array]) -> Function:
+    """Return ``views(table, row, column, size)``, which makes arrays of these Numba types from addresses in a table.
+
+    The addresses are read from the table's row, from this column on; each array has `size` elements.
+    """
 
     @intrinsic
     def views(typing_context: Any, table: Any, row: Any, column: Any, size: Any) -> Any:
@@ -107,12 +113,13 @@ def make_views(kinds: list[Any]) -> Any:
         integers = (types.int64, types.int64, types.int64)
         return types.BaseTuple.from_types(kinds)(table, *integers), codegen
 
-    return views
+    maker: Function = views
+    return maker
 
 
 @intrinsic
 def memory_spans(typing_context: Any, arrays: Any) -> Any:
-    """Where the memory of each array in a tuple begins and ends, as int64: begin, end, begin, end, ..."""
+    """Return the interval of memory of each array in a tuple, as int64 addresses: begin, end, begin, end, ..."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words = []
@@ -127,19 +134,23 @@ def memory_spans(typing_context: Any, arrays: Any) -> Any:
 
 @register_jitable
 def _fits(header: Any, param: Any, size: Any, dtype: Any, flags: Any) -> Any:
-    """Whether the array has this dtype, these flags, and the shape of the parameter, whose size this is."""
-    if _word(header + TYPE) != NDARRAY:
+    """Return whether an array has this dtype, these flags, and the shape of the parameter, which has this size."""
+    if _load_word(header + TYPE) != NDARRAY:
         return False
-    code = _word(_word(header + DESCR) + CODE)
+    code = _load_word(_load_word(header + DESCR) + CODE)
     if code & KIND != dtype or code & ORDER == SWAPPED:
         return False
-    axes, dimensions, expected = _half(param + NDIM), _word(header + DIMENSIONS), _word(param + DIMENSIONS)
-    if _half(header + FLAGS) & flags != flags or _half(header + NDIM) != axes:
+    ndim, dimensions, expected = (
+        _load_half(param + NDIM),
+        _load_word(header + DIMENSIONS),
+        _load_word(param + DIMENSIONS),
+    )
+    if _load_half(header + FLAGS) & flags != flags or _load_half(header + NDIM) != ndim:
         return False
     elements = 1
-    for axis in range(axes):
-        length = _word(dimensions + 8 * axis)
-        if length != _word(expected + 8 * axis):
+    for axis in range(ndim):
+        length = _load_word(dimensions + 8 * axis)
+        if length != _load_word(expected + 8 * axis):
             return False
         elements *= length
     return elements == size
@@ -147,7 +158,7 @@ def _fits(header: Any, param: Any, size: Any, dtype: Any, flags: Any) -> Any:
 
 @register_jitable
 def _overlaps(written: Any, start: Any, stop: Any) -> Any:
-    """Whether [start, stop) meets one of the written intervals, which are sorted and lie apart."""
+    """Return whether [start, stop) overlaps one of the written intervals, which are sorted and disjoint."""
     low, high = 0, written.shape[0] - COUNTERS
     while low < high:
         middle = (low + high) // 2
@@ -160,14 +171,14 @@ def _overlaps(written: Any, start: Any, stop: Any) -> Any:
 
 @register_jitable
 def arrays_unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
-    """Whether kernels may run on this table, whose rows have so many arrays to write, and this list of gradients.
+    """Return whether all arrays of the table, and the gradients, still have headers with which a kernel may run.
 
-    The memory of a gradient may be elsewhere than in the last step, but not where anything is written; its address is
-    taken down.
+    `arrays` is the number of arrays in a row that are written, `grads` the address of the list of gradients. The memory
+    of a gradient may differ from the last step's, if no array is written there; its new address is stored in the table.
     """
-    items = _word(grads + ITEMS)
+    items = _load_word(grads + ITEMS)
     for row in range(table.shape[0]):
-        grad, param, size = _word(items + 8 * table[row, INDEX]), table[row, OBJECTS], table[row, SIZE]
+        grad, param, size = _load_word(items + 8 * table[row, INDEX]), table[row, OBJECTS], table[row, SIZE]
         if size < 0:
             if grad != NONE:
                 return False
@@ -177,7 +188,7 @@ def arrays_unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
             header = grad if reads else table[row, column]
             if not _fits(header, param, size, table[row, DTYPE], READABLE if reads else WRITEABLE):
                 return False
-            address = _word(header + DATA)
+            address = _load_word(header + DATA)
             if address != table[row, column + arrays]:
                 if not reads or _overlaps(written, address, address + table[row, BYTES]):
                     return False

@@ -1,18 +1,8 @@
-"""Kernels for other people's code, compiled or not: flat arguments, checked where they come in, and a loop.
+"""Compiled CPU kernels: one parameter, and many parameters in one call; each serial, and over several threads.
 
-What types tell is checked while a compiled caller compiles, and costs it nothing; shapes and overlaps are checked at
-each call, before the first write. Callers in Python have the same checks, and arrays are looked at more closely there:
-Numba takes byte order and alignment of what comes in ``*arguments`` for granted.
-
-Numba kernels: one array, and many arrays in one call; serial, and free of Python's global lock.
-
-A kernel is the rule's own scalar function, inlined into a loop over all elements. Those that share one loop among
-threads are in :mod:`fastmomentum.backends.parallel`.
-
-The kernels of :mod:`fastmomentum.backends.cpu` over several threads: the same loop, over parts of the arrays.
-
-Elements do not depend on each other, so the bits are those of the serial kernels. Threads share elements, not arrays:
-one large array among many small ones keeps all of them busy.
+A kernel is the rule's scalar function inlined into a loop over all elements. It releases Python's global lock (GIL).
+Threads share elements, not arrays, so that one large array among many small ones keeps all threads busy. Elements do
+not depend on each other, so parallel and serial kernels give the same bits.
 """
 
 from collections.abc import Callable
@@ -30,18 +20,35 @@ from fastmomentum.backends.cpu.headers import (
     OBJECTS,
     SIZE,
     arrays_unchanged,
+    check_header_layout,
     make_views,
     memory_spans,
-    verify,
 )
 from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop
+from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 
-STRICT: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": False}
-"""Said in full: what is not said here, Numba takes over from the function that makes it compile."""
+STRICT: dict[str, str | bool] = {"error_model": "numpy", "nogil": True, "fastmath": False}
+"""Compile options of every function that is compiled inside of other compiled code.
+
+All are given, since Numba takes an option that is left out from the function that calls it.
+"""
 
 
-def kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+TABLES = (types.Array(types.int64, 2, "C"),) * 3
+"""The types of the arguments table, written and rows."""
+
+ENDS = types.Array(types.int64, 1, "C")
+"""The type of the arguments ends and shares."""
+
+CACHE_LINE = 16
+"""The float32 elements in a cache line of 64 bytes.
+
+Each thread begins at a multiple of this number, so that few cache lines are written by two threads.
+"""
+
+
+def kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
     """Return ``kernel((param, *state), grad, hyper)`` for one parameter whose arrays all have this dtype.
 
     If `parallel`, the kernel also takes the number of threads, last. If two of the arrays share memory, it writes
@@ -51,7 +58,7 @@ def kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Callable
     return cached_kernel(("one", parallel, rule.structure, dtype), lambda: make(rule, dtype))
 
 
-def many_kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Callable[..., bool]:
+def many_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
     """Return ``kernel(table, written, rows, hyper, grads)`` for many parameters whose arrays all have this dtype.
 
     If `parallel`, the kernel takes `ends` and the number of threads before `grads`.
@@ -60,59 +67,69 @@ def many_kernel(rule: Rule, dtype: np.dtype[Any], parallel: bool = False) -> Cal
     return cached_kernel(("many", parallel, rule.structure, dtype), lambda: make(rule, dtype))
 
 
-def compiled(function: Callable[..., Any], signature: Any, parallel: bool = False) -> Callable[..., Any]:
-    """`function` compiled for this signature and no other; `prange` in it uses threads where `parallel` is set.
+def compiled(function: Function, signature: Any, parallel: bool = False) -> Function:
+    """Return `function` compiled for this signature and no other; with `parallel`, `prange` runs on several threads.
 
-    Strict IEEE arithmetic (no fastmath: contraction to FMA changes 3.3 % of the elements and saves nothing), division
-    by zero as in NumPy (the default raises in mid-array), and no disk cache (numba#6264, #6845: closures miss it, and
-    can be given each other's code).
+    Raises
+    ------
+    TypeError
+        If Numba cannot compile the function.
+    RuntimeError
+        If Numba's compiler is switched off.
     """
+    # No fastmath: contraction to FMA changes 3.3 % of the elements and saves no time. error_model="numpy": by default a
+    # division by zero raises, when half of the array is written. No cache=True: closures miss Numba's disk cache, and
+    # may be given each other's code (numba#6264, #6845).
     need_compiler()
     try:
         dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)
     except NumbaError as error:
-        raise TypeError(f"the rule cannot be compiled; does it call a function that is not njit? {error}") from error
+        raise TypeError(
+            f"the rule cannot be compiled; decorate every function that it calls with numba.njit. Numba says: {error}"
+        ) from error
     dispatcher.disable_compile()
-    kernel: Callable[..., Any] = dispatcher
+    kernel: Function = dispatcher
     return kernel
 
 
 def need_compiler() -> None:
-    """Refuse to go on without Numba's compiler."""
+    """Raise RuntimeError if Numba's compiler is switched off."""
     if config.DISABLE_JIT:
         raise RuntimeError(
-            "backend 'cpu' needs Numba's compiler, which NUMBA_DISABLE_JIT has off; 'numpy' has the same bits"
+            "backend 'cpu' needs Numba's compiler, which the variable NUMBA_DISABLE_JIT switches off; unset it, or use "
+            "backend 'numpy', which gives the same bits"
         )
 
 
-def make_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
-    """The function ``kernel((param, *state), grad, hyper)``, for 1-D contiguous arrays of one length.
+def make_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
+    """Return ``kernel((param, *state), grad, hyper)``, for contiguous 1-D arrays of one length.
 
-    It looks for shared memory first; where it finds any, nothing is written and False comes back.
+    If two of the arrays share memory, the kernel writes nothing and returns False.
     """
-    written = 1 + len(rule.state)
-    loop = make_loop(make_advance(rule), written)
+    outputs = 1 + len(rule.state)
+    loop = make_loop(make_advance(rule), outputs)
 
     def kernel(arrays: Any, grad: Any, hyper: Any) -> Any:
-        if not disjoint(memory_spans((*arrays, grad)), written):
+        if not disjoint(memory_spans((*arrays, grad)), outputs):
             return False
         loop(arrays, (grad,), hyper)
         return True
 
-    arrays = types.BaseTuple.from_types([vector(dtype)] * written)
+    arrays = types.BaseTuple.from_types([vector(dtype)] * outputs)
     grad = vector(dtype, readonly=True)
     hyper = types.BaseTuple.from_types([from_dtype(dtype)] * len(rule.hyper))
     return compiled(kernel, types.boolean(arrays, grad, hyper))
 
 
-def make_many_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, hyper, grads)``: one update, if nothing has changed.
+def make_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
+    """Return ``kernel(table, written, rows, hyper, grads)``, which updates many parameters.
 
-    `table` is what :func:`fastmomentum.backends.headers.unchanged` looks through first, with the list whose address is
-    `grads`; where it answers no, nothing is written and False comes back. `rows` are those of its rows that this kernel
-    updates, each with the row of `hyper` at the same place. Behind `written` it counts (:func:`count`).
+    First, :func:`~fastmomentum.backends.cpu.headers.arrays_unchanged` checks all arrays of `table`, and the list of
+    gradients whose address is `grads`. If it returns False, the kernel writes nothing and returns False. `rows` are the
+    rows of the table that this kernel updates; row i of `hyper` belongs to row i of `rows`. `written` holds the
+    intervals of memory that are written, and after them the counters (:func:`count_call`).
     """
-    arrays, taken = 1 + len(rule.state), len(rule.hyper)
+    arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
     views = make_views([vector(dtype)] * (arrays + 1))
     memory = OBJECTS + arrays
     loop = make_loop(make_advance(rule), arrays)
@@ -122,79 +139,39 @@ def make_many_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
             return False
         for row in range(rows.shape[0]):
             each = views(rows, row, memory, rows[row, SIZE])
-            loop(each[:arrays], each[arrays:], to_fixed_tuple(hyper[row], taken))
-        count(written)
+            loop(each[:arrays], each[arrays:], to_fixed_tuple(hyper[row], n_hyper))
+        count_call(written)
         return True
 
-    verify()
-    return compiled(kernel, types.boolean(*TABLES, numbers(dtype), types.int64))
+    check_header_layout()
+    return compiled(kernel, types.boolean(*TABLES, hyper_type(dtype), types.int64))
 
 
-TABLES = (types.Array(types.int64, 2, "C"),) * 3
-"""The types of a table, of the intervals that are written to, and of the rows that a kernel is for."""
-
-
-def numbers(dtype: Any) -> Any:
-    """The type of the hyper-parameters of many arrays, a row each."""
-    return types.Array(from_dtype(dtype), 2, "C")
-
-
-@register_jitable
-def count(written: Any) -> None:
-    """Count a call as done, where no signal can come between the doing and the counting."""
-    calls = written.shape[0] - COUNTERS
-    written[calls, 0] += 1
-    if written[calls, 0] == written[calls, 1]:
-        written[calls, 0] = 0
-        written[calls + 1, 0] += 1
-
-
-def vector(dtype: Any, readonly: bool = False) -> Any:
-    """The type of a contiguous array in compiled code."""
-    return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
-
-
-@register_jitable
-def disjoint(spans: Any, written: Any) -> Any:
-    """Whether none of the first `written` intervals [spans[0], spans[1]), ... has a byte in common with another."""
-    for i in range(0, 2 * written, 2):
-        for j in range(i + 2, len(spans), 2):
-            if spans[i] < spans[j + 1] and spans[j] < spans[i + 1]:
-                return False
-    return True
-
-
-ENDS = types.Array(types.int64, 1, "C")
-
-LINE = 16
-"""Elements of float32 in a cache line of 64 bytes: parts begin so many apart, so that threads share few lines."""
-
-
-def make_parallel_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
-    """The function ``kernel((param, *state), grad, hyper, threads)``, else like that of the serial kernel."""
-    written = 1 + len(rule.state)
-    loop, cut = make_loop(make_advance(rule), written), make_cut(written)
+def make_parallel_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
+    """Return ``kernel((param, *state), grad, hyper, threads)``: :func:`make_kernel` over several threads."""
+    outputs = 1 + len(rule.state)
+    loop, cut = make_loop(make_advance(rule), outputs), make_cut(outputs)
 
     def kernel(arrays: Any, grad: Any, hyper: Any, threads: Any) -> Any:
-        if not disjoint(memory_spans((*arrays, grad)), written):
+        if not disjoint(memory_spans((*arrays, grad)), outputs):
             return False
         for thread in prange(threads):
-            first, last = share(grad.size, thread, threads), share(grad.size, thread + 1, threads)
+            first, last = thread_start(grad.size, thread, threads), thread_start(grad.size, thread + 1, threads)
             loop(cut(arrays, first, last), (grad[first:last],), hyper)
         return True
 
-    arrays = types.BaseTuple.from_types([vector(dtype)] * written)
+    arrays = types.BaseTuple.from_types([vector(dtype)] * outputs)
     grad = vector(dtype, readonly=True)
     hyper = types.BaseTuple.from_types([from_dtype(dtype)] * len(rule.hyper))
     return compiled(kernel, types.boolean(arrays, grad, hyper, types.int64), parallel=True)
 
 
-def make_parallel_many_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[..., bool]:
-    """The function ``kernel(table, written, rows, hyper, ends, threads, grads)``.
+def make_parallel_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
+    """Return ``kernel(table, written, rows, hyper, ends, threads, grads)``: :func:`make_many_kernel` over threads.
 
-    Like that of the serial kernel, but for `ends`: the elements of all rows up to the last of each.
+    ``ends[i]`` is the number of elements in the rows 0 to i.
     """
-    arrays, taken = 1 + len(rule.state), len(rule.hyper)
+    arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
     views = make_views([vector(dtype)] * (arrays + 1))
     memory = OBJECTS + arrays
     loop, cut = make_loop(make_advance(rule), arrays), make_cut(arrays)
@@ -203,33 +180,70 @@ def make_parallel_many_kernel(rule: Rule, dtype: np.dtype[Any]) -> Callable[...,
         if not arrays_unchanged(table, written, arrays, grads):
             return False
         for thread in prange(threads):
-            first, last = share(ends[-1], thread, threads), share(ends[-1], thread + 1, threads)
-            row = holding(ends, first)
+            first, last = thread_start(ends[-1], thread, threads), thread_start(ends[-1], thread + 1, threads)
+            row = find_row(ends, first)
             while first < last:
                 size = rows[row, SIZE]
                 start = first - (ends[row] - size)
                 stop = min(size, start + last - first)
                 each = views(rows, row, memory, size)
-                loop(cut(each[:arrays], start, stop), (each[arrays][start:stop],), to_fixed_tuple(hyper[row], taken))
+                loop(
+                    cut(each[:arrays], start, stop),
+                    (each[arrays][start:stop],),
+                    to_fixed_tuple(hyper[row], n_hyper),
+                )
                 first += stop - start
                 row += 1
-        count(written)
+        count_call(written)
         return True
 
-    verify()
-    given = (*TABLES, numbers(dtype), ENDS, types.int64, types.int64)
+    check_header_layout()
+    given = (*TABLES, hyper_type(dtype), ENDS, types.int64, types.int64)
     return compiled(kernel, types.boolean(*given), parallel=True)
 
 
-@register_jitable
-def share(size: Any, thread: Any, threads: Any) -> Any:
-    """Where the part of this thread begins; behind the last thread, `size`."""
-    return size if thread == threads else size * thread // threads // LINE * LINE
+def vector(dtype: np.dtype, readonly: bool = False) -> types.Array:
+    """Return the Numba type of a contiguous 1-D array."""
+    return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
+
+
+def hyper_type(dtype: np.dtype) -> types.Array:
+    """Return the Numba type of the hyper-parameters of many parameters, one row for each."""
+    return types.Array(from_dtype(dtype), 2, "C")
 
 
 @register_jitable
-def holding(ends: Any, element: Any) -> Any:
-    """The row that holds this element, where `ends` has for each row the elements up to its last."""
+def disjoint(spans: Any, count: Any) -> Any:
+    """Return whether none of the first `count` intervals [spans[0], spans[1]), ... overlaps any other interval."""
+    for i in range(0, 2 * count, 2):
+        for j in range(i + 2, len(spans), 2):
+            if spans[i] < spans[j + 1] and spans[j] < spans[i + 1]:
+                return False
+    return True
+
+
+@register_jitable
+def count_call(written: Any) -> None:
+    """Count a call of a kernel as done, and a step as done after its last call.
+
+    Counting is part of the compiled call, so no signal can come between an update and its count.
+    """
+    calls = written.shape[0] - COUNTERS
+    written[calls, 0] += 1
+    if written[calls, 0] == written[calls, 1]:
+        written[calls, 0] = 0
+        written[calls + 1, 0] += 1
+
+
+@register_jitable
+def thread_start(size: Any, thread: Any, threads: Any) -> Any:
+    """Return the first element of this thread's share; `size` if `thread` equals `threads`."""
+    return size if thread == threads else size * thread // threads // CACHE_LINE * CACHE_LINE
+
+
+@register_jitable
+def find_row(ends: Any, element: Any) -> Any:
+    """Return the row that this element belongs to; ``ends[i]`` is the number of elements in the rows 0 to i."""
     low, high = 0, ends.size
     while low < high:
         middle = (low + high) // 2

@@ -1,10 +1,11 @@
-"""When, and over how many threads, a kernel may run in parallel.
+"""Decides whether a kernel may run in parallel, and on how many threads.
 
-Numba's threads are one set a process, and not every kind survives what users do (measured): with `workqueue` two
-callers at a time abort the process; with `omp` a forked child is killed at its first parallel kernel, or hangs if its
-parent ran one of torch's before the fork. So a parallel kernel runs only where threads were asked for, on another layer
-than workqueue, not in a forked child, one at a time, and where there is enough to do; else the serial kernel runs, with
-the same bits. Nothing here sets a variable of the environment or of Numba.
+Numba has one set of threads in a process, and some threading layers fail in ordinary use (measured): with `workqueue`
+two callers at the same time abort the process; with `omp` a forked child is killed at its first parallel kernel, or
+hangs if its parent ran a parallel kernel of torch before the fork. So a parallel kernel runs only if the user asked for
+threads, the layer is not workqueue, the process is not a forked child, no other parallel kernel is running, and the
+arrays are large enough. Otherwise the serial kernel runs, which gives the same bits. This module sets no environment
+variable and no option of Numba.
 """
 
 import ctypes
@@ -18,10 +19,10 @@ from threading import Lock
 from fastmomentum import checks
 
 ELEMENTS = 32_768
-"""The fewest elements a thread.
+"""The smallest number of elements for which a thread is used.
 
-A parallel region costs 2 µs with omp, as much as the serial kernel takes for 20,000 elements. Measured on two cores,
-float32, two threads against one: 1.09 times as long at 30,000 elements, 0.86 at 60,000, 0.47 at 100,000.
+Starting a parallel region takes 2 µs with omp, in which the serial kernel updates 20,000 elements. Measured on two
+cores with float32: two threads take 1.09 times as long as one at 30,000 elements, 0.86 at 60,000, 0.47 at 100,000.
 """
 
 _region = Lock()
@@ -30,9 +31,9 @@ _default = 1
 
 
 def worthwhile(elements: int, threads: int | None) -> int:
-    """Over how many threads to run, of so many asked for; 1 if a parallel kernel would be slower, or unsafe.
+    """Return the number of threads to use for an update of this size; 1 if more would be slower, or unsafe.
 
-    −1 asks for all, None for what :func:`set_threads` says.
+    `threads` is the number that the user asked for: −1 for all, None for the number given to :func:`set_threads`.
     """
     threads = default() if threads is None else threads
     if threads == 1 or elements < 2 * ELEMENTS:
@@ -43,33 +44,33 @@ def worthwhile(elements: int, threads: int | None) -> int:
 
 
 def default() -> int:
-    """How many threads are asked for where none are named."""
+    """Return the number of threads that :func:`set_threads` set; 1 before its first call."""
     return _default
 
 
 def set_threads(threads: int) -> None:
-    """How many threads an update uses where none are named: 1 until this is called.
+    """Set the number of threads for updates that do not name one; it is 1 before the first call.
 
     Parameters
     ----------
     threads : int
-        From 1, or −1 for all that this process may use: its cores, OMP_NUM_THREADS where that is less, and Numba's own
-        limit. It holds for optimisers made, and calls of fm.step, from now on.
+        At least 1; or −1 for all that this process may use: the smallest of its number of cores, OMP_NUM_THREADS, and
+        Numba's own limit. It applies to optimisers that are made, and to calls of fm.step, after this call.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no such number.
+        If `threads` is not such a number.
 
     Notes
     -----
-    The bits are the same whatever the number. Fewer threads are used where more would be slower (small arrays), and one
-    where more are not safe: on Numba's workqueue layer, in a forked child, and for a second caller at the same time.
+    The bits do not depend on the number of threads. An update uses fewer threads if more would be slower (small
+    arrays), and one if more are not safe: on Numba's workqueue layer, in a forked child, and while another update runs
+    in parallel.
 
-    What is limited is into how many parts an update is cut; all of Numba's threads may wake to look for one. They are
-    brought up by the first such update, with Intel's TBB if it is installed and NUMBA_THREADING_LAYER names no other.
-    Numba then fixes the start method of multiprocessing: what calls ``multiprocessing.set_start_method`` must come
-    before.
+    `threads` limits the number of parts that an update is cut into; all of Numba's threads may wake to look for a part.
+    The first parallel update starts the threads, on Intel's TBB if that is installed and NUMBA_THREADING_LAYER names no
+    other layer. Numba then fixes the start method of multiprocessing: call ``multiprocessing.set_start_method`` before.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def set_threads(threads: int) -> None:
 
 
 def available() -> int:
-    """How many threads may run: the cores that this process has, OMP_NUM_THREADS if it says less, Numba's own limit."""
+    """Return the most threads that may run: the least of this process's cores, OMP_NUM_THREADS and Numba's limit."""
     from numba import config
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -95,11 +96,13 @@ def available() -> int:
 
 
 def region() -> "Lock | None":
-    """The lock of the only parallel region, for ``with``; None where the serial kernel must serve.
+    """Return the lock to hold (``with``) while a parallel kernel runs; None if the serial kernel must be used.
 
-    Who comes at the very moment between the look and the ``with`` waits for the other's update. A context manager of
-    our own could be torn apart by a signal, and be left holding by whoever keeps the exception.
+    The lock is returned only if it is free. If another thread takes it before the caller's ``with``, the caller waits
+    until that update is done.
     """
+    # A plain Lock: a signal could interrupt a context manager written in Python between taking the lock and entering
+    # the block, and the exception's traceback would then keep the lock held.
     return None if os.getpid() != _process or _region.locked() else _region
 
 
@@ -109,7 +112,7 @@ def _safe() -> bool:
 
 @cache
 def _was_forked() -> bool:
-    """Whether this process was forked without another program's start, before this module took its number down."""
+    """Return whether this process was forked, without starting another program, before this module was imported."""
     try:
         flags = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[6])
     except (OSError, ValueError, IndexError):
@@ -120,16 +123,21 @@ def _was_forked() -> bool:
 
 @cache
 def layer() -> str | None:
-    """The threading layer of this process, which is brought up if none is; None where there is none."""
+    """Return the name of this process's threading layer, which is started if none runs; None if none can start."""
     import numba
     from numba.np.ufunc import parallel
 
-    # Numba's module finds this library only if it is loaded already: a virtual environment's is in no search path.
+    # Numba finds TBB in a virtual environment only if it is loaded already: the folder is in no search path.
     if numba.config.THREADING_LAYER not in ("omp", "workqueue"):
         with suppress(OSError):
             ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), ctypes.RTLD_GLOBAL)
     try:
         parallel._launch_threads()
         return str(numba.threading_layer())
-    except (ValueError, ImportError, OSError, Warning):  # what NUMBA_THREADING_LAYER names is missing, or is old
+    except (
+        ValueError,
+        ImportError,
+        OSError,
+        Warning,
+    ):  # the layer named by NUMBA_THREADING_LAYER is missing or too old
         return None
