@@ -220,7 +220,7 @@ def _plain(name: str, value: object) -> Array:
         raise TypeError(
             f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data"
         )
-    if hasattr(value, "look"):  # an array in device memory, which tells of itself as an ndarray does
+    if hasattr(value, "header"):  # an array in device memory, which tells of itself as an ndarray does
         return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
         raise TypeError(

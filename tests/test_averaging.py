@@ -167,5 +167,5 @@ def test_hyper_parameters_on_a_device_are_found_in_all_parts():
 
     rule = fm.chain(fm.stages.weight_decay(0.1), fm.averaged(CHAIN, 0.9))
     assert len(rule.hyper) == len(rule.leaves[0].hyper) + sum(len(leaf.hyper) for leaf in rule.leaves[1:])
-    found = [rule.hyper[column.place] for column in derived_from(rule, {"lr"})]
+    found = [rule.hyper[column.column] for column in derived_from(rule, {"lr"})]
     assert found == ["lr", "shrink"]

@@ -629,9 +629,9 @@ class Recorded:
 def test_streams_wait_for_each_other(monkeypatch):
     told = Recorded()
     monkeypatch.setattr(streams.config, "ENABLE_CUDASIM", 0)
-    monkeypatch.setattr(streams, "_wrapped", lambda handle: f"stream {handle}")
+    monkeypatch.setattr(streams, "_external_stream", lambda handle: f"stream {handle}")
     monkeypatch.setattr(streams.cuda, "event", told.event, raising=False)
-    monkeypatch.setattr(streams, "_torchs", lambda device: 77)
+    monkeypatch.setattr(streams, "_torch_stream", lambda device: 77)
     streams._event.cache_clear()
     assert streams.streams_for(None, [None, None], 0) == ("stream 1", [])
     assert streams.streams_for(None, [None, 5, 5], 0) == ("stream 5", [])
@@ -688,19 +688,19 @@ def test_streams_are_told_by_their_handles():
 
 def test_numbers_in_a_graph_are_never_written_to_again():
     numbers = tables.DeviceBuffer()
-    numbers.take(np.arange(4))
+    numbers.set(np.arange(4))
     with pytest.raises(RuntimeError, match="run one such step before the capture"):
-        numbers.send(0, True)
-    numbers.send(0, False)
+        numbers.upload(0, True)
+    numbers.upload(0, False)
     first = numbers.address
-    numbers.take(np.arange(4) + 1)
-    numbers.send(0, False)
+    numbers.set(np.arange(4) + 1)
+    numbers.upload(0, False)
     assert numbers.address == first
-    numbers.send(0, True)
-    numbers.take(np.arange(4) + 2)
-    numbers.send(0, False)
+    numbers.upload(0, True)
+    numbers.set(np.arange(4) + 2)
+    numbers.upload(0, False)
     assert numbers.address != first
-    numbers.send(0, False)
+    numbers.upload(0, False)
     assert numbers.address != first
 
 

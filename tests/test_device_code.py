@@ -210,8 +210,8 @@ def test_hyper_parameters_from_scalars_on_a_device(dtype, stored):
     rule = fm.chain(fm.stages.decoupled_weight_decay, "ema_nesterov")
     names, device = rule.parameters, {"lr": stored, "momentum": stored}
     columns = derived_from(rule, device)
-    assert [rule.hyper[column.place] for column in columns] == ["shrink", "lr", "momentum", "keep"]
-    made = kernels.make_settle_kernel(columns, names, device, dtype, len(rule.hyper))
+    assert [rule.hyper[column.column] for column in columns] == ["shrink", "lr", "momentum", "keep"]
+    made = kernels.make_derive_kernel(columns, names, device, dtype, len(rule.hyper))
     lr, mu = np.array([0.1], stored), np.array([0.9], stored)
     given = {"lr": 0.5, "momentum": 0.5, "decoupled_weight_decay": 0.3, "momentum_next": 0.7}
     table = np.full((3, len(rule.hyper)), 7, dtype)
@@ -236,7 +236,7 @@ def users_kernel(rule, dtype, whole):
     def by_sweep(written, g, hyper):
         sweep(cuda.grid(1), cuda.gridsize(1), *written, g, *hyper)
 
-    array = types.Array(kernels.number(dtype), 1, "C")
+    array = types.Array(kernels.numba_type(dtype), 1, "C")
     hyper = types.UniTuple(types.float64, len(rule.hyper))
     return by_sweep if whole else by_scalar, types.void(types.UniTuple(array, arrays), array, hyper)
 
@@ -254,7 +254,7 @@ def test_users_kernels_hold_no_call_and_contract_nothing(rule, dtype):
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("rule", CASES, ids=str)
 def test_device_scalars_on_the_processor_have_the_bits_of_numpy(rule, dtype):
-    arrays, taken, kind = 2 + len(rule.state), len(rule.hyper), kernels.number(dtype)
+    arrays, taken, kind = 2 + len(rule.state), len(rule.hyper), kernels.numba_type(dtype)
     scalar, load, store = fm.jit.cuda.update(rule), codegen.make_loads(dtype, arrays), codegen.make_store(dtype)
 
     def kernel(given, out, hyper):

@@ -12,7 +12,7 @@ that flushes to zero)::
 from typing import Any
 
 from fastmomentum.backends.base import cached_kernel
-from fastmomentum.backends.cuda import leaves
+from fastmomentum.backends.cuda import device_functions
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find, names
 
@@ -40,7 +40,7 @@ def update(rule: str | Rule) -> Any:
         If there is no such rule.
     """
     chosen = find(rule)
-    return cached_kernel(("device scalar", chosen.structure), lambda: leaves.make_scalar(chosen))
+    return cached_kernel(("device scalar", chosen.structure), lambda: device_functions.make_scalar(chosen))
 
 
 def kernel(rule: str | Rule) -> Any:
@@ -67,7 +67,7 @@ def kernel(rule: str | Rule) -> Any:
         If there is no such rule.
     """
     chosen = find(rule)
-    return cached_kernel(("device sweep", chosen.structure), lambda: leaves.make_sweep(chosen))
+    return cached_kernel(("device sweep", chosen.structure), lambda: device_functions.make_sweep(chosen))
 
 
 def __getattr__(name: str) -> Any:

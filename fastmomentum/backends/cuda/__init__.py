@@ -1,4 +1,4 @@
-"""The CUDA backend: the only place that touches numba.cuda, and nothing here does so before it is asked to."""
+"""The CUDA backend: the only package that imports numba.cuda, and only when CUDA is used."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 @cache
 def require() -> None:
-    """Refuse to go on where there is no CUDA.
+    """Raise RuntimeError if CUDA cannot be used.
 
     Raises
     ------
@@ -18,5 +18,5 @@ def require() -> None:
     from numba import cuda
 
     if not cuda.is_available():
-        why = cuda.cuda_error() or "no error was told"
+        why = cuda.cuda_error() or "it reports no error"
         raise RuntimeError(f"backend 'cuda' needs a CUDA device and its driver; numba-cuda finds none: {why}")

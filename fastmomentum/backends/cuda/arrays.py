@@ -1,17 +1,19 @@
-"""What an optimiser does with arrays in device memory beside updating them: the same names as in `backends.host`.
+"""Operations on arrays in device memory, other than updates: view, copy, zero, fetch.
 
-All of it waits for the device: it is for construction, reset, saving and loading, not for a step.
+The functions are those of :mod:`fastmomentum.backends.host_arrays`. Most of them wait for the device: they are for
+construction, reset, saving and loading, and not for a step.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy.typing as npt
 from numba import config, cuda
 from numba.cuda.cudadrv import driver
 
 from fastmomentum.backends.cuda.device_array import DeviceArray, find_reader
-from fastmomentum.backends.cuda.kernels import BYTES, run_one
+from fastmomentum.backends.cuda.kernels import VECTOR_BYTES, run_one
 from fastmomentum.backends.cuda.scalars import DeviceScalar
 from fastmomentum.backends.cuda.streams import handle_of
 from fastmomentum.backends.host_arrays import part_of
@@ -21,12 +23,12 @@ from fastmomentum.rules.compose import point_rule
 
 
 def view(name: str, value: Any) -> DeviceArray:
-    """`value` as an array in device memory.
+    """Return `value` as a DeviceArray.
 
     Raises
     ------
     TypeError, ValueError
-        If it is none, or says of itself what cannot be served.
+        If it is no array in device memory, or one that is not supported (masked, or with an old protocol).
     """
     read = find_reader(value)
     if read is None:
@@ -38,7 +40,7 @@ def view(name: str, value: Any) -> DeviceArray:
 
 
 def device_of(array: DeviceArray) -> int | None:
-    """The number of the device whose memory it is; None for an empty array."""
+    """Return the number of the device that holds the array; None for an empty array."""
     if config.ENABLE_CUDASIM or not array.size:
         return 0 if array.size else None
     attribute = driver.binding.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -46,38 +48,43 @@ def device_of(array: DeviceArray) -> int | None:
 
 
 def one_device(names: Sequence[str], arrays: Sequence[DeviceArray]) -> int:
-    """The device that all of them are on.
+    """Return the number of the device that holds all arrays.
 
     Raises
     ------
     ValueError
-        If they are on several.
+        If they are on several devices.
     """
-    found = {device: name for name, array in zip(names, arrays) if (device := device_of(array)) is not None}
-    if len(found) > 1:
-        (first, ours), (second, theirs) = list(found.items())[:2]
-        raise ValueError(f"{theirs}: expected an array on device {first}, as {ours} is; got one on device {second}")
-    return next(iter(found), 0)
+    devices = {device: name for name, array in zip(names, arrays) if (device := device_of(array)) is not None}
+    if len(devices) > 1:
+        (first, first_name), (second, second_name) = list(devices.items())[:2]
+        raise ValueError(
+            f"{second_name}: expected an array on device {first}, as {first_name} is; got one on device {second}"
+        )
+    return next(iter(devices), 0)
 
 
 def on(device: int) -> AbstractContextManager[Any]:
-    """In which kernels are compiled and launched for this device."""
+    """Return a context in which kernels are compiled and launched for this device."""
     return nullcontext() if config.ENABLE_CUDASIM else cuda.gpus[device]
 
 
-def empty(count: int, dtype: Any) -> Any:
-    """A new array of Numba's."""
+def empty(count: int, dtype: npt.DTypeLike) -> Any:
+    """Return a new Numba device array with undefined values."""
     return cuda.device_array(count, dtype)
 
 
 def empty_like(array: DeviceArray) -> Any:
-    """A new array of Numba's, like this one, so many bytes behind a vector's place as this one is."""
-    behind = array.address % BYTES // array.dtype.itemsize
-    return cuda.device_array(behind + array.size, array.dtype)[behind:].reshape(array.shape)
+    """Return a new Numba device array of the same shape and dtype, with undefined values.
+
+    Its distance to a multiple of 16 bytes is that of `array`, so that kernels can load vectors from both at once.
+    """
+    offset = array.address % VECTOR_BYTES // array.dtype.itemsize
+    return cuda.device_array(offset + array.size, array.dtype)[offset:].reshape(array.shape)
 
 
 def copy(target: Any, source: Any, rows: slice = slice(None)) -> None:
-    """Write to one of our own arrays, in these rows, what another holds, on the host or on the device."""
+    """Copy these rows of `source`, on the host or on the device, to the same rows of `target`, a Numba device array."""
     _wait()
     source = _as_numba(source) if isinstance(source, DeviceArray) else source
     part_of(target, rows).copy_to_device(part_of(source, rows))
@@ -85,7 +92,7 @@ def copy(target: Any, source: Any, rows: slice = slice(None)) -> None:
 
 
 def zero(target: Any, rows: slice = slice(None)) -> None:
-    """Write zeros to these rows of one of our own arrays."""
+    """Set these rows of `target`, a Numba device array, to zero."""
     _wait()
     part = part_of(target, rows)
     if part.size:
@@ -94,23 +101,24 @@ def zero(target: Any, rows: slice = slice(None)) -> None:
 
 
 def is_moving(values: Any) -> bool:
-    """Whether any number is not zero."""
+    """Return whether any element is not zero."""
     return bool(fetch(values).any())
 
 
-def fetch(values: Any) -> Any:
-    """A copy on the host."""
+def fetch(values: Any) -> npt.NDArray[Any]:
+    """Return a copy in host memory."""
     _wait()
-    return (_as_numba(values) if isinstance(values, DeviceArray) else values).copy_to_host()
+    found: npt.NDArray[Any] = (_as_numba(values) if isinstance(values, DeviceArray) else values).copy_to_host()
+    return found
 
 
 def number(value: Any) -> float:
-    """The number that a setting is, on the host or on the device."""
+    """Return the value of a setting as a float; a scalar in device memory is copied to the host."""
     return float(fetch(value.array).reshape(-1)[0]) if isinstance(value, DeviceScalar) else float(value)
 
 
 def point(rule: Rule, arrays: tuple[DeviceArray, ...], row: tuple[Any, ...], stream: Any) -> None:
-    """Write where momentum will carry the parameter, the first of the arrays; nothing waits for it."""
+    """Write the look-ahead point to the last of (p, velocity, point), without waiting for the device."""
     run_one(point_rule(rule), (*arrays, arrays[0]), row, device_of(arrays[0]) or 0, handle_of(stream))
 
 
@@ -121,5 +129,5 @@ def _wait() -> None:
 def _as_numba(array: DeviceArray) -> Any:
     if config.ENABLE_CUDASIM:
         return array.owner
-    told = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.address, False), "version": 3}
-    return cuda.from_cuda_array_interface(told, owner=array.owner, sync=False)
+    interface = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.address, False), "version": 3}
+    return cuda.from_cuda_array_interface(interface, owner=array.owner, sync=False)

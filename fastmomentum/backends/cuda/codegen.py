@@ -1,18 +1,15 @@
-"""The vocabulary of rules in LLVM code, each operation rounded by itself.
+"""Device functions as LLVM code: a rule's update, loads, stores and sums; every operation is rounded by itself.
 
-NVVM contracts a·b + c to a fused multiply-add wherever it sees one, with no switch against it in numba-cuda, and 3 % of
-the elements then differ from every other backend. The intrinsics that name their rounding (``llvm.nvvm.mul.rn``) are
-left alone, also by what optimises at link time. They are put in by tracing the rule, not by rewriting its text: rules
-made by a factory have none, and chains are closures.
+NVVM contracts a·b + c to a fused multiply-add, and numba-cuda has no switch against it; 3 % of the elements then differ
+from every other backend. The intrinsics that name their rounding (``llvm.nvvm.mul.rn``) are never contracted, not even
+by link-time optimisation. They are inserted by running the rule on symbols, and not by rewriting its text: rules made
+by a factory have no text, and composed rules are closures.
 
-Two things are not NumPy's: which NaN comes out of an operation (a GPU has one, x86 hands on the operand's), and which
-of +0 and −0 minimum and maximum return, which is open on the CPU too.
+Two results can differ from NumPy's: which NaN an operation returns (a GPU has one NaN, x86 returns the operand's), and
+which of +0 and −0 minimum and maximum return, which is open on the CPU too.
 
-Device functions as LLVM code: a rule's update of one element or of a vector, loads, stores, sums.
-
-Device functions for other people's kernels, as LLVM code: a rule of scalars, and of one element of arrays.
-
-An intrinsic takes no ``*arguments``, so its signature is given to it: one argument a name.
+An intrinsic cannot take ``*arguments``, so functions for users' kernels are given a signature with one name for each
+argument.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,221 +27,242 @@ from fastmomentum.backends.cuda.scalars import DerivedScalar
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.symbolic import Symbol, evaluate
 
+Operation = Callable[..., ir.Value]
+"""``operation(builder, *operands) -> value``: emits one operation."""
 
-def _named(builder: Any, name: str, *operands: Any) -> Any:
-    """A call of an intrinsic of LLVM on numbers of one type."""
+DeviceFunction = Callable[..., Any]
+"""A function that other device code may call."""
+
+
+def _device_function(function: Any) -> DeviceFunction:
+    """Return an intrinsic, declared as a function for type checkers; Numba ships no types."""
+    typed: DeviceFunction = function
+    return typed
+
+
+def _call_intrinsic(builder: ir.IRBuilder, name: str, *operands: ir.Value) -> ir.Value:
+    """Emit a call of an LLVM intrinsic whose operands all have the same type."""
     kind = operands[0].type
     name = f"llvm.{name}.{'f' if kind == ir.FloatType() else 'd'}"
-    known = builder.module.globals.get(name)
-    function = known or ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(operands)), name)
+    declared = builder.module.globals.get(name)
+    function = declared or ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(operands)), name)
     return builder.call(function, operands)
 
 
-def _negative(builder: Any, a: Any) -> Any:
-    return builder.fsub(ir.Constant(a.type, -0.0), a)  # NVVM for compute capability 9 and less knows no fneg
+def _negative(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    return builder.fsub(ir.Constant(a.type, -0.0), a)  # NVVM has no fneg for compute capability 9 and below
 
 
-def _subtract(builder: Any, a: Any, b: Any) -> Any:
-    return _named(builder, "nvvm.add.rn", a, _negative(builder, b))  # there is no sub.rn for double
+def _subtract(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    return _call_intrinsic(builder, "nvvm.add.rn", a, _negative(builder, b))  # sub.rn does not exist for double
 
 
-def _first_where(comparison: str) -> Callable[..., Any]:
-    """NumPy's minimum or maximum: a NaN in either operand comes out."""
+def _select_by(comparison: str) -> Operation:
+    """Return NumPy's minimum (``<``) or maximum (``>``): if an operand is NaN, the result is NaN."""
 
-    def select(builder: Any, a: Any, b: Any) -> Any:
+    def select(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
         first = builder.or_(builder.fcmp_ordered(comparison, a, b), builder.fcmp_unordered("uno", a, a))
         return builder.select(first, a, b)
 
     return select
 
 
-def _rounded(name: str) -> Callable[..., Any]:
-    return lambda builder, *operands: _named(builder, f"nvvm.{name}.rn", *operands)
+def _rounded(name: str) -> Operation:
+    """Return the operation that rounds its result to nearest even, and is never contracted."""
+    return lambda builder, *operands: _call_intrinsic(builder, f"nvvm.{name}.rn", *operands)
 
 
-STRICT: dict[str, Callable[..., Any]] = {
+STRICT: dict[str, Operation] = {
     "+": _rounded("add"),
     "-": _subtract,
     "*": _rounded("mul"),
     "/": _rounded("div"),
     "sqrt": _rounded("sqrt"),
     "negative": _negative,
-    "absolute": lambda builder, a: _named(builder, "nvvm.fabs", a),
-    "minimum": _first_where("<"),
-    "maximum": _first_where(">"),
+    "absolute": lambda builder, a: _call_intrinsic(builder, "nvvm.fabs", a),
+    "minimum": _select_by("<"),
+    "maximum": _select_by(">"),
 }
-"""What the vocabulary of rules is in LLVM, bit for bit as on the CPU."""
+"""The LLVM code of each operation that a rule may use, with the bits of the CPU."""
 
 CONTRACTED = STRICT | {
     "+": lambda builder, a, b: builder.fadd(a, b),
     "-": lambda builder, a, b: builder.fsub(a, b),
     "*": lambda builder, a, b: builder.fmul(a, b),
 }
-"""The same with a·b + c rounded once, which benchmarks compare."""
+"""The same operations, but a·b + c may be rounded once; only benchmarks use them, for comparison."""
 
 
-def emit(builder: Any, symbols: tuple[Symbol, ...], leaves: dict[str, Any], operations: Any = None) -> list[Any]:
-    """The values of these symbols, from those of the leaves; what two of them share is computed once."""
-    made: dict[int, Any] = {}
-    known = operations or STRICT
+def emit(
+    builder: ir.IRBuilder,
+    symbols: tuple[Symbol, ...],
+    arguments: dict[str, ir.Value],
+    operations: Mapping[str, Operation] = STRICT,
+) -> list[ir.Value]:
+    """Emit code that computes these symbols, and return their values; a shared subexpression is computed once.
 
-    def value(symbol: Symbol) -> Any:
-        if id(symbol) not in made:
+    `arguments` holds the value of each named argument of the symbolic expressions.
+    """
+    values: dict[int, ir.Value] = {}
+
+    def value(symbol: Symbol) -> ir.Value:
+        if id(symbol) not in values:
             operands = [value(operand) for operand in symbol.operands]
-            made[id(symbol)] = known[symbol.operation](builder, *operands) if operands else leaf(symbol)
-        return made[id(symbol)]
+            values[id(symbol)] = operations[symbol.operation](builder, *operands) if operands else leaf(symbol)
+        return values[id(symbol)]
 
-    def leaf(symbol: Symbol) -> Any:
-        name = symbol.operation
-        return leaves[name] if name in leaves else ir.Constant(ir.DoubleType(), float(name))  # a formula's number
+    def leaf(symbol: Symbol) -> ir.Value:
+        name = symbol.operation  # of an argument, or the text of a number in the formula of a derived hyper-parameter
+        return arguments[name] if name in arguments else ir.Constant(ir.DoubleType(), float(name))
 
     return [value(symbol) for symbol in symbols]
 
 
-GLOBAL = 1  # the address space of device memory: without it, loads ask first which memory they are from
-KINDS = {np.dtype(np.float32): (ir.FloatType(), "f"), np.dtype(np.float64): (ir.DoubleType(), "d")}
+GLOBAL = 1  # the address space of device memory; without it, every load first finds out which memory it reads
+LLVM_TYPES = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
 INT64 = ir.IntType(64)
 
 
-def place(builder: Any, address: Any, kind: Any) -> Any:
-    """The address, an integer, as a pointer into device memory."""
+def pointer_to(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """Convert an address, an integer, to a pointer into device memory."""
     return builder.inttoptr(address, kind.as_pointer(addrspace=GLOBAL))
 
 
-def make_update(rule: Rule, dtype: np.dtype[Any], width: int, operations: Any = None) -> Any:
-    """A device function ``update(addresses, i, values)``: elements i to i + width − 1 of all arrays, updated.
+def make_update(
+    rule: Rule, dtype: np.dtype, width: int, operations: Mapping[str, Operation] = STRICT
+) -> DeviceFunction:
+    """Return ``update(addresses, i, values)``, which updates the elements i to i + width − 1 of all arrays.
 
-    `addresses` are those of p, *state and g, `values` the hyper-parameters. More than one element are loaded and
-    stored as one vector, whose address must be a multiple of its size.
+    `addresses` are the addresses of p, *state and g, and `values` the hyper-parameters. If `width` is more than 1, the
+    elements are loaded and stored as one vector, whose address must be a multiple of its size.
     """
-    arrays, taken = 1 + len(rule.state), len(rule.hyper)
-    names = [str(i) for i in range(arrays + 1 + taken)]
+    arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
+    names = [str(i) for i in range(arrays + 1 + n_hyper)]
     results = evaluate(rule.build(), names, arrays)
-    kind, _ = KINDS[dtype]
     size = dtype.itemsize
-    wide = ir.VectorType(kind, width)
+    vector_type = ir.VectorType(LLVM_TYPES[dtype], width)
 
     @intrinsic
     def update(typing_context: Any, addresses: Any, i: Any, values: Any) -> Any:
         def codegen(context: Any, builder: Any, types_of: Any, arguments: Any) -> Any:
             offset = builder.mul(arguments[1], ir.Constant(INT64, size))
-            places = [
-                place(builder, builder.add(builder.extract_value(arguments[0], j), offset), wide)
+            pointers = [
+                pointer_to(builder, builder.add(builder.extract_value(arguments[0], j), offset), vector_type)
                 for j in range(arrays + 1)
             ]
-            loaded = [builder.load(each, align=size * width) for each in places]
-            hyper = [builder.extract_value(arguments[2], j) for j in range(taken)]
-            stored = [ir.Constant(wide, ir.Undefined)] * arrays
+            loaded = [builder.load(pointer, align=size * width) for pointer in pointers]
+            hyper = [builder.extract_value(arguments[2], j) for j in range(n_hyper)]
+            stored = [ir.Constant(vector_type, ir.Undefined)] * arrays
             for lane in (ir.Constant(ir.IntType(32), j) for j in range(width)):
-                elements = [builder.extract_element(each, lane) for each in loaded]
-                found = emit(builder, results, dict(zip(names, elements + hyper)), operations)
-                stored = [builder.insert_element(whole, one, lane) for whole, one in zip(stored, found)]
-            for vector, each in zip(stored, places):
-                builder.store(vector, each, align=size * width)
+                elements = [builder.extract_element(vector, lane) for vector in loaded]
+                values_of_lane = emit(builder, results, dict(zip(names, elements + hyper)), operations)
+                stored = [builder.insert_element(vector, x, lane) for vector, x in zip(stored, values_of_lane)]
+            for vector, pointer in zip(stored, pointers):
+                builder.store(vector, pointer, align=size * width)
             return context.get_dummy_value()
 
         return signature(types.void, addresses, types.int64, values), codegen
 
-    return update
+    return _device_function(update)
 
 
-def type_of(dtype: np.dtype[Any]) -> Any:
-    """What kernels' signatures call this dtype."""
+def numba_type(dtype: np.dtype) -> types.Type:
+    """Return the Numba type of this dtype."""
     return getattr(types, dtype.name)
 
 
-def make_loads(dtype: np.dtype[Any], count: int) -> Any:
-    """A device function ``loads(address)``: a tuple of so many numbers that lie there."""
-    number = type_of(dtype)
+def make_loads(dtype: np.dtype, count: int) -> DeviceFunction:
+    """Return ``loads(address)``, which returns a tuple of the first `count` numbers from this address."""
+    number = numba_type(dtype)
 
     @intrinsic
     def loads(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, types_of: Any, arguments: Any) -> Any:
-            start = place(builder, arguments[0], context.get_value_type(number))
-            found = [builder.load(builder.gep(start, [ir.Constant(INT64, i)])) for i in range(count)]
-            return context.make_tuple(builder, types_of.return_type, found)
+            start = pointer_to(builder, arguments[0], context.get_value_type(number))
+            loaded = [builder.load(builder.gep(start, [ir.Constant(INT64, i)])) for i in range(count)]
+            return context.make_tuple(builder, types_of.return_type, loaded)
 
         return signature(types.UniTuple(number, count), types.int64), codegen
 
-    return loads
+    return _device_function(loads)
 
 
-def make_store(dtype: np.dtype[Any]) -> Any:
-    """A device function ``store(address, value)``."""
-    number = type_of(dtype)
+def make_store(dtype: np.dtype) -> DeviceFunction:
+    """Return ``store(address, value)``, which writes one number."""
+    number = numba_type(dtype)
 
     @intrinsic
     def store(typing_context: Any, address: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, types_of: Any, arguments: Any) -> Any:
-            builder.store(arguments[1], place(builder, arguments[0], context.get_value_type(number)))
+            builder.store(arguments[1], pointer_to(builder, arguments[0], context.get_value_type(number)))
             return context.get_dummy_value()
 
         return signature(types.void, types.int64, number), codegen
 
-    return store
+    return _device_function(store)
 
 
-def make_settle(
-    columns: Sequence[DerivedScalar], names: Sequence[str], on_device: Mapping[str, np.dtype[Any]], dtype: np.dtype[Any]
-) -> Any:
-    """A device function ``settle(addresses, values, row)``, which computes these columns of a row of hyper-parameters.
+def make_derive(
+    derived: Sequence[DerivedScalar], names: Sequence[str], on_device: Mapping[str, np.dtype], dtype: np.dtype
+) -> DeviceFunction:
+    """Return ``derive(addresses, values, row)``, which writes derived hyper-parameters to the row at this address.
 
-    `addresses` are those of the scalars `on_device`, `values` holds all `names` in double precision (those on the
-    device for nothing). Computed in double precision and then cast, as on the host.
+    `addresses` are the addresses of the scalars `on_device`. `values` holds a float64 for each of `names`; those of
+    scalars on the device are ignored. All is computed in double precision and then cast to `dtype`, as on the host.
     """
-    double, (kind, _) = ir.DoubleType(), KINDS[dtype]
+    double, kind = ir.DoubleType(), LLVM_TYPES[dtype]
 
     @intrinsic
-    def settle(typing_context: Any, addresses: Any, values: Any, row: Any) -> Any:
+    def derive(typing_context: Any, addresses: Any, values: Any, row: Any) -> Any:
         def codegen(context: Any, builder: Any, types_of: Any, arguments: Any) -> Any:
             known = {name: builder.extract_value(arguments[1], i) for i, name in enumerate(names)}
             for i, (name, stored) in enumerate(on_device.items()):
-                found = builder.load(place(builder, builder.extract_value(arguments[0], i), KINDS[stored][0]))
-                known[name] = found if found.type == double else builder.fpext(found, double)
-            start = place(builder, arguments[2], kind)
-            for column in columns:
-                (result,) = emit(builder, (column.formula(),), known)
+                loaded = builder.load(pointer_to(builder, builder.extract_value(arguments[0], i), LLVM_TYPES[stored]))
+                known[name] = loaded if loaded.type == double else builder.fpext(loaded, double)
+            start = pointer_to(builder, arguments[2], kind)
+            for scalar in derived:
+                (result,) = emit(builder, (scalar.formula(),), known)
                 cast = result if kind == double else builder.fptrunc(result, kind)
-                builder.store(cast, builder.gep(start, [ir.Constant(INT64, column.place)]))
+                builder.store(cast, builder.gep(start, [ir.Constant(INT64, scalar.column)]))
             return context.get_dummy_value()
 
         return signature(types.void, addresses, values, types.int64), codegen
 
-    return settle
+    return _device_function(derive)
 
 
-TERMS: dict[str, Callable[..., Any]] = {
+TERMS: dict[str, Operation] = {
     "x": lambda builder, x: x,
     "x²": lambda builder, x: STRICT["*"](builder, x, x),
     "0·x": lambda builder, x: STRICT["*"](builder, x, ir.Constant(x.type, 0.0)),
 }
-"""What can be summed."""
+"""The functions of x that :func:`make_sums` can sum."""
 
 UNROLLED = 16
-"""Loads under way at once in :func:`make_sums`: sums must be formed one after the other, loads need not."""
+"""The number of loads that :func:`make_sums` starts at a time: additions have to follow each other, loads have not."""
 
 
-def make_sums(dtype: np.dtype[Any], stride: int, terms: Sequence[str]) -> Any:
-    """A device function ``sums(address, count)``: for each of the :data:`TERMS` named, its sum over `count` numbers.
+def make_sums(dtype: np.dtype, stride: int, terms: Sequence[str]) -> DeviceFunction:
+    """Return ``sums(address, count)``, which sums each of these :data:`TERMS` over `count` numbers.
 
-    Formed in order and in double precision; the numbers stand `stride` apart.
+    The numbers are `stride` elements apart, and are added in order and in double precision.
     """
-    double, (kind, _) = ir.DoubleType(), KINDS[dtype]
+    double, kind = ir.DoubleType(), LLVM_TYPES[dtype]
 
     @intrinsic
     def sums(typing_context: Any, address: Any, count: Any) -> Any:
         def codegen(context: Any, builder: Any, types_of: Any, arguments: Any) -> Any:
-            start, number = place(builder, arguments[0], kind), arguments[1]
+            start, number = pointer_to(builder, arguments[0], kind), arguments[1]
             totals = [cgutils.alloca_once_value(builder, ir.Constant(double, 0.0)) for _ in terms]
 
             def add(first: Any, elements: int) -> None:
                 steps = [builder.add(first, ir.Constant(INT64, i)) for i in range(elements)]
-                places = [builder.gep(start, [builder.mul(step, ir.Constant(INT64, stride))]) for step in steps]
-                for loaded in [builder.load(each) for each in places]:
+                pointers = [builder.gep(start, [builder.mul(step, ir.Constant(INT64, stride))]) for step in steps]
+                for loaded in [builder.load(pointer) for pointer in pointers]:
                     x = loaded if kind == double else builder.fpext(loaded, double)
                     for total, term in zip(totals, terms):
-                        more = STRICT["+"](builder, builder.load(total), TERMS[term](builder, x))
-                        builder.store(more, total)
+                        new_total = STRICT["+"](builder, builder.load(total), TERMS[term](builder, x))
+                        builder.store(new_total, total)
 
             whole = builder.sdiv(number, ir.Constant(INT64, UNROLLED))
             with cgutils.for_range(builder, whole) as loop:
@@ -256,15 +274,15 @@ def make_sums(dtype: np.dtype[Any], stride: int, terms: Sequence[str]) -> Any:
 
         return signature(types.UniTuple(types.float64, len(terms)), types.int64, types.int64), codegen
 
-    return sums
+    return _device_function(sums)
 
 
 FLOATS = (types.float32, types.float64)
 
 
-def make_scalar(rule: Rule) -> Any:
-    """``scalar(p, *state, g, *hyper) -> (p, *state)``, all in the dtype of p."""
-    names, results = _names(rule), _results(rule)
+def make_scalar(rule: Rule) -> DeviceFunction:
+    """Return ``scalar(p, *state, g, *hyper) -> (p, *state)``, which casts all arguments to the dtype of p."""
+    names, results = _argument_names(rule), _symbolic_results(rule)
 
     def scalar(typing_context: Any, *given: Any) -> Any:
         if given[0] not in FLOATS:
@@ -272,17 +290,17 @@ def make_scalar(rule: Rule) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             numbers = _cast(context, builder, arguments, given, given[0])
-            found = emit(builder, results, dict(zip(names, numbers)))
-            return context.make_tuple(builder, signature.return_type, found)
+            values = emit(builder, results, dict(zip(names, numbers)))
+            return context.make_tuple(builder, signature.return_type, values)
 
         return types.UniTuple(given[0], len(results))(*given), codegen
 
-    return _of_names(scalar, names)
+    return _with_names(scalar, names)
 
 
-def make_sweep(rule: Rule) -> Any:
-    """``sweep(start, stride, p, *state, g, *hyper)``: elements start, start + stride, … of arrays, updated."""
-    names, results = _names(rule), _results(rule)
+def make_sweep(rule: Rule) -> DeviceFunction:
+    """Return ``sweep(start, stride, p, *state, g, *hyper)``, which updates the elements start, start + stride, …."""
+    names, results = _argument_names(rule), _symbolic_results(rule)
     arrays = len(results) + 1
 
     def sweep(typing_context: Any, start: Any, stride: Any, *given: Any) -> Any:
@@ -290,24 +308,24 @@ def make_sweep(rule: Rule) -> Any:
         kind = given[0].dtype
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            places = _cast(context, builder, arguments[:2], (start, stride), types.int64)
-            held = [context.make_array(t)(context, builder, a) for t, a in zip(given[:arrays], arguments[2:])]
+            first, step = _cast(context, builder, arguments[:2], (start, stride), types.int64)
+            structs = [context.make_array(t)(context, builder, a) for t, a in zip(given[:arrays], arguments[2:])]
             hyper = _cast(context, builder, arguments[2 + arrays :], given[arrays:], kind)
-            size = builder.extract_value(held[0].shape, 0)
-            with cgutils.for_range_slice(builder, places[0], size, places[1]) as (i, _):
-                here = [builder.gep(array.data, [i]) for array in held]
-                loaded = [builder.load(each) for each in here]
-                for value, each in zip(emit(builder, results, dict(zip(names, loaded + hyper))), here):
-                    builder.store(value, each)
+            size = builder.extract_value(structs[0].shape, 0)
+            with cgutils.for_range_slice(builder, first, size, step) as (i, _):
+                pointers = [builder.gep(array.data, [i]) for array in structs]
+                loaded = [builder.load(pointer) for pointer in pointers]
+                for value, pointer in zip(emit(builder, results, dict(zip(names, loaded + hyper))), pointers):
+                    builder.store(value, pointer)
             return context.get_dummy_value()
 
         return types.void(start, stride, *given), codegen
 
-    return _of_names(sweep, ["start", "stride", *names])
+    return _with_names(sweep, ["start", "stride", *names])
 
 
-def check_arrays(names: Sequence[str], given: Sequence[Any]) -> None:
-    """Refuse to compile for types of arrays that no update can take."""
+def check_arrays(names: Sequence[str], given: Sequence[types.Type]) -> None:
+    """Raise TypingError if an update cannot take arguments of these Numba types: p, *state and g."""
     for name, each in zip(names, given):
         if not isinstance(each, types.Array) or (each.ndim, each.layout) != (1, "C"):
             raise TypingError(f"{name}: expected a C-contiguous array of one dimension; got {each}")
@@ -317,19 +335,21 @@ def check_arrays(names: Sequence[str], given: Sequence[Any]) -> None:
             raise TypingError(f"{name}: expected a writeable array; got a read-only one")
 
 
-def _names(rule: Rule) -> list[str]:
+def _argument_names(rule: Rule) -> list[str]:
     return ["p", *rule.slots, "g", *(f"hyper_{i}" for i in range(len(rule.hyper)))]
 
 
-def _results(rule: Rule) -> Any:
-    return evaluate(rule.build(), _names(rule), 1 + len(rule.state))
+def _symbolic_results(rule: Rule) -> tuple[Symbol, ...]:
+    results: tuple[Symbol, ...] = evaluate(rule.build(), _argument_names(rule), 1 + len(rule.state))
+    return results
 
 
 def _cast(context: Any, builder: Any, values: Sequence[Any], kinds: Sequence[Any], to: Any) -> list[Any]:
     return [context.cast(builder, value, kind, to) for value, kind in zip(values, kinds)]
 
 
-def _of_names(typing: Callable[..., Any], names: Sequence[str]) -> Any:
+def _with_names(typing: Callable[..., Any], names: Sequence[str]) -> DeviceFunction:
+    """Return an intrinsic that takes one argument for each name."""
     parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in ("typing_context", *names)]
     typing.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return intrinsic(typing)
+    return _device_function(intrinsic(typing))

@@ -1,4 +1,4 @@
-"""DLPack: what an array tells in the protocol that frameworks without ``__cuda_array_interface__`` speak.
+"""Reads arrays through DLPack, the protocol of frameworks that have no ``__cuda_array_interface__``.
 
 The structures are those of dlpack.h (version 0.8 of the unversioned form; 1.0 of the versioned one, which adds flags).
 """
@@ -7,7 +7,7 @@ import ctypes
 from typing import Any
 
 CUDA, CUDA_MANAGED = 2, 13  # DLDeviceType
-KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode; 4, bfloat, is no dtype of NumPy's
+KINDS = {0: "i", 1: "u", 2: "f", 5: "c", 6: "b"}  # DLDataTypeCode; NumPy has no dtype for 4, bfloat
 READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
 
 
@@ -40,18 +40,18 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.
 
 
 def on_device(value: Any) -> bool:
-    """Whether it speaks DLPack and lies in the memory of a CUDA device."""
+    """Return whether `value` supports DLPack and is in the memory of a CUDA device."""
     return hasattr(type(value), "__dlpack__") and value.__dlpack_device__()[0] in (CUDA, CUDA_MANAGED)
 
 
 def read(value: Any, stream: int | None) -> tuple[int, tuple[int, ...], str, tuple[int, ...] | None, bool]:
-    """Address, shape, typestr, strides in bytes (None for C order), and whether it is read-only.
+    """Return address, shape, typestr, strides in bytes (None for C order), and whether the array is read-only.
 
-    The capsule is not consumed: it frees itself, and what was passed keeps the memory alive.
+    The capsule is not consumed, so it frees itself; `value` keeps the memory alive.
     """
     try:
         capsule = value.__dlpack__(stream=stream, max_version=(1, 0))
-    except TypeError:  # made before there were versions
+    except TypeError:  # the library supports DLPack before 1.0, which has no versions
         capsule = value.__dlpack__(stream=stream)
     readonly = False
     if _is_valid(capsule, b"dltensor_versioned"):

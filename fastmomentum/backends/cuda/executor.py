@@ -12,9 +12,9 @@ import numpy.typing as npt
 from fastmomentum.backends.base import CHUNK, ArrayUpdate, Observer, RowFunction, StepCounter, arrange
 from fastmomentum.backends.cuda import arrays as device_arrays
 from fastmomentum.backends.cuda import kernels, reductions, streams
-from fastmomentum.backends.cuda.device_array import DeviceArray, Look, find_reader, increment_versions, is_tensor
+from fastmomentum.backends.cuda.device_array import ArrayHeader, DeviceArray, find_reader, increment_versions, is_tensor
 from fastmomentum.backends.cuda.kernels import WORD
-from fastmomentum.backends.cuda.reductions import KINDS
+from fastmomentum.backends.cuda.reductions import SUM_COUNT
 from fastmomentum.backends.cuda.scalars import DeviceScalar, view
 from fastmomentum.backends.cuda.tables import LaunchTable, address_of
 
@@ -34,7 +34,7 @@ class GradientCheck:
 
     def __init__(self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], device: int) -> None:
         self._jobs, self._written, self._device = jobs, written, device
-        self._seen: list[Look | None] = [None] * len(jobs)
+        self._seen: list[ArrayHeader | None] = [None] * len(jobs)
 
     def forget(self) -> None:
         """See all gradients as new."""
@@ -46,7 +46,7 @@ class GradientCheck:
         Gradients that lie elsewhere than in the last step are taken down in the tables.
         """
         streams: dict[int | None, None] = {}
-        new: dict[int, Look] = {}
+        new: dict[int, ArrayHeader] = {}
         for i, (job, grad, is_active) in enumerate(zip(self._jobs, grads, active)):
             if not is_active or grad is None:
                 if is_active or grad is not None:
@@ -57,16 +57,16 @@ class GradientCheck:
             except (TypeError, ValueError, RuntimeError):
                 return None  # the checks will say what it is
             streams[of_param] = streams[of_grad] = None
-            if param != job.arrays[0].look:
+            if param != job.arrays[0].header:
                 return None
             if look != self._seen[i]:
                 if not self._fits(i, DeviceArray(grad, look)):
                     return None
                 new[i] = look
         for i, look in new.items():
-            tables.put(i, look.address)
+            tables.set_gradient(i, look.address)
         if new:
-            tables.write()
+            tables.update_words()
         for i, look in new.items():
             self._seen[i] = look
         return list(streams)
@@ -89,10 +89,10 @@ class GradientCheck:
         return self.is_apart(grad)
 
 
-def read_header(array: Any) -> tuple[Look, int | None]:
+def read_header(array: Any) -> tuple[ArrayHeader, int | None]:
     """The look of an array, and its stream."""
     if type(array) is DeviceArray:
-        return array.look, array.stream
+        return array.header, array.stream
     reader = find_reader(array)
     if reader is None:
         raise TypeError("not in device memory")
@@ -127,7 +127,7 @@ class CudaExecutor:
         self._counts = False
         # Memory that stays where it is, as a captured graph knows no other.
         chunks = sum(-(-job.arrays[0].size // CHUNK) for job in jobs)
-        sizes = {"sums": (chunks + 1) * KINDS, "totals": len(jobs) * KINDS, "factor": 1, "done": 2}
+        sizes = {"sums": (chunks + 1) * SUM_COUNT, "totals": len(jobs) * SUM_COUNT, "factor": 1, "done": 2}
         with device_arrays.on(device):
             self._memory = {name: device_arrays.empty(size, np.float64) for name, size in sizes.items()}
             device_arrays.zero(self._memory["done"])
@@ -154,7 +154,7 @@ class CudaExecutor:
 
     def take_hyper(self, rows: RowFunction, first: Container[int]) -> None:
         """See :class:`fastmomentum.launch.Launch`."""
-        self._tables.take_hyper(rows, first)
+        self._tables.set_hyper(rows, first)
 
     def finish(self) -> None:
         """See :class:`fastmomentum.launch.Launch`; nothing is kept of such a step."""
@@ -190,8 +190,8 @@ class CudaExecutor:
             if capturing and tables not in self._frozen:
                 self._frozen.append(tables)
                 self.progress.keep(self)
-            tables.words.send(stream, capturing)
-            tables.hyper.send(stream, capturing)
+            tables.words.upload(stream, capturing)
+            tables.hyper.upload(stream, capturing)
             self._settle(stream)
             if limit is not None and tables.members:
                 self._measure(limit, stream)
@@ -224,9 +224,9 @@ class CudaExecutor:
 
     def _settle(self, stream: Any) -> None:
         """Complete hyper-parameters from scalars in device memory."""
-        for job, scalars, values, hyper, rows in self._tables.settled:
+        for job, scalars, values, hyper, rows in self._tables.derived_rows:
             dtypes = {name: scalar.array.dtype for name, scalar in scalars.items()}
-            kernel = kernels.settle_kernel(job.update, dtypes, job.dtype, self._device)
+            kernel = kernels.derive_kernel(job.update, dtypes, job.dtype, self._device)
             addresses = tuple(scalar.array.address for scalar in scalars.values())
             kernels.launch(kernel, 1, stream, addresses, values, self._tables.hyper.address + hyper, rows)
 
@@ -236,7 +236,7 @@ class CudaExecutor:
         at = self._address
         for part in tables.parts:
             kernel = reductions.squares_kernel(part.job.dtype, arrays, self._device)
-            sums = at["sums"] + part.first_chunk * KINDS * WORD
+            sums = at["sums"] + part.first_chunk * SUM_COUNT * WORD
             where = tables.row(part), tables.address(part.chunk_ends), part.arrays, sums
             kernels.launch(kernel, part.chunks, stream, *where, threads=kernels.WARP)
         ends, index = tables.address(tables.chunk_ends), tables.address(tables.index)
@@ -248,7 +248,7 @@ class CudaExecutor:
         double = {"norm_factor": np.dtype(np.float64)}
         for part in tables.parts:
             if "norm_factor" in part.job.update.hyper:
-                kernel = kernels.settle_kernel(part.job.update, double, part.job.dtype, self._device)
+                kernel = kernels.derive_kernel(part.job.update, double, part.job.dtype, self._device)
                 unused = (0.0,) * (len(part.job.update.parameters) + 1)
                 hyper = tables.hyper.address + part.hyper
                 kernels.launch(kernel, 1, stream, (at["factor"],), unused, hyper, part.arrays)

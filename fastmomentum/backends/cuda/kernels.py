@@ -1,17 +1,13 @@
-"""CUDA kernels: one array, and many arrays in one launch.
+"""CUDA kernels for one array and for many arrays in one launch, the cache of compiled kernels, and their launches.
 
-Blocks take tiles of an array in turn, from their own number on in steps of the grid, so that any grid does any size
-and elements, not arrays, are what is shared out. In a tile, threads take vectors of 16 bytes between the first address
-that allows them and the last whole one, and single elements before and behind. Addresses are 64-bit integers, not
-array objects: nothing is wrapped, and nothing is asked of who made the arrays.
-
-Kernels compiled on first use and kept, and in which shape they are launched.
-
-One update of arrays in device memory, told of by the arguments of one launch.
+A block of threads updates tiles of an array: the tile with its own number, then every further tile at a distance of the
+size of the grid. So a grid of any size updates arrays of any size, and blocks share elements, not arrays. In a tile,
+threads load and store vectors of 16 bytes between the first and the last address that are multiples of 16, and single
+elements before and after. Addresses are 64-bit integers, not array objects, so no array is wrapped in a Numba array.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,24 +15,107 @@ from numba import config, cuda
 from numba.cuda import types
 
 from fastmomentum.backends.base import LANES, cached_kernel
-from fastmomentum.backends.cuda import leaves, streams
+from fastmomentum.backends.cuda import device_functions, streams
 from fastmomentum.backends.cuda.device_array import DeviceArray
 from fastmomentum.backends.cuda.scalars import DerivedScalar, derived_from
 from fastmomentum.rules.base import Rule
 
-BYTES = 16  # of a vector: the most that one instruction loads, and ask for alignment
-THREADS, TILE = (8, 64) if config.ENABLE_CUDASIM else (256, 4096)  # the simulator's threads are Python's
+VECTOR_BYTES = 16  # the most that one instruction loads; its address must be a multiple of it
+THREADS, TILE = (8, 64) if config.ENABLE_CUDASIM else (256, 4096)  # in the simulator, slow Python threads
 INT64 = np.dtype(np.int64)
 WORD = INT64.itemsize
-Kernel = tuple[Callable[..., None], Any]
-"""A function, and the signature that it is to be compiled for."""
+Operations = Mapping[str, Callable[..., Any]]
+"""The LLVM code of each operation of a rule: codegen.STRICT, or CONTRACTED for benchmarks."""
 
-load_word = leaves.make_loads(INT64, 1)
+Kernel = tuple[Callable[..., None], Any]
+"""A function, and the Numba signature for which it is compiled."""
+
+MIN_BLOCKS = 3 if config.ENABLE_CUDASIM else 128
+"""The fewest blocks of a launch: Numba warns at every launch of fewer. Blocks without a tile take almost no time."""
+
+WARP = LANES
+"""The threads in a block of the kernel for norms: one for each lane."""
+
+SIZE, HEAD, ADDRESSES = range(3)
+"""Columns of a table with one row for each parameter.
+
+The row holds the number of elements; how many of them stand before the first vector; then the addresses of p, *state
+and g.
+"""
+
+load_word = device_functions.make_loads(INT64, 1)
+
+
+def compiled(made: Kernel) -> Any:
+    """Return the kernel compiled for the current device."""
+    function, signature = made
+    return cuda.jit(signature)(function)
+
+
+def one_kernel(rule: Rule, dtype: np.dtype, device: int) -> Any:
+    """Return the kernel of :func:`make_kernel`, compiled for this device on first use."""
+    return cached_on_device(device, lambda: make_kernel(rule, dtype), "one", rule.structure, dtype)
+
+
+def many_kernel(rule: Rule, dtype: np.dtype, device: int) -> Any:
+    """Return the kernel of :func:`make_many_kernel`, compiled for this device on first use."""
+    return cached_on_device(device, lambda: make_many_kernel(rule, dtype), "many", rule.structure, dtype)
+
+
+def derive_kernel(rule: Rule, on_device: dict[str, np.dtype], dtype: np.dtype, device: int) -> Any:
+    """Return the kernel of :func:`make_derive_kernel`, compiled for this device on first use."""
+    derived, n_hyper = derived_from(rule, on_device), len(rule.hyper)
+    names = tuple(dict.fromkeys((*rule.parameters, *on_device)))
+    key = (derived, names, tuple(on_device.items()), dtype, n_hyper)
+    make = partial(make_derive_kernel, derived, names, on_device, dtype, n_hyper)
+    return cached_on_device(device, make, "derive", *key)
+
+
+def cached_on_device(device: int, make: Callable[[], Kernel], *key: Hashable) -> Any:
+    """Return the kernel with this key, compiled for this device; it is made and compiled if it is not in the cache."""
+    return cached_kernel(("cuda", device, *key), lambda: compiled(make()))
+
+
+def launch(kernel: Any, blocks: int, stream: Any, *arguments: Any, threads: int = THREADS) -> None:
+    """Launch the kernel with this number of blocks, or with as many as run at a time on the device; not if it is 0."""
+    if blocks:
+        kernel[max(MIN_BLOCKS, min(blocks, _max_blocks(threads))), threads, stream](*arguments)
+
+
+@lru_cache(maxsize=64)
+def _resident_blocks(threads: int, device: int) -> int:
+    properties = cuda.get_current_device()
+    return int(properties.MULTIPROCESSOR_COUNT * (properties.MAX_THREADS_PER_MULTIPROCESSOR // threads))
+
+
+def _max_blocks(threads: int) -> int:
+    # The simulator has no such properties; with three blocks, tests cover the loop over tiles of every kernel.
+    return MIN_BLOCKS if config.ENABLE_CUDASIM else _resident_blocks(threads, cuda.get_current_device().id)
+
+
+def run_one(rule: Rule, arrays: Sequence[DeviceArray], row: tuple[Any, ...], device: int, stream: int | None) -> None:
+    """Launch one update of the arrays (p, *state, g), which must have been checked and be on the current device.
+
+    The launch does not wait for the device.
+    """
+    size, addresses = arrays[0].size, tuple(array.address for array in arrays)
+    kernel = one_kernel(rule, arrays[0].dtype, device)
+    chosen, others = streams.streams_for(stream, (array.stream for array in arrays), device)
+    for other in others:
+        streams.let_wait(chosen, other)
+    if size:
+        head = head_of(addresses, arrays[0].dtype.itemsize)
+        launch(kernel, -(-size // TILE), chosen, addresses, size, head, row)
+    for other in others:
+        streams.let_wait(other, chosen)
 
 
 @cuda.jit(device=True, inline="always")
-def holding(ends: Any, rows: Any, tile: Any) -> Any:
-    """The row that this tile belongs to; `ends` is the address of 0 and, for each row, the tiles up to its last."""
+def find_row(ends: Any, rows: Any, tile: Any) -> Any:
+    """Return the row that this tile belongs to.
+
+    At the address `ends` stand 0 and, for each row i, the number of tiles in the rows 0 to i.
+    """
     low, high = 0, rows
     while low < high:
         middle = (low + high) // 2
@@ -47,162 +126,94 @@ def holding(ends: Any, rows: Any, tile: Any) -> Any:
     return low
 
 
-def make_sweep(rule: Rule, dtype: np.dtype[Any], operations: Any) -> Any:
-    """A device function ``sweep(addresses, start, stop, head, values)``: elements of one tile, by the block's threads.
+def make_tile_update(rule: Rule, dtype: np.dtype, operations: Operations | None) -> Any:
+    """Return ``update_tile(addresses, start, stop, head, values)``, by which the threads of a block update one tile.
 
-    The first `head` of them stand before a multiple of 16 bytes; all of them where no such multiple is common.
+    The first `head` elements stand before an address that is a multiple of 16 bytes in all arrays; these are all
+    elements of the tile if there is no such address.
     """
-    width = BYTES // dtype.itemsize
-    chosen = () if operations is None else (operations,)
-    single, vector = (leaves.make_update(rule, dtype, elements, *chosen) for elements in (1, width))
+    width = VECTOR_BYTES // dtype.itemsize
+    make = partial(device_functions.make_update, rule, dtype)
+    options = () if operations is None else (operations,)  # the simulator's make_update takes none
+    single, vector = make(1, *options), make(width, *options)
 
     @cuda.jit(device=True, inline="always")
-    def sweep(addresses: Any, start: Any, stop: Any, head: Any, values: Any) -> None:
+    def update_tile(addresses: Any, start: Any, stop: Any, head: Any, values: Any) -> None:
         vectors = max(0, stop - start - head) // width
         for i in range(cuda.threadIdx.x, vectors, cuda.blockDim.x):
             vector(addresses, start + head + i * width, values)
         for i in range(cuda.threadIdx.x, stop - start - vectors * width, cuda.blockDim.x):
             single(addresses, start + (i if i < head else i + vectors * width), values)
 
-    return sweep
+    return update_tile
 
 
-def make_kernel(rule: Rule, dtype: np.dtype[Any], operations: Any = None) -> Kernel:
-    """``kernel(addresses, size, head, hyper)`` for the arrays p, *state, g at these addresses."""
-    sweep = make_sweep(rule, dtype, operations)
+def make_kernel(rule: Rule, dtype: np.dtype, operations: Operations | None = None) -> Kernel:
+    """Return ``kernel(addresses, size, head, hyper)``, which updates the arrays (p, *state, g) at these addresses."""
+    update_tile = make_tile_update(rule, dtype, operations)
 
     def kernel(addresses: Any, size: Any, head: Any, hyper: Any) -> None:
         for tile in range(cuda.blockIdx.x, (size + TILE - 1) // TILE, cuda.gridDim.x):
-            sweep(addresses, tile * TILE, min((tile + 1) * TILE, size), head, hyper)
+            update_tile(addresses, tile * TILE, min((tile + 1) * TILE, size), head, hyper)
 
     addresses = types.UniTuple(types.int64, 2 + len(rule.state))
-    hyper = types.UniTuple(number(dtype), len(rule.hyper))
+    hyper = types.UniTuple(numba_type(dtype), len(rule.hyper))
     return kernel, types.void(addresses, types.int64, types.int64, hyper)
 
 
-SIZE, HEAD, ADDRESSES = range(3)
-"""Columns of a row that tells a kernel of arrays: elements, how many of them stand before the first vector, then the
-addresses of p, *state, g."""
+def make_many_kernel(rule: Rule, dtype: np.dtype, operations: Operations | None = None) -> Kernel:
+    """Return ``kernel(table, ends, rows, tiles, hyper)``, which updates the arrays of a table with `rows` rows.
 
-
-def make_many_kernel(rule: Rule, dtype: np.dtype[Any], operations: Any = None) -> Kernel:
-    """``kernel(table, ends, rows, tiles, hyper)`` for arrays told of in a table of rows, each with a row of `hyper`.
-
-    All arguments but `rows` are addresses. The number of tiles is read from device memory, so that what was computed
-    there can make it 0.
+    All other arguments are addresses. Each row of the table has a row of `hyper`. The kernel reads the number of tiles
+    from device memory, where :func:`fastmomentum.backends.cuda.reductions.finish` sets it to 0 to skip the update.
     """
-    arrays, taken, itemsize = 2 + len(rule.state), len(rule.hyper), dtype.itemsize
-    sweep = make_sweep(rule, dtype, operations)
-    load_row = leaves.make_loads(INT64, ADDRESSES + arrays)
-    load_hyper = leaves.make_loads(dtype, taken)
+    arrays, n_hyper, itemsize = 2 + len(rule.state), len(rule.hyper), dtype.itemsize
+    update_tile = make_tile_update(rule, dtype, operations)
+    load_row = device_functions.make_loads(INT64, ADDRESSES + arrays)
+    load_hyper = device_functions.make_loads(dtype, n_hyper)
 
     def kernel(table: Any, ends: Any, rows: Any, tiles: Any, hyper: Any) -> None:
         for tile in range(cuda.blockIdx.x, load_word(tiles)[0], cuda.gridDim.x):
-            row = holding(ends, rows, tile)
-            told = load_row(table + row * (WORD * (ADDRESSES + arrays)))
+            row = find_row(ends, rows, tile)
+            columns = load_row(table + row * (WORD * (ADDRESSES + arrays)))
             start = (tile - load_word(ends + WORD * row)[0]) * TILE
-            stop = min(start + TILE, told[SIZE])
-            sweep(told[ADDRESSES:], start, stop, told[HEAD], load_hyper(hyper + row * (itemsize * taken)))
+            stop = min(start + TILE, columns[SIZE])
+            update_tile(columns[ADDRESSES:], start, stop, columns[HEAD], load_hyper(hyper + row * (itemsize * n_hyper)))
 
     return kernel, types.void(*[types.int64] * 5)
 
 
-def make_settle_kernel(
-    columns: tuple[DerivedScalar, ...],
+def make_derive_kernel(
+    derived: tuple[DerivedScalar, ...],
     names: tuple[str, ...],
-    on_device: dict[str, Any],
-    dtype: np.dtype[Any],
-    taken: int,
+    on_device: dict[str, np.dtype],
+    dtype: np.dtype,
+    n_hyper: int,
 ) -> Kernel:
-    """``kernel(addresses, values, hyper, rows)``: these columns, in so many rows, from scalars in device memory."""
-    settle, step = leaves.make_settle(columns, names, on_device, dtype), taken * dtype.itemsize
+    """Return ``kernel(addresses, values, hyper, rows)``, which writes the derived hyper-parameters to `rows` rows.
+
+    `addresses` are the addresses of the scalars `on_device`, and `values` the float64 values of `names`; the values of
+    scalars on the device are ignored.
+    """
+    derive, row_bytes = device_functions.make_derive(derived, names, on_device, dtype), n_hyper * dtype.itemsize
 
     def kernel(addresses: Any, values: Any, hyper: Any, rows: Any) -> None:
         for row in range(cuda.grid(1), rows, cuda.gridsize(1)):
-            settle(addresses, values, hyper + row * step)
+            derive(addresses, values, hyper + row * row_bytes)
 
     addresses = types.UniTuple(types.int64, len(on_device))
     values = types.UniTuple(types.float64, len(names))
     return kernel, types.void(addresses, values, types.int64, types.int64)
 
 
-def number(dtype: np.dtype[Any]) -> Any:
-    """What signatures call this dtype."""
+def numba_type(dtype: np.dtype) -> types.Type:
+    """Return the Numba type of this dtype."""
     return getattr(types, dtype.name)
 
 
 def head_of(addresses: Sequence[int], itemsize: int) -> int:
-    """How many elements stand before the first vector that all these arrays have at the same place; else a tile's."""
-    first, *others = (address % BYTES for address in addresses)
+    """Return the number of elements before the first vector; TILE if vectors begin at other elements in each array."""
+    first, *others = (address % VECTOR_BYTES for address in addresses)
     if any(other != first for other in others):
         return TILE
-    return -first % BYTES // itemsize
-
-
-def compiled(made: Kernel) -> Any:
-    """The kernel for the current device."""
-    function, signature = made
-    return cuda.jit(signature)(function)
-
-
-def one_kernel(update: Rule, dtype: np.dtype[Any], device: int) -> Any:
-    """See :func:`fastmomentum.backends.cuda.kernels.make_kernel`."""
-    return _kept(device, lambda: make_kernel(update, dtype), "one", update.structure, dtype)
-
-
-def many_kernel(update: Rule, dtype: np.dtype[Any], device: int) -> Any:
-    """See :func:`fastmomentum.backends.cuda.kernels.make_many_kernel`."""
-    return _kept(device, lambda: make_many_kernel(update, dtype), "many", update.structure, dtype)
-
-
-def settle_kernel(update: Rule, on_device: dict[str, np.dtype[Any]], dtype: np.dtype[Any], device: int) -> Any:
-    """See :func:`fastmomentum.backends.cuda.kernels.make_settle_kernel`."""
-    columns, taken = derived_from(update, on_device), len(update.hyper)
-    names = tuple(dict.fromkeys((*update.parameters, *on_device)))
-    key = (columns, names, tuple(on_device.items()), dtype, taken)
-    return _kept(device, lambda: make_settle_kernel(columns, names, on_device, dtype, taken), "settle", *key)
-
-
-def _kept(device: int, make: Callable[[], Kernel], *key: Hashable) -> Any:
-    return cached_kernel(("cuda", device, *key), lambda: compiled(make()))
-
-
-FEWEST = 3 if config.ENABLE_CUDASIM else 128
-"""Blocks of a launch: of fewer Numba warns, once a launch. Those that find nothing to do cost next to nothing."""
-
-
-def launch(kernel: Any, blocks: int, stream: Any, *arguments: Any, threads: int = THREADS) -> None:
-    """Run the kernel by as many blocks, or as many as the device has room for; not at all for none."""
-    if blocks:
-        kernel[max(FEWEST, min(blocks, _room(threads))), threads, stream](*arguments)
-
-
-@lru_cache(maxsize=64)
-def _most(threads: int, device: int) -> int:
-    here = cuda.get_current_device()
-    return int(here.MULTIPROCESSOR_COUNT * (here.MAX_THREADS_PER_MULTIPROCESSOR // threads))
-
-
-def _room(threads: int) -> int:
-    # The simulator's device tells nothing; three blocks make every kernel go round.
-    return FEWEST if config.ENABLE_CUDASIM else _most(threads, cuda.get_current_device().id)
-
-
-WARP = LANES
-"""Threads a block of the kernel for norms: one a lane."""
-
-
-def run_one(
-    update: Rule, arrays: Sequence[DeviceArray], row: tuple[Any, ...], device: int, stream: int | None
-) -> None:
-    """Update p and its state by g, the last of the arrays, which have been checked and are on the current device."""
-    size, addresses = arrays[0].size, tuple(array.address for array in arrays)
-    kernel = one_kernel(update, arrays[0].dtype, device)
-    chosen, others = streams.streams_for(stream, (array.stream for array in arrays), device)
-    for other in others:
-        streams.let_wait(chosen, other)
-    if size:
-        head = head_of(addresses, arrays[0].dtype.itemsize)
-        launch(kernel, -(-size // TILE), chosen, addresses, size, head, row)
-    for other in others:
-        streams.let_wait(other, chosen)
+    return -first % VECTOR_BYTES // itemsize

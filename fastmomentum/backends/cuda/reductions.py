@@ -1,10 +1,9 @@
-"""The norm of all gradients on the device, by the tree of :mod:`fastmomentum.backends.numpy`, and what follows from it.
+"""The norm of all gradients on the device, and the clip factor and number of tiles that follow from it.
 
-Two stages, so that no bit depends on which block is first: one warp a chunk, lane j adding the squares of column j;
-then one block that adds chunks and arrays in order, and writes what the update reads: the factor, and the number of
-tiles to do, which is 0 where the update is to be left out.
-
-Kernels compiled on first use and kept, and in which shape they are launched.
+The sums are added in the order of :mod:`fastmomentum.backends.numpy.reductions`, in two kernels, so that no bit depends
+on which block is first. In the first, a warp sums a chunk, and lane j adds the squares of column j. In the second, one
+block adds chunks and arrays in order, and writes the numbers that the update reads: the clip factor, and the number of
+tiles to update, which is 0 if the update is to be skipped.
 """
 
 import math
@@ -15,38 +14,60 @@ from numba import cuda
 from numba.cuda import types
 
 from fastmomentum.backends.base import CHUNK, LANES
-from fastmomentum.backends.cuda import leaves
-from fastmomentum.backends.cuda.kernels import ADDRESSES, INT64, SIZE, WORD, Kernel, _kept, holding, load_word
+from fastmomentum.backends.cuda import device_functions
+from fastmomentum.backends.cuda.kernels import (
+    ADDRESSES,
+    INT64,
+    SIZE,
+    WORD,
+    Kernel,
+    cached_on_device,
+    find_row,
+    load_word,
+)
 
 DOUBLE = np.dtype(np.float64)
+
 SUMS = ("x²", "0·x")
-"""What is summed in every chunk; the second is NaN where a gradient is not finite, even if squares overflow."""
+"""The two sums of each chunk. The second is NaN if an element is not finite, and 0 if squares merely overflow."""
 
-KINDS = len(SUMS)
+SUM_COUNT = len(SUMS)
 
-load_double, store_double = leaves.make_loads(DOUBLE, 1), leaves.make_store(DOUBLE)
-store_word = leaves.make_store(INT64)
+load_double, store_double = device_functions.make_loads(DOUBLE, 1), device_functions.make_store(DOUBLE)
+store_word = device_functions.make_store(INT64)
+add_chunks = device_functions.make_sums(DOUBLE, SUM_COUNT, ("x",))
 
 
-def make_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Kernel:
-    """``kernel(table, ends, rows, sums)``: the sums of every chunk of the last of the arrays that each row tells of.
+def squares_kernel(dtype: np.dtype, arrays: int, device: int) -> Any:
+    """Return the kernel of :func:`make_squares_kernel`, compiled for this device on first use."""
+    return cached_on_device(device, lambda: make_squares_kernel(dtype, arrays), "squares", dtype, arrays)
 
-    `ends` counts chunks, where that of the update counts tiles. To be run with as many threads a block as lanes.
+
+def finish_kernel(device: int) -> Any:
+    """Return the kernel :func:`finish`, compiled for this device on first use."""
+    return cached_on_device(device, make_finish_kernel, "finish")
+
+
+def make_squares_kernel(dtype: np.dtype, arrays: int) -> Kernel:
+    """Return ``kernel(table, ends, rows, sums)``, which writes the sums of every chunk of each row's gradient.
+
+    `arrays` is the number of arrays in a row, the last of which is the gradient. `ends` counts chunks, not tiles as
+    that of the update does. The kernel needs one thread for each lane in a block.
     """
-    squares = leaves.make_sums(dtype, LANES, SUMS)
-    load_row = leaves.make_loads(INT64, ADDRESSES + arrays)
+    squares = device_functions.make_sums(dtype, LANES, SUMS)
+    load_row = device_functions.make_loads(INT64, ADDRESSES + arrays)
     itemsize = dtype.itemsize
 
     def kernel(table: Any, ends: Any, rows: Any, sums: Any) -> None:
-        lanes = cuda.shared.array((KINDS, LANES), types.float64)
+        lanes = cuda.shared.array((SUM_COUNT, LANES), types.float64)
         lane = cuda.threadIdx.x
         for chunk in range(cuda.blockIdx.x, load_word(ends + WORD * rows)[0], cuda.gridDim.x):
-            row = holding(ends, rows, chunk)
-            told = load_row(table + row * (WORD * (ADDRESSES + arrays)))
+            row = find_row(ends, rows, chunk)
+            columns = load_row(table + row * (WORD * (ADDRESSES + arrays)))
             start = (chunk - load_word(ends + WORD * row)[0]) * CHUNK
-            count = min(CHUNK, told[SIZE] - start)
-            found = squares(told[-1] + (start + lane) * itemsize, (count - lane + LANES - 1) // LANES)
-            lanes[0, lane], lanes[1, lane] = found
+            count = min(CHUNK, columns[SIZE] - start)
+            sums_of_lane = squares(columns[-1] + (start + lane) * itemsize, (count - lane + LANES - 1) // LANES)
+            lanes[0, lane], lanes[1, lane] = sums_of_lane
             cuda.syncthreads()
             half = LANES // 2
             while half > 0:
@@ -55,42 +76,41 @@ def make_squares_kernel(dtype: np.dtype[Any], arrays: int) -> Kernel:
                     lanes[1, lane] += lanes[1, half + lane]
                 cuda.syncthreads()
                 half //= 2
-            if lane < KINDS:
-                store_double(sums + (chunk * KINDS + lane) * WORD, lanes[lane, 0])
+            if lane < SUM_COUNT:
+                store_double(sums + (chunk * SUM_COUNT + lane) * WORD, lanes[lane, 0])
             cuda.syncthreads()
 
     return kernel, types.void(*[types.int64] * 4)
-
-
-add_chunks = leaves.make_sums(DOUBLE, KINDS, ("x",))
 
 
 def finish(
     sums: Any, ends: Any, rows: Any, index: Any, totals: Any, arrays: Any, limit: Any,
     factor: Any, counts: Any, tiles: Any, parts: Any, done: Any,
 ) -> None:  # fmt: skip
-    """What the update reads, from the sums of all chunks; one block does it.
+    """Compute the clip factor, and the number of tiles to update, from the sums of all chunks; one block does it.
 
-    `ends` counts the chunks of all rows, of which the arrays' numbers stand at `index`; `totals` has room for the sums
-    of every array. Written are the `factor` min(1, limit / (norm + 1e-6)), and `tiles`: for each part the number in
-    `counts`, or 0 if any gradient is not finite. `done` counts updates, the word behind it those left out. All but the
-    numbers `rows`, `arrays`, `parts` and `limit` are addresses.
+        factor = min(1, limit / (norm + 1e-6))
+        tiles[part] = counts[part], or 0 if any gradient is not finite
+
+    `rows`, `arrays`, `parts` and `limit` are numbers; all other arguments are addresses. ``ends`` counts the chunks of
+    all rows, ``index`` holds the number of each row's array, and ``totals`` is scratch memory for the sums of each
+    array. The word at ``done`` counts updates that are done, the word after it those that are skipped.
     """
     if cuda.blockIdx.x > 0:
         return
-    for i in range(cuda.threadIdx.x, arrays * KINDS, cuda.blockDim.x):
+    for i in range(cuda.threadIdx.x, arrays * SUM_COUNT, cuda.blockDim.x):
         store_double(totals + i * WORD, 0.0)
     cuda.syncthreads()
-    for i in range(cuda.threadIdx.x, rows * KINDS, cuda.blockDim.x):
-        row, kind = i // KINDS, i % KINDS
+    for i in range(cuda.threadIdx.x, rows * SUM_COUNT, cuda.blockDim.x):
+        row, kind = i // SUM_COUNT, i % SUM_COUNT
         start = load_word(ends + WORD * row)[0]
         count = load_word(ends + WORD * (row + 1))[0] - start
-        total = add_chunks(sums + (start * KINDS + kind) * WORD, count)[0]
-        store_double(totals + (load_word(index + WORD * row)[0] * KINDS + kind) * WORD, total)
+        total = add_chunks(sums + (start * SUM_COUNT + kind) * WORD, count)[0]
+        store_double(totals + (load_word(index + WORD * row)[0] * SUM_COUNT + kind) * WORD, total)
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        found = limit / (math.sqrt(add_chunks(totals, arrays)[0]) + 1e-6)
-        store_double(factor, 1.0 if found > 1.0 else found)
+        scale = limit / (math.sqrt(add_chunks(totals, arrays)[0]) + 1e-6)
+        store_double(factor, 1.0 if scale > 1.0 else scale)
         finite = add_chunks(totals + WORD, arrays)[0] == 0.0
         counter = done + (0 if finite else WORD)
         store_word(counter, load_word(counter)[0] + 1)
@@ -99,15 +119,5 @@ def finish(
 
 
 def make_finish_kernel() -> Kernel:
-    """:func:`finish`."""
+    """Return the kernel :func:`finish` with its signature."""
     return finish, types.void(*[types.int64] * 6, types.float64, *[types.int64] * 5)
-
-
-def squares_kernel(dtype: np.dtype[Any], arrays: int, device: int) -> Any:
-    """See :func:`fastmomentum.backends.cuda.norms.make_squares_kernel`."""
-    return _kept(device, lambda: make_squares_kernel(dtype, arrays), "squares", dtype, arrays)
-
-
-def finish_kernel(device: int) -> Any:
-    """See :func:`fastmomentum.backends.cuda.norms.finish`."""
-    return _kept(device, make_finish_kernel, "finish")

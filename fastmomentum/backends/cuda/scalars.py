@@ -1,40 +1,42 @@
-"""Scalars in device memory, which lr and momentum may be: a captured graph reads them anew at each replay.
+"""Hyper-parameters in device memory: lr and momentum as scalars there, and the numbers derived from them.
 
-Hyper-parameters that follow from scalars in device memory: which columns of a kernel's row these are, and how.
-
-The host cannot read such a scalar without waiting for the device, nor can a captured graph be told of a new one. So
-the device computes what the host computes for numbers, by the same functions of the rule's record.
+A captured graph reads such a scalar anew at each replay. The host cannot read it without waiting for the device, and
+cannot pass a new number to a captured graph. So the device computes the derived hyper-parameters, with the functions of
+the rule that the host uses for ordinary numbers.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from fastmomentum.backends.cuda.device_array import DeviceArray, find_reader
 from fastmomentum.checks import describe
+from fastmomentum.rules.assemble import Function, identity
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.symbolic import Symbol, evaluate_formula
 
 
 class DeviceScalar(float):
-    """A number that the device alone knows; to the host's checks it is 0.5, which every lr and momentum may be.
+    """A number in device memory, which the host does not read.
+
+    As a float it is 0.5, which passes the checks of every lr and momentum.
 
     Attributes
     ----------
     array : DeviceArray
-        Where it lies.
+        The array of one element that holds the number.
     """
 
     array: DeviceArray
 
     @property
     def owner(self) -> Any:
-        """What the user passed."""
+        """The array that the user passed."""
         return self.array.owner
 
     def __new__(cls, array: DeviceArray) -> Self:
-        """The number in an array of one."""
+        """Make the scalar from an array of one element."""
         scalar = super().__new__(cls, 0.5)
         scalar.array = array
         return scalar
@@ -47,16 +49,16 @@ class DeviceScalar(float):
 
 
 def view(name: str, value: Any) -> DeviceArray:
-    """The number in device memory that a user passed.
+    """Return a user's scalar in device memory as an array of one element.
 
     Raises
     ------
     TypeError
-        If it is no one number of float32 or float64.
+        If `value` is not one number of float32 or float64 in device memory.
     """
     read = find_reader(value)
     if read is None:
-        raise TypeError(f"{name}: expected one number in device memory, as it was; got {describe(value)}")
+        raise TypeError(f"{name}: expected one number in device memory, as before; got {describe(value)}")
     array = DeviceArray(value, *read(value))
     if array.size != 1 or array.dtype not in (np.float32, np.float64) or not array.flags.aligned:
         raise TypeError(f"{name}: expected one number of float32 or float64 in device memory; got {array}")
@@ -64,35 +66,41 @@ def view(name: str, value: Any) -> DeviceArray:
 
 
 class DerivedScalar(NamedTuple):
-    """One hyper-parameter of a kernel: its place in the row, and the function of users' hyper-parameters that it is."""
+    """A hyper-parameter of a kernel that the device computes from the hyper-parameters that users give.
 
-    place: int
-    function: Callable[..., Any]
+    Attributes
+    ----------
+    column : int
+        Its column in the kernel's row of hyper-parameters.
+    function : callable
+        ``function(*sources)``, the rule's formula for it.
+    sources : tuple of str
+        The names of the hyper-parameters that the function takes.
+    """
+
+    column: int
+    function: Function
     sources: tuple[str, ...]
 
     def formula(self) -> Symbol:
-        """The function's operations.
+        """Return the operations of the function as a symbolic expression.
 
         Raises
         ------
         TypeError
-            If it does more than arithmetic.
+            If the function does more than arithmetic.
         """
         return evaluate_formula(self.function, self.sources)
 
 
-def derived_from(update: Rule, on_device: Container[str]) -> tuple[DerivedScalar, ...]:
-    """The columns that follow from these, which users give or (a norm's factor) a kernel computes."""
-    found, place = [], 0
-    for part in update.links:
+def derived_from(rule: Rule, on_device: Container[str]) -> tuple[DerivedScalar, ...]:
+    """Return the hyper-parameters that depend on these names: scalars of a user, or the clip factor of a kernel."""
+    found, column = [], 0
+    for part in rule.links:
         for name in part.hyper:
             derived = name in part.derived and name not in on_device
             sources = part.sources[name] if derived else (name,)
             if any(source in on_device for source in sources):
-                found.append(DerivedScalar(place, part.derived[name] if derived else _itself, sources))
-            place += 1
+                found.append(DerivedScalar(column, part.derived[name] if derived else identity, sources))
+            column += 1
     return tuple(found)
-
-
-def _itself(value: Any) -> Any:
-    return value

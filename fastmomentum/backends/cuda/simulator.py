@@ -1,6 +1,7 @@
-"""What :mod:`fastmomentum.backends.cuda.emit` makes, in Python, for Numba's CUDA simulator, which runs no LLVM code.
+"""The device functions of :mod:`~fastmomentum.backends.cuda.codegen` in plain Python, for Numba's CUDA simulator.
 
-Its device memory is the host's, and its threads are Python's, one element at a time.
+The simulator cannot run LLVM code. Its device memory is the host's, and its threads are Python's; they update one
+element at a time.
 """
 
 import ctypes
@@ -8,102 +9,109 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastmomentum.backends.cuda.scalars import DerivedScalar
 from fastmomentum.rules.base import Rule
 
 
-def _numbers(address: Any, dtype: np.dtype[Any], count: int) -> Any:
-    # A GPU faults on an address that is not a multiple of what is loaded from it.
+def _view_memory(address: int, dtype: np.dtype, count: int) -> npt.NDArray[Any]:
+    # A GPU raises a fault for an address that is not a multiple of the size that is loaded.
     if address % (dtype.itemsize * count):
         raise RuntimeError(f"misaligned access of {count} {dtype} at {address}")
     memory: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(int(address))
     return np.frombuffer(memory, dtype)
 
 
-def make_update(rule: Rule, dtype: np.dtype[Any], width: int) -> Callable[..., None]:
-    """See :func:`fastmomentum.backends.cuda.emit.make_update`."""
-    compute, dtype = rule.build(), dtype
+def make_update(rule: Rule, dtype: np.dtype, width: int) -> Callable[..., None]:
+    """Return ``update(addresses, i, values)``, which updates the elements i to i + width − 1 of all arrays."""
+    compute = rule.build()
 
-    def update(addresses: Any, i: int, values: Any) -> None:
-        arrays = [_numbers(address + i * dtype.itemsize, dtype, width) for address in addresses]
+    def update(addresses: Sequence[int], i: int, values: Sequence[np.floating]) -> None:
+        arrays = [_view_memory(address + i * dtype.itemsize, dtype, width) for address in addresses]
         with np.errstate(all="ignore"):
-            found = [compute(*(array[lane] for array in arrays), *values) for lane in range(width)]
-        for lane, numbers in enumerate(found):
+            results = [compute(*(array[lane] for array in arrays), *values) for lane in range(width)]
+        for lane, numbers in enumerate(results):
             for array, number in zip(arrays, numbers):
                 array[lane] = number
 
     return update
 
 
-def make_scalar(rule: Rule) -> Callable[..., Any]:
-    """See :func:`fastmomentum.backends.cuda.inside.make_scalar`."""
+def make_scalar(rule: Rule) -> Callable[..., tuple[np.floating, ...]]:
+    """Return ``scalar(p, *state, g, *hyper) -> (p, *state)``, which casts all arguments to the dtype of p."""
     compute = rule.build()
 
-    def scalar(p: Any, *others: Any) -> Any:
+    def scalar(p: np.floating, *others: float) -> tuple[np.floating, ...]:
         with np.errstate(all="ignore"):
-            return compute(p, *map(np.result_type(p).type, others))
+            results: tuple[np.floating, ...] = compute(p, *map(np.result_type(p).type, others))
+            return results
 
     return scalar
 
 
 def make_sweep(rule: Rule) -> Callable[..., None]:
-    """See :func:`fastmomentum.backends.cuda.inside.make_sweep`."""
-    scalar, behind = make_scalar(rule), 2 + len(rule.state)
+    """Return ``sweep(start, stride, p, *state, g, *hyper)``, which updates the elements start, start + stride, …."""
+    scalar, n_arrays = make_scalar(rule), 2 + len(rule.state)
 
     def sweep(start: int, stride: int, *given: Any) -> None:
-        arrays = given[:behind]
+        arrays = given[:n_arrays]
         if len({array.dtype for array in arrays}) > 1:
             raise TypeError(f"expected one dtype for all arrays; got {[array.dtype for array in arrays]}")
         for i in range(start, arrays[0].size, stride):
-            for array, number in zip(arrays, scalar(*(each[i] for each in arrays), *given[behind:])):
+            for array, number in zip(arrays, scalar(*(each[i] for each in arrays), *given[n_arrays:])):
                 array[i] = number
 
     return sweep
 
 
-def make_loads(dtype: np.dtype[Any], count: int) -> Callable[..., Any]:
-    """See :func:`fastmomentum.backends.cuda.emit.make_loads`."""
-    return lambda address: tuple(_numbers(address + i * dtype.itemsize, dtype, 1)[0] for i in range(count))
+def make_loads(dtype: np.dtype, count: int) -> Callable[[int], tuple[Any, ...]]:
+    """Return ``loads(address)``, which returns a tuple of the first `count` numbers from this address."""
+    return lambda address: tuple(_view_memory(address + i * dtype.itemsize, dtype, 1)[0] for i in range(count))
 
 
-def make_store(dtype: np.dtype[Any]) -> Callable[..., None]:
-    """See :func:`fastmomentum.backends.cuda.emit.make_store`."""
+def make_store(dtype: np.dtype) -> Callable[[int, float], None]:
+    """Return ``store(address, value)``, which writes one number."""
 
-    def store(address: int, value: Any) -> None:
-        _numbers(address, dtype, 1)[0] = value
+    def store(address: int, value: float) -> None:
+        _view_memory(address, dtype, 1)[0] = value
 
     return store
 
 
-def make_settle(
-    columns: Sequence[DerivedScalar], names: Sequence[str], on_device: Mapping[str, np.dtype[Any]], dtype: np.dtype[Any]
-) -> Callable[..., None]:
-    """See :func:`fastmomentum.backends.cuda.emit.make_settle`."""
+def make_derive(
+    derived: Sequence[DerivedScalar], names: Sequence[str], on_device: Mapping[str, np.dtype], dtype: np.dtype
+) -> Callable[[Sequence[int], Sequence[float], int], None]:
+    """Return ``derive(addresses, values, row)``, which writes derived hyper-parameters to the row at this address."""
 
-    def settle(addresses: Any, values: Any, row: int) -> None:
+    def derive(addresses: Sequence[int], values: Sequence[float], row: int) -> None:
         known = dict(zip(names, values))
         for address, (name, stored) in zip(addresses, on_device.items()):
-            known[name] = float(_numbers(address, stored, 1)[0])
+            known[name] = float(_view_memory(address, stored, 1)[0])
         with np.errstate(all="ignore"):
-            for column in columns:
-                found = column.function(*(known[source] for source in column.sources))
-                _numbers(row + column.place * dtype.itemsize, dtype, 1)[0] = found
+            for scalar in derived:
+                result = scalar.function(*(known[source] for source in scalar.sources))
+                _view_memory(row + scalar.column * dtype.itemsize, dtype, 1)[0] = result
 
-    return settle
-
-
-TERMS: dict[str, Callable[[Any], Any]] = {"x": lambda x: x, "x²": lambda x: x * x, "0·x": lambda x: x * np.float64(0.0)}
+    return derive
 
 
-def make_sums(dtype: np.dtype[Any], stride: int, terms: Sequence[str]) -> Callable[..., tuple[Any, ...]]:
-    """See :func:`fastmomentum.backends.cuda.emit.make_sums`."""
+TERMS: dict[str, Callable[[np.float64], np.float64]] = {
+    "x": lambda x: x,
+    "x²": lambda x: x * x,
+    "0·x": lambda x: x * np.float64(0.0),
+}
+"""The functions of x that :func:`make_sums` can sum."""
 
-    def sums(address: int, count: int) -> tuple[Any, ...]:
+
+def make_sums(dtype: np.dtype, stride: int, terms: Sequence[str]) -> Callable[[int, int], tuple[np.float64, ...]]:
+    """Return ``sums(address, count)``, which sums each of these :data:`TERMS` over `count` numbers, in order."""
+
+    def sums(address: int, count: int) -> tuple[np.float64, ...]:
         step, totals = stride * dtype.itemsize, [np.float64(0.0)] * len(terms)
         with np.errstate(all="ignore"):
             for i in range(count):
-                x = np.float64(_numbers(address + i * step, dtype, 1)[0])
+                x = np.float64(_view_memory(address + i * step, dtype, 1)[0])
                 totals = [total + TERMS[term](x) for total, term in zip(totals, terms)]
         return tuple(totals)
 

@@ -1,8 +1,8 @@
-"""Streams: which one a step runs in, and what it waits for there. Nothing here makes the host wait.
+"""Chooses the CUDA stream in which a step runs, and the streams that it waits for. The host never waits.
 
-A stream that is given is taken as it is, and waits for no other: who names one has put his work in order, and in a
-stream that is being captured there is nothing else to wait for. Else it is the first one that an array belongs to, the
-parameters' before the gradients', and it waits for those that other arrays tell of.
+A step runs in the stream that the user names, and waits for no other: the user has put the work in order, and a stream
+that is being captured must not wait for work outside of the graph. If no stream is named, the step runs in the first
+stream that an array belongs to, parameters before gradients, and waits for the streams of the other arrays.
 """
 
 import sys
@@ -17,59 +17,63 @@ from fastmomentum.checks import describe
 
 
 def handle_of(stream: Any) -> int | None:
-    """The handle of a stream of CUDA, Numba, CuPy, torch, or of whatever speaks the protocol ``__cuda_stream__``.
+    """Return the handle of a stream of CUDA, Numba, CuPy, torch or any library with ``__cuda_stream__``.
 
     Raises
     ------
     TypeError
-        If it is none.
+        If `stream` is not such a stream, nor a handle, nor None.
     """
     if stream is None or (isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0):
         return stream
     if hasattr(stream, "__cuda_stream__"):
-        told = stream.__cuda_stream__
-        return int((told() if callable(told) else told)[1])
-    for name in ("cuda_stream", "ptr"):  # torch's, CuPy's
+        protocol = stream.__cuda_stream__
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for name in ("cuda_stream", "ptr"):  # torch, CuPy
         if isinstance(handle := getattr(stream, name, None), int):
             return handle
     raise TypeError(f"stream: expected None, a handle or a stream of CUDA; got {describe(stream)}")
 
 
-def streams_for(asked: int | None, told: Iterable[int | None], device: int) -> tuple[Any, list[Any]]:
-    """The stream to run in, as Numba takes it, and the others that arrays belong to."""
+def streams_for(requested: int | None, array_streams: Iterable[int | None], device: int) -> tuple[Any, list[Any]]:
+    """Return the stream in which to run, as a Numba stream, and the other streams that it has to wait for."""
     if config.ENABLE_CUDASIM:
         return 0, []
-    if asked is not None:
-        return _wrapped(asked), []
-    handles = [_torchs(device) if each == TORCH else each for each in dict.fromkeys(told) if each is not None]
-    chosen, *others = map(_wrapped, dict.fromkeys(handles or [LEGACY]))
+    if requested is not None:
+        return _external_stream(requested), []
+    handles = [
+        _torch_stream(device) if stream == TORCH else stream
+        for stream in dict.fromkeys(array_streams)
+        if stream is not None
+    ]
+    chosen, *others = map(_external_stream, dict.fromkeys(handles or [LEGACY]))
     return chosen, others
 
 
-def let_wait(stream: Any, behind: Any) -> None:
-    """Let the stream wait for what the other has been given up to now."""
-    event = _event(behind)
-    event.record(behind)
+def let_wait(stream: Any, other: Any) -> None:
+    """Make later work in `stream` wait for all work that `other` has been given up to now."""
+    event = _event(other)
+    event.record(other)
     event.wait(stream)
 
 
 @lru_cache(maxsize=256)
 def _event(stream: Any) -> Any:
-    # One for each stream that is waited for: whoever records it again records what comes later, which serves as well.
+    # One event for each stream is enough: recording it again marks a later point, and to wait for that is safe, too.
     return cuda.event(timing=False)
 
 
-def _torchs(device: int) -> int:
+def _torch_stream(device: int) -> int:
     return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream) or LEGACY
 
 
 @lru_cache(maxsize=256)
-def _wrapped(handle: int) -> Any:
+def _external_stream(handle: int) -> Any:
     return cuda.external_stream(handle)
 
 
 def is_capturing(stream: Any) -> bool:
-    """Whether what the stream is given goes into a graph."""
+    """Return whether work given to the stream is captured into a CUDA graph."""
     if config.ENABLE_CUDASIM:
         return False
     from numba.cuda.cudadrv.driver import driver

@@ -1,7 +1,4 @@
-"""Numbers that the host writes and kernels read.
-
-What kernels read of an optimiser: where its arrays lie, how they are shared out, and their hyper-parameters.
-"""
+"""The tables that the host writes and kernels read: addresses of arrays, numbers of tiles, and hyper-parameters."""
 
 from collections.abc import Callable, Container, Sequence
 from itertools import groupby
@@ -13,61 +10,61 @@ from numba import cuda
 
 from fastmomentum.backends.base import CHUNK, ArrayUpdate, RowFunction
 from fastmomentum.backends.cuda.device_array import find_reader
-from fastmomentum.backends.cuda.kernels import ADDRESSES, BYTES, HEAD, SIZE, TILE, WORD
+from fastmomentum.backends.cuda.kernels import ADDRESSES, HEAD, SIZE, TILE, VECTOR_BYTES, WORD
 from fastmomentum.backends.cuda.scalars import DeviceScalar
 
 
 def address_of(array: Any) -> int:
-    """Where one of our own arrays begins."""
+    """Return the address of a Numba device array."""
     read = find_reader(array)
     assert read is not None
     return read(array)[0].address
 
 
 class DeviceBuffer:
-    """An array on the host, and its copy in device memory, which is made in the stream that will read it.
+    """Bytes on the host with a copy in device memory, which is uploaded in the stream that reads it.
 
-    A captured graph reads the copy at each replay: what was sent to a graph is never written to again, and the next
-    change goes to another copy.
+    A captured graph reads the copy at each replay. So a copy that a graph reads is never written again: the next change
+    goes to a new copy.
 
     Attributes
     ----------
     address : int
-        Where the copy begins.
+        The address of the copy.
     """
 
     def __init__(self) -> None:
-        self._host: npt.NDArray[Any] = np.empty(0, np.uint8)
+        self._host: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._copies: list[Any] = []
-        self._sent = self._in_graph = False
+        self._uploaded = self._in_graph = False
         self.address = 0
 
-    def take(self, numbers: npt.NDArray[Any]) -> None:
-        """What is to be read from now on: always as many bytes."""
+    def set(self, numbers: npt.NDArray[np.generic]) -> None:
+        """Set the bytes that kernels read after the next upload; their number must not change."""
         new = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
         if new.size != self._host.size or (new != self._host).any():
-            self._host, self._sent = new.copy(), False
+            self._host, self._uploaded = new.copy(), False
 
-    def send(self, stream: Any, capturing: bool) -> None:
-        """See to it that kernels read it in this stream.
+    def upload(self, stream: Any, capturing: bool) -> None:
+        """Copy the bytes to the device in this stream, if they have changed since the last upload.
 
         Raises
         ------
         RuntimeError
-            If there is something to send while a graph is captured, which would send it again at each replay.
+            If they have changed while a graph is captured: the graph would upload these bytes again at each replay.
         """
-        if not self._sent:
+        if not self._uploaded:
             if capturing:
                 raise RuntimeError(
-                    "a step that is captured in a graph must be like the one before it: the same gradients' memory, "
-                    "the same settings, and no array's first step; run one such step before the capture"
+                    "a step that is captured in a graph must equal the step before it: gradients in the same memory, "
+                    "the same settings, and no array in its first step; run one such step before the capture"
                 )
             if self._in_graph or not self._copies:
                 self._copies.append(cuda.device_array(max(self._host.size, 1), np.uint8))
                 self.address, self._in_graph = address_of(self._copies[-1]), False
             if self._host.size:
                 self._copies[-1].copy_to_device(self._host, stream=stream)
-            self._sent = True
+            self._uploaded = True
         self._in_graph |= capturing
 
 
@@ -75,22 +72,22 @@ Words = npt.NDArray[np.int64]
 
 
 class Part(NamedTuple):
-    """The arrays that one launch updates: those that share code and dtype.
+    """The arrays that one kernel launch updates: those with the same rule structure and dtype.
 
     Attributes
     ----------
-    job : Job
-        One of them, for its code and dtype.
+    job : ArrayUpdate
+        The update of the first of these arrays, which has the rule and dtype of all.
     rows : slice
-        Theirs in the table.
+        The rows of these arrays in the table.
     tiles, chunks : int
-        How many they have of each.
+        The number of tiles and of chunks in all rows.
     ends, chunk_ends : int
-        The words from which on these are counted, row by row.
+        The index of the word at which the cumulative numbers of tiles, and of chunks, begin.
     first_chunk : int
-        The number of their first among all chunks.
+        The number of the first chunk, counted over all parts.
     hyper : int
-        The byte at which their hyper-parameters begin.
+        The offset in bytes of the hyper-parameters.
     """
 
     job: ArrayUpdate
@@ -104,12 +101,26 @@ class Part(NamedTuple):
 
     @property
     def arrays(self) -> int:
-        """How many arrays there are."""
+        """The number of arrays."""
         return int(self.rows.stop - self.rows.start)
 
 
-class Settled(NamedTuple):
-    """Rows of hyper-parameters, from this byte on, that are to be completed from scalars in device memory."""
+class DerivedRows(NamedTuple):
+    """Rows of hyper-parameters that the device completes from scalars in its memory.
+
+    Attributes
+    ----------
+    job : ArrayUpdate
+        An update with the rule and dtype of these rows.
+    scalars : dict
+        The scalars in device memory, by the name of the hyper-parameter.
+    values : tuple of float
+        The values of the rule's parameters; those of scalars are not used.
+    hyper : int
+        The offset in bytes of the first row.
+    rows : int
+        The number of rows.
+    """
 
     job: ArrayUpdate
     scalars: dict[str, DeviceScalar]
@@ -119,24 +130,30 @@ class Settled(NamedTuple):
 
 
 class LaunchTable:
-    """The words that tell of arrays, with the numbers of tiles and chunks, and the bytes of hyper-parameters.
+    """All that kernels read for one set of arrays: 64-bit words, and bytes of hyper-parameters.
+
+    The words are, in this order: the table with one row for each array (see ``backends.cuda.kernels``); the cumulative
+    numbers of chunks of all rows; the number of each row's array; for each part the cumulative numbers of tiles and of
+    chunks; the number of tiles of each part; and the same again, which a kernel may set to 0.
 
     Attributes
     ----------
     members : list of int
-        The number of the array that each row tells of.
+        For each row, the number of its array.
     parts : list of Part
-        In the order of the rows.
-    settled : list of Settled
-        What is to be completed before an update.
-    words, hyper : Mirror
-        What kernels read.
+        The parts, in the order of the rows.
+    derived_rows : list of DerivedRows
+        The rows of hyper-parameters that the device completes before an update.
+    words, hyper : DeviceBuffer
+        The words and the hyper-parameters.
+    chunk_ends, index, counts, tiles : int
+        The index of the word at which the chunks of all rows begin, the arrays' numbers, and the two lists of tiles.
     """
 
     def __init__(self, jobs: Sequence[ArrayUpdate], members: list[int], key: Callable[[int], int]) -> None:
         self._jobs, self.members = jobs, members
         self.words, self.hyper = DeviceBuffer(), DeviceBuffer()
-        self.settled: list[Settled] = []
+        self.derived_rows: list[DerivedRows] = []
         columns = ADDRESSES + len(jobs[0].arrays) + 1
         self._table = np.zeros((len(members), columns), np.int64)
         for row, i in enumerate(members):
@@ -144,70 +161,70 @@ class LaunchTable:
             self._table[row, :-1] = (arrays[0].size, 0, *(array.address for array in arrays))
         self._row = {i: row for row, i in enumerate(members)}
         self._itemsizes = np.array([jobs[i].dtype.itemsize for i in members], np.int64)
-        self._share_out(key)
+        self._arrange_words(key)
 
-    def _share_out(self, key: Callable[[int], int]) -> None:
+    def _arrange_words(self, key: Callable[[int], int]) -> None:
         sizes = self._table[:, SIZE]
         self.chunk_ends = self._table.size
-        behind = [_ends(sizes, CHUNK), np.array(self.members, np.int64)]
-        at, row, chunk, byte = self.chunk_ends + sum(map(len, behind)), 0, 0, 0
-        self.index = at - len(self.members)
+        after_table = [_cumulative_pieces(sizes, CHUNK), np.array(self.members, np.int64)]
+        word, row, chunk, byte = self.chunk_ends + sum(map(len, after_table)), 0, 0, 0
+        self.index = word - len(self.members)
         self.parts: list[Part] = []
-        for _, alike in groupby(self.members, key):
-            job, rows = self._jobs[self.members[row]], slice(row, row + len(list(alike)))
-            tiles, chunks = _ends(sizes[rows], TILE), _ends(sizes[rows], CHUNK)
-            part = Part(job, rows, int(tiles[-1]), int(chunks[-1]), at, at + tiles.size, chunk, byte)
+        for _, same_kernel in groupby(self.members, key):
+            job, rows = self._jobs[self.members[row]], slice(row, row + len(list(same_kernel)))
+            tiles, chunks = _cumulative_pieces(sizes[rows], TILE), _cumulative_pieces(sizes[rows], CHUNK)
+            part = Part(job, rows, int(tiles[-1]), int(chunks[-1]), word, word + tiles.size, chunk, byte)
             self.parts.append(part)
-            behind += [tiles, chunks]
-            at, row, chunk = at + tiles.size + chunks.size, rows.stop, chunk + part.chunks
-            byte += -(-part.arrays * len(job.update.hyper) * job.dtype.itemsize // BYTES) * BYTES
-        # The numbers of tiles twice: as they are, and as a kernel may lower them.
+            after_table += [tiles, chunks]
+            word, row, chunk = word + tiles.size + chunks.size, rows.stop, chunk + part.chunks
+            byte += -(-part.arrays * len(job.update.hyper) * job.dtype.itemsize // VECTOR_BYTES) * VECTOR_BYTES
+        # The numbers of tiles are stored twice: a kernel may set the second copy to 0.
         counts = np.array([part.tiles for part in self.parts], np.int64)
-        self.counts, self.tiles, self._bytes = at, at + counts.size, byte
-        self._behind = np.concatenate([*behind, counts, counts])
+        self.counts, self.tiles, self._bytes = word, word + counts.size, byte
+        self._after_table = np.concatenate([*after_table, counts, counts])
 
-    def put(self, i: int, grad: int) -> None:
-        """Take down where the gradient of this array lies."""
-        self._table[self._row[i], -1] = grad
+    def set_gradient(self, i: int, address: int) -> None:
+        """Set the address of the gradient of array i; :meth:`update_words` must follow."""
+        self._table[self._row[i], -1] = address
 
-    def write(self) -> None:
-        """Make the words from what was taken down."""
-        places = self._table[:, ADDRESSES:] % BYTES
-        alike = (places == places[:, :1]).all(axis=1)
-        self._table[:, HEAD] = np.where(alike, -places[:, 0] % BYTES // self._itemsizes, TILE)
-        self.words.take(np.concatenate([self._table.reshape(-1), self._behind]))
+    def update_words(self) -> None:
+        """Compute the words again from the addresses that were set."""
+        offsets = self._table[:, ADDRESSES:] % VECTOR_BYTES
+        aligned = (offsets == offsets[:, :1]).all(axis=1)
+        self._table[:, HEAD] = np.where(aligned, -offsets[:, 0] % VECTOR_BYTES // self._itemsizes, TILE)
+        self.words.set(np.concatenate([self._table.reshape(-1), self._after_table]))
 
-    def take_hyper(self, rows: RowFunction, first: Container[int]) -> None:
-        """Use these hyper-parameters; `first` holds the arrays that take their first step from rest."""
+    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
+        """Set the hyper-parameters of all rows; `first` holds the arrays in their first step after a reset."""
         numbers = np.zeros(self._bytes, np.uint8)
-        self.settled = []
+        self.derived_rows = []
         for part in self.parts:
             job, members = part.job, self.members[part.rows]
             table = np.array([rows(self._jobs[i].group, job.dtype, i in first) for i in members], job.dtype)
             numbers[part.hyper : part.hyper + table.nbytes] = table.reshape(-1).view(np.uint8)
-            at = part.hyper
-            for (group, starts), alike in groupby(members, lambda i: (self._jobs[i].group, i in first)):
-                values, count = rows.values(group, starts), len(list(alike))
+            offset = part.hyper
+            for (group, is_first), same_row in groupby(members, lambda i: (self._jobs[i].group, i in first)):
+                values, count = rows.values(group, is_first), len(list(same_row))
                 scalars = {name: value for name, value in values.items() if isinstance(value, DeviceScalar)}
                 if scalars:
                     given = tuple(float(values[name]) for name in job.update.parameters)
-                    self.settled.append(Settled(job, scalars, given, at, count))
-                at += count * len(job.update.hyper) * job.dtype.itemsize
-        self.hyper.take(numbers)
+                    self.derived_rows.append(DerivedRows(job, scalars, given, offset, count))
+                offset += count * len(job.update.hyper) * job.dtype.itemsize
+        self.hyper.set(numbers)
 
     def scalars(self) -> list[tuple[str, DeviceScalar]]:
-        """The scalars in device memory, with the names that they are given for."""
-        return [item for settled in self.settled for item in settled.scalars.items()]
+        """Return the scalars in device memory, each with the name of its hyper-parameter."""
+        return [item for rows in self.derived_rows for item in rows.scalars.items()]
 
     def address(self, word: int) -> int:
-        """Where this word lies in device memory."""
+        """Return the address of this word in device memory."""
         return self.words.address + word * WORD
 
     def row(self, part: Part) -> int:
-        """Where the part's rows begin."""
+        """Return the address of the first row of this part."""
         return self.address(part.rows.start * self._table.shape[1])
 
 
-def _ends(sizes: Words, each: int) -> Words:
-    """0, and for each of the sizes the pieces up to its last."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-sizes // each))])
+def _cumulative_pieces(sizes: Words, piece: int) -> Words:
+    """Return 0, then for each array the number of pieces in the arrays up to it."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-sizes // piece))])

@@ -1,12 +1,12 @@
-"""The device functions that kernels are made of: LLVM code on a device, Python in Numba's simulator."""
+"""The device functions that kernels are made of: LLVM code on a device, plain Python in Numba's CUDA simulator."""
 
 from numba import config
 
 if config.ENABLE_CUDASIM:
     from fastmomentum.backends.cuda.simulator import (
+        make_derive,
         make_loads,
         make_scalar,
-        make_settle,
         make_store,
         make_sums,
         make_sweep,
@@ -14,13 +14,13 @@ if config.ENABLE_CUDASIM:
     )
 else:
     from fastmomentum.backends.cuda.codegen import (
+        make_derive,
         make_loads,
         make_scalar,
-        make_settle,
         make_store,
         make_sums,
         make_sweep,
         make_update,
     )
 
-__all__ = ["make_loads", "make_scalar", "make_settle", "make_store", "make_sums", "make_sweep", "make_update"]
+__all__ = ["make_derive", "make_loads", "make_scalar", "make_store", "make_sums", "make_sweep", "make_update"]
