@@ -43,8 +43,8 @@ PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (1, 2), (3, 3), (4, 4))
 BLOCK = 2048
 """Bytes of each of v, p⁺ − p and v⁺ that are kept in scratch memory until their products are added.
 
-Measured at 10⁷ elements: a quarter to a half less time than with blocks four times as large, during which memory stands
-idle for too long.
+Measured at 10⁷ elements: such blocks save a quarter to a half of the time, compared with blocks four times as large,
+for which memory is idle too long.
 """
 
 

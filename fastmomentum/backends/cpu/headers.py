@@ -64,7 +64,7 @@ def check_header_layout() -> None:
     expected = [NDARRAY, array.ctypes.data, 2, id(array.dtype), WRITEABLE, 3, 5, id(items[1])]
     if found != expected:
         raise RuntimeError(
-            f"expected the array headers of CPython and the NumPy 2 ABI, which compiled kernels read; NumPy "
+            "expected the array headers of CPython and the NumPy 2 ABI, which compiled kernels read; NumPy "
             f"{np.__version__} in this Python has others. Use backend='numpy', which does not read them"
         )
 
@@ -99,12 +99,12 @@ def make_views(kinds: list[types.Array]) -> Function:
     def views(typing_context: Any, table: Any, row: Any, column: Any, size: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = context.make_array(table)(context, builder, arguments[0])
-            place = builder.add(builder.mul(arguments[1], builder.extract_value(rows.shape, 1)), arguments[2])
+            first = builder.add(builder.mul(arguments[1], builder.extract_value(rows.shape, 1)), arguments[2])
             made = []
             for i, kind in enumerate(kinds):
-                address = builder.load(builder.gep(rows.data, [builder.add(place, ir.Constant(place.type, i))]))
+                address = builder.load(builder.gep(rows.data, [builder.add(first, ir.Constant(first.type, i))]))
                 array = context.make_array(kind)(context, builder)
-                itemsize = ir.Constant(place.type, kind.dtype.bitwidth // 8)
+                itemsize = ir.Constant(first.type, kind.dtype.bitwidth // 8)
                 data = builder.inttoptr(address, array.data.type)
                 populate_array(array, data, [arguments[3]], [itemsize], itemsize, None)
                 made.append(array._getvalue())

@@ -39,7 +39,7 @@ WARP = LANES
 SIZE, HEAD, ADDRESSES = range(3)
 """Columns of a table with one row for each parameter.
 
-The row holds the number of elements; how many of them stand before the first vector; then the addresses of p, *state
+The row holds the number of elements; the number of elements before the first vector; then the addresses of p, *state
 and g.
 """
 
@@ -114,7 +114,7 @@ def run_one(rule: Rule, arrays: Sequence[DeviceArray], row: tuple[Any, ...], dev
 def find_row(ends: Any, rows: Any, tile: Any) -> Any:
     """Return the row that this tile belongs to.
 
-    At the address `ends` stand 0 and, for each row i, the number of tiles in the rows 0 to i.
+    The words at the address `ends` are 0 and, for each row i, the number of tiles in the rows 0 to i.
     """
     low, high = 0, rows
     while low < high:
@@ -129,8 +129,8 @@ def find_row(ends: Any, rows: Any, tile: Any) -> Any:
 def make_tile_update(rule: Rule, dtype: np.dtype, operations: Operations | None) -> Any:
     """Return ``update_tile(addresses, start, stop, head, values)``, by which the threads of a block update one tile.
 
-    The first `head` elements stand before an address that is a multiple of 16 bytes in all arrays; these are all
-    elements of the tile if there is no such address.
+    The first vector begins after `head` elements, where the addresses in all arrays are multiples of 16 bytes. If there
+    is no such element, `head` is at least the size of a tile.
     """
     width = VECTOR_BYTES // dtype.itemsize
     make = partial(device_functions.make_update, rule, dtype)

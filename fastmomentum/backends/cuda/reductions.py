@@ -92,9 +92,10 @@ def finish(
         factor = min(1, limit / (norm + 1e-6))
         tiles[part] = counts[part], or 0 if any gradient is not finite
 
-    `rows`, `arrays`, `parts` and `limit` are numbers; all other arguments are addresses. ``ends`` counts the chunks of
-    all rows, ``index`` holds the number of each row's array, and ``totals`` is scratch memory for the sums of each
-    array. The word at ``done`` counts updates that are done, the word after it those that are skipped.
+    A part is the set of arrays that one launch updates. `rows`, `arrays`, `parts` and `limit` are numbers; all other
+    arguments are addresses. `ends` counts the chunks of all rows, `index` holds the number of each row's array, and
+    `totals` is scratch memory for the sums of each array. The word at `done` counts the updates that are done, the word
+    after it those that are skipped.
     """
     if cuda.blockIdx.x > 0:
         return
