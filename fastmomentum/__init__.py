@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from fastmomentum import plots as plots
     from fastmomentum.backends.cpu.threads import set_threads
     from fastmomentum.optim.diagnose import diagnose
-    from fastmomentum.optim.optimizer import Momentum
+    from fastmomentum.optim.momentum import Momentum
+    from fastmomentum.optim.optimizer import Optimizer
     from fastmomentum.optim.sparse import SparseRows
     from fastmomentum.optim.step import flatten, step
     from fastmomentum.optim.trace import Trace
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _modules = {
-    "Momentum": "optim.optimizer",
+    "Momentum": "optim.momentum",
+    "Optimizer": "optim.optimizer",
     "Rule": "rules.base",
     "SparseRows": "optim.sparse",
     "Stage": "rules.base",
@@ -44,6 +46,7 @@ _modules = {
 
 __all__ = [
     "Momentum",
+    "Optimizer",
     "Rule",
     "SparseRows",
     "Stage",

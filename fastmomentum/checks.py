@@ -113,7 +113,9 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def number(name: str, value: object, allowed: Range) -> float:
-    """`value` as a float, if it is a real number within the range; −0 comes back as +0."""
+    """Return `value` as a float, if it is a real number within the range; −0 comes back as +0."""
+    if type(value) is float and value in allowed:
+        return value + 0.0
     value = unwrap_scalar(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected {allowed}; got {describe(value)}")

@@ -1,21 +1,4 @@
-"""(rule or chain, dtypes, backend) -> kernel, compiled on first use and kept.
-
-The dtypes that a kernel is compiled for.
-
-The reference backend: a rule applied to whole arrays.
-
-Every other backend gives these bits. It allocates a temporary for each operation, as the formula written by hand in
-NumPy does.
-
-The norm of gradients, and what is measured of a step, come from sums by a fixed tree, so that neither threads nor
-vector width change their bits. An array is cut into chunks of 65,536 elements, a chunk into rows of 32 lanes. Lane j
-adds the products of column j, in double precision; then the upper half of the lanes is added to the lower until one is
-left; the chunks' sums are added in order, and so are, by the caller, the arrays'.
-
-Counting updates where no signal can come between the doing and the counting.
-
-What carries out an optimiser's update, whatever the backend.
-"""
+"""The interface that the three backends fulfil, and the code that they share."""
 
 import math
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
@@ -26,100 +9,98 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.stages import maximize
 
+LANES = 32
+"""Partial sums that a reduction keeps side by side."""
+
+CHUNK = 65_536
+"""Elements of an array that one reduction adds up by itself; the sums of chunks are added in order."""
+
 _kernels: dict[Hashable, Callable[..., Any]] = {}
 
 
 def cached_kernel(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """What is kept under this key; made if nothing is."""
-    # The key holds the rule's structure, not the rule: chains made anew from the same stages share their kernel.
+    """Return the kernel that is cached under this key; make it if there is none.
+
+    Keys hold a rule's structure, not the rule: chains made anew from the same stages share their kernel.
+    """
     if key not in _kernels:
         _kernels[key] = make()
     return _kernels[key]
 
 
-LANES = 32
-CHUNK = 65_536
-
-
 COUNTERS = 2
-"""Rows that the step counter adds to the intervals that are written to; kernels count there."""
+"""Rows that the step counter appends to the intervals of written memory, where kernels count without one more argument:
+(calls done of the step in progress, calls that a step takes), then (steps done, unused)."""
 
 
 class StepCounter:
-    """Numbers that compiled kernels count on: calls done of the step under way, calls that it takes, steps done.
+    """Counts updates done and updates skipped.
 
-    A step of several calls that a signal's handler interrupts (Ctrl-C) is half done; what tells is the first of them.
-    They lie behind the intervals that are written to, where kernels find them without another argument.
+    Compiled kernels do the counting, in the same call as the update: no signal can come between. A CUDA device may
+    count by itself instead, if it alone knows which updates were skipped.
     """
 
     def __init__(self, steps: int = 0, skipped: int = 0) -> None:
         self._cells = np.zeros((COUNTERS, 2), np.int64)
-        self._elsewhere: Callable[[], tuple[int, int]] = _nothing
+        self._on_device: Callable[[], tuple[int, int]] = _nothing_on_device
         self._kept: list[object] = []
         self._skipped = 0
         self.steps, self.skipped = steps, skipped
 
-    def behind(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """An array of these intervals, and behind them the numbers, which live there from now on."""
+    def append_to(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return an array of these intervals and, after them, the counters, which live there from now on."""
         found = np.concatenate([written, self._cells])
         self._cells = found[-COUNTERS:]
         return found
 
-    def expect(self, calls: int) -> None:
-        """From now on a step takes so many calls."""
+    def expect_calls(self, calls: int) -> None:
+        """Set how many calls of kernels make up one step."""
         self._cells[0] = 0, calls
 
-    @property
-    def done(self) -> int:
-        """Calls done of a step that is half done; 0 between steps."""
-        return int(self._cells[0, 0])
-
-    def keep(self, reader: object) -> None:
-        """Keep alive what a captured graph reads."""
+    def keep_alive(self, reader: object) -> None:
+        """Hold a reference to an object whose memory a captured graph reads."""
         if reader not in self._kept:
             self._kept.append(reader)
 
     def add_step(self) -> None:
-        """Count an update."""
+        """Count one update."""
         self._cells[1, 0] += 1
 
-    def count_elsewhere(self, elsewhere: Callable[[], tuple[int, int]]) -> None:
-        """From now on updates are counted elsewhere, where alone it is known which of them are done and left out.
-
-        `elsewhere` tells both numbers, from then on.
-        """
+    def count_on_device(self, read: Callable[[], tuple[int, int]]) -> None:
+        """Let a device count from now on; ``read()`` returns its updates done and skipped."""
         before = self.steps, self.skipped
-        self._elsewhere = elsewhere
+        self._on_device = read
         self.steps, self.skipped = before
 
     @property
     def steps(self) -> int:
-        """Steps done."""
-        return int(self._cells[1, 0]) + self._elsewhere()[0]
+        """The number of updates done."""
+        return int(self._cells[1, 0]) + self._on_device()[0]
 
     @steps.setter
     def steps(self, value: int) -> None:
-        self._cells[1, 0] = value - self._elsewhere()[0]
+        self._cells[1, 0] = value - self._on_device()[0]
 
     @property
     def skipped(self) -> int:
-        """Steps left out."""
-        return self._skipped + self._elsewhere()[1]
+        """The number of updates skipped."""
+        return self._skipped + self._on_device()[1]
 
     @skipped.setter
     def skipped(self, value: int) -> None:
-        self._skipped = value - self._elsewhere()[1]
+        self._skipped = value - self._on_device()[1]
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type["StepCounter"], tuple[int, int]]:
         return type(self), (self.steps, self.skipped)
 
 
-def _nothing() -> tuple[int, int]:
+def _nothing_on_device() -> tuple[int, int]:
     return 0, 0
 
 
@@ -130,11 +111,11 @@ class RowFunction(Protocol):
         """Return the values of this group as a kernel takes them; `first` asks for an array's first step from rest."""
 
     def values(self, group: int, first: bool) -> dict[str, Any]:
-        """Return the same values by name, as users give them."""
+        """Return these values by name, as users give them."""
 
 
 class ArrayUpdate(NamedTuple):
-    """One parameter's update: its arrays, the rule with its stages, and the number of its group."""
+    """The arrays of one parameter (p, then its state slots), its rule with its stages, and its group's number."""
 
     arrays: tuple[Any, ...]
     update: Rule
@@ -148,131 +129,143 @@ class ArrayUpdate(NamedTuple):
 
 
 class Executor(Protocol):
-    """How an optimiser's update is run.
+    """Runs an optimiser's updates on one backend.
 
     Attributes
     ----------
     checks : bool
-        Whether :meth:`run` looks at all arrays itself; else they must have been checked just before.
-    progress : Progress
-        Where :meth:`run` counts.
+        Whether :meth:`run` checks all arrays itself; otherwise they must have been checked just before.
     """
 
     checks: bool
-    progress: StepCounter
 
     def select(self, active: Sequence[bool]) -> None:
-        """Update these parameters, until selected anew; the others must have no gradient."""
+        """Update these parameters until the next call; the others must have no gradient."""
 
-    def take_hyper(self, rows: RowFunction, first: Container[int]) -> None:
+    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
         """Use these hyper-parameters; `first` holds the parameters that take their first step from rest."""
 
-    def run_measured(self, grads: list[Any], max_norm: float | None, skip: bool) -> bool:
-        """The same with gradients clipped to this norm, or left out, and counted, if any is not finite and `skip`."""
-
     def run(self, grads: list[Any]) -> bool:
-        """One update by these gradients, one a parameter; False, and nothing written, if it cannot be."""
+        """Do one update by these gradients, one for each parameter; if it cannot be done, write nothing, return False.
 
-    def finish(self) -> None:
-        """Do what is left of a step that was torn apart."""
+        The caller keeps the list alive meanwhile.
+        """
 
-    def use(self, stream: Any) -> None:
-        """Run in this stream from now on; None is the arrays' own."""
+    def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
+        """Do one update by gradients clipped to this norm.
 
-    def watch(self, observers: "Sequence[Observer]") -> None:
-        """Have every update observed by these from the next :meth:`select` on."""
+        If `skip_nonfinite` and a gradient holds a NaN or an infinity, the update is skipped and counted.
+        """
+
+    def use_stream(self, stream: object) -> None:
+        """Run in this stream from now on; None stands for the arrays' own."""
+
+    def observe_with(self, observers: "Sequence[Observer]") -> None:
+        """Let these observe every update, from the next :meth:`select` on."""
 
 
 class Observer(Protocol):
-    """What watches updates."""
+    """Observes the updates of an optimiser on the host."""
 
-    def begin(self, grads: list[Any], launch: "HostExecutor") -> Callable[[], None] | None:
-        """Look before an update; what is to be done when it is done, or None if it cannot be."""
+    def before_step(self, grads: list[Any], executor: "HostExecutor") -> Callable[[], None] | None:
+        """Read what is to come; return the function to call after the update, or None if it cannot be done."""
 
 
 class HostExecutor:
-    """What launches on the host share: there the norm is known before the update."""
+    """The part of an executor that both backends on the host share: there the norm is known before the update."""
 
-    progress: StepCounter
+    _counter: StepCounter
     _jobs: Sequence[ArrayUpdate]
     _observers: Sequence[Observer] = ()
 
-    def watch(self, observers: Sequence[Observer]) -> None:
-        """See :class:`Launch`."""
+    def observe_with(self, observers: Sequence[Observer]) -> None:
+        """Let these observe every update, from the next selection of arrays on."""
         self._observers = observers
 
     def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
-        """`run` itself where nobody watches: there a step costs nothing more."""
+        """Return `run` with its observers; `run` itself if there are none, so that they cost nothing then."""
         for observer in self._observers:
             run = partial(self._run_observed, observer, run)
         return run
 
     def _run_observed(self, observer: Observer, run: Callable[[list[Any]], bool], grads: list[Any]) -> bool:
-        end = observer.begin(grads, self)
-        if end is None or not run(grads):
+        after = observer.before_step(grads, self)
+        if after is None:
             return False
-        end()
-        return True
+        with uninterrupted():
+            done = run(grads)
+            if done:
+                after()
+        return done
 
-    def look(self, grads: list[Any]) -> dict[int, StepSums] | None:
-        """The motion of the update that :meth:`run` would do now; nothing is written.
+    def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
+        """Return the sums of the step that :meth:`Executor.run` would do now; nothing is written.
 
-        For each parameter that has a gradient, in order, in one pass over the parameter, its state and its gradient,
-        with the hyper-parameters of this very update, the factor for the norm among them. With `maximize` the gradient
-        is taken as that of the function which is minimised, −g. None if an update could not be.
+        There is an entry for each parameter that has a gradient, in order. One pass over the parameter, its state and
+        its gradient computes it, with the hyper-parameters of this very update, the factor for the norm among them.
+        With `maximize` the gradient is taken as that of the function that is minimised, −g. The answer is None if an
+        update could not be done.
         """
         raise NotImplementedError
 
-    def _turned(self, i: int, sums: Iterable[float]) -> StepSums:
-        """A motion from its sums, as :meth:`look` has it."""
-        found, update = StepSums(*sums), self._jobs[i].update
-        if maximize in update.composed_of:
+    def _step_sums(self, i: int, sums: Iterable[float]) -> StepSums:
+        """Return the sums of a parameter with the sign of its gradient as :meth:`measure` takes it."""
+        found = StepSums(*sums)
+        if maximize in self._jobs[i].update.composed_of:
             return found._replace(along=-found.along, slope=-found.slope)
         return found
 
-    def measure(self, grads: list[Any]) -> float:
-        """The sum of squares of all gradients, negative if an update could not be."""
+    def sum_squares(self, grads: list[Any]) -> float:
+        """Return the sum of squares of all gradients, or a negative number if an update could not be done."""
         raise NotImplementedError
 
-    def take_factor(self, factor: float) -> None:
+    def set_clip_factor(self, factor: float) -> None:
         """Use this factor, the first of all hyper-parameters, for the norm."""
         raise NotImplementedError
 
-    def run_measured(self, grads: list[Any], max_norm: float | None, skip: bool) -> bool:
-        """See :class:`Launch`."""
-        squares = self.measure(grads)
+    def run(self, grads: list[Any]) -> bool:
+        """Do one update."""
+        raise NotImplementedError
+
+    def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
+        """Do one update by gradients clipped to this norm, or skip it."""
+        squares = self.sum_squares(grads)
         if squares < 0:
             return False
-        if skip and not is_finite(squares, grads):
-            self.progress.skipped += 1
+        if skip_nonfinite and not is_finite(squares, grads):
+            self._counter.skipped += 1
             return True
         if max_norm is not None:
             factor = max_norm / (math.sqrt(squares) + 1e-6)
-            self.take_factor(1.0 if factor > 1.0 else factor)  # a NaN stays one
+            self.set_clip_factor(1.0 if factor > 1.0 else factor)  # a NaN stays one
         return self.run(grads)
 
-    def run(self, grads: list[Any]) -> bool:
-        """See :class:`Launch`."""
-        raise NotImplementedError
-
-    def use(self, stream: Any) -> None:
-        """See :class:`Launch`; the host has no streams."""
+    def use_stream(self, stream: object) -> None:
+        """Refuse any stream, as the host has none."""
         if stream is not None:
             raise TypeError(f"stream: expected None, as the arrays are on the host; got {describe(stream)}")
 
 
-def arrange(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], list[int]]:
-    """For each job the number of its code and dtype; and the order in which those of a number stand together."""
+def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], list[int]]:
+    """Return which parameters share code and dtype, and an order in which those stand together.
+
+    Returns
+    -------
+    callable
+        The number of the code and dtype of each parameter.
+    list of int
+        The parameters' numbers, sorted by it, then by group.
+    """
     codes: dict[Any, int] = {}
     keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
     return keys.__getitem__, sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
 
 
 def is_finite(squares: float, grads: Sequence[Any]) -> bool:
-    """Whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
+    """Return whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
     return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
 
 
-def in_order(values: Iterable[float]) -> float:
-    """Their sum, one after the other (the built-in sum of Python 3.12 and later compensates)."""
+def sum_in_order(values: Iterable[float]) -> float:
+    """Return the sum, added one after another; the built-in sum of Python 3.12 and later compensates rounding."""
     return reduce(add, values, 0.0)

@@ -1,4 +1,4 @@
-"""A run that goes on under another rule: the same parameters, the same trajectory, another state."""
+"""Converts a run to another rule: the same parameters, the same trajectory, another state."""
 
 from collections.abc import Mapping
 from math import isclose
@@ -8,24 +8,105 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
-from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import SCHEDULED, ParamGroup
+from fastmomentum.optim.checkpoint import load_dict, to_dict
+from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert
 from fastmomentum.rules.registry import find
 
 
 class GroupConversion(NamedTuple):
-    """What becomes of a group: its settings, the forms of both rules, and the values that it goes over with."""
+    """The conversion of one group.
+
+    Attributes
+    ----------
+    after : ParamGroup
+        Its settings under the other rule.
+    source, target : str
+        The conventions of both rules.
+    values : dict
+        lr, momentum and dampening with which :func:`fastmomentum.convert` converts the state.
+    """
 
     after: ParamGroup
     source: str
     target: str
     values: dict[str, float]
 
-    def over(self, state: Any, param: Any) -> tuple[Any, float, float]:
-        """See :func:`fastmomentum.convert`."""
+    def apply(self, state: Any, param: Any) -> tuple[Any, float, float]:
+        """Return state, lr and momentum under the other rule."""
         return convert(state, source=self.source, target=self.target, param=param, **self.values)
+
+
+def converted(
+    engine: Engine, single: bool, rule: str | Rule, settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments and the saved state of an optimiser that goes on under another rule.
+
+    Parameters
+    ----------
+    engine : Engine
+        The engine of the optimiser to convert.
+    single : bool
+        Whether it was given one array.
+    rule : str or Rule
+        The other rule.
+    settings : dict
+        Settings that replace its own.
+
+    Returns
+    -------
+    arguments : dict
+        For the constructor.
+    saved : dict
+        For :func:`load_converted`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no exact conversion.
+    """
+    for name in ("params", "momentum"):
+        if name in settings:
+            raise TypeError(f"{name}: expected none, as it goes over as it is; got {checks.describe(settings[name])}")
+    settings = dict(settings)
+    shared = {name: settings.pop(name, getattr(engine, name)) for name in ("backend", "threads", "skip_nonfinite")}
+    with one_caller(engine.lock):
+        saved, params = to_dict(engine), engine.state.fetch_params()
+        plans = [plan_conversion(group, rule, settings, engine) for group in engine.groups]
+    for number, started in zip(engine.group_of, engine.state.started):
+        if plans[number].values["dampening"] and not started:
+            raise ValueError("dampening: expected 0, as an array is still to have its first, undampened step")
+    states = []
+    for number, param, slots in zip(engine.group_of, params, saved["state"]):
+        state, _, _ = plans[number].apply(slots[0] if slots else None, param)
+        states.append([] if state is None else [state])
+    arguments = _arguments([plan.after.settings for plan in plans], engine, single)
+    kept = {name: saved[name] for name in ("steps", "skipped", "resets", "value", "started")}
+    return arguments | shared, kept | {"state": states}
+
+
+def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
+    """Let the new optimiser go on from what :func:`converted` returned."""
+    ours = to_dict(engine)
+    for slots, (first, *_) in zip(ours["state"], [state or [None] for state in saved["state"]]):
+        slots[:1] = [] if first is None else [first]
+    load_dict(ours | {name: value for name, value in saved.items() if name != "state"}, engine)
+    engine.write_points()
+
+
+def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) -> dict[str, Any]:
+    """Return the constructor's arguments for the same parameters with these settings of the groups."""
+    shared = {name: value for name, value in groups[0].items() if name in SHARED}
+    own = [{name: value for name, value in group.items() if name not in SHARED} for group in groups]
+    if single:
+        return {"params": engine.state.given[0], **own[0], **shared}
+    members: list[list[Any]] = [[] for _ in groups]
+    for number, param in zip(engine.group_of, engine.state.given):
+        members[number].append(param)
+    parts = [{"params": mine, **settings} for mine, settings in zip(members, own)]
+    return {"params": parts, "lr": own[0]["lr"], **shared}
 
 
 def plan_conversion(
@@ -37,10 +118,12 @@ def plan_conversion(
     probe = ParamGroup(changed)
     source, target = convention_of("source", group.update), convention_of("target", probe.update)
     old, new = CONVENTIONS[source], CONVENTIONS[target]
-    values = {name: engine.held.number(group.value(name, engine.time)) for name in SCHEDULED} | {"dampening": tau}
-    turn = GroupConversion(probe, source, target, values)
+    values = {name: engine.state.number(group.value(name, engine.schedule_step)) for name in SCHEDULED} | {
+        "dampening": tau
+    }
+    plan = GroupConversion(probe, source, target, values)
     nothing = np.zeros(0)
-    _, rate, momentum = turn.over(None if old.keeps == NOTHING else nothing, nothing)
+    _, rate, momentum = plan.apply(None if old.keeps == NOTHING else nothing, nothing)
     if _stages(group.settings["rule"]) != _stages(rule):
         raise ValueError(f"rule: expected {find(rule)} in a chain of the same stages as {find(group.settings['rule'])}")
     if {old.method, new.method} == {NESTEROV} and source.endswith("_lookahead") != target.endswith("_lookahead"):
@@ -55,7 +138,7 @@ def plan_conversion(
             f"momentum: expected a number between {source!r} and {target!r}, whose gradients' share "
             "or extrapolation depends on it; got a function of the step"
         )
-    lr = _rate(group, rate, settings, engine.time)
+    lr = _rate(group, rate, settings, engine.schedule_step)
     if callable(lr) and new.divides and not follows:
         raise ValueError(
             f"lr: expected a number, or correct=True, as the state of {source!r} carries lr and that of "
@@ -67,7 +150,7 @@ def plan_conversion(
         "dampening": tau if "dampening" in probe.update.parameters else 0.0,
         "correct": settings.get("correct", not new.divides and new.keeps != NOTHING and follows),
     }
-    return turn._replace(after=ParamGroup(changed | chosen))
+    return plan._replace(after=ParamGroup(changed | chosen))
 
 
 def _stages(rule: str | Rule) -> list[str]:

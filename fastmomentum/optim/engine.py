@@ -1,37 +1,43 @@
-"""One caller at a time.
+"""The engine of an optimiser: it plans a step or a change, which may raise, then carries it out, which does not.
 
-Parameter groups: which arrays an optimiser updates, and with which settings.
-
-What is decided is carried out whole, also where a signal's handler (Ctrl-C) comes between.
-
-What an optimiser keeps between its steps, and every change of it but the steps themselves.
-
-How an optimiser's steps are carried out, and what is looked at again before each.
+Planning reads and checks everything, and calls the user's functions. Carrying out only writes. A plain step is one call
+of compiled code, so no signal can come between; longer writes hold Ctrl-C back until they are done.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from contextlib import nullcontext
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends import make_executor
-from fastmomentum.backends.base import ArrayUpdate, Executor, Observer, StepCounter
+from fastmomentum.backends.base import ArrayUpdate, Executor, Observer
 from fastmomentum.backends.cpu.threads import default
-from fastmomentum.optim.groups import Layout, ParamGroup
+from fastmomentum.backends.interrupts import uninterrupted
+from fastmomentum.optim.groups import Layout, ParamGroup, StepRows
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.record import resolve_values
+
+Record = tuple[int, str, str]
+"""A reset on record: updates done before it, reason, scope."""
+
+PointRow = tuple[int, tuple[Any, ...]]
+"""A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
 
 
 def one_caller(lock: Lock) -> Lock:
-    """The lock, for ``with``, if nobody holds it; who comes second is refused, at the very same moment waits.
+    """Return the lock, to be used in ``with``, if no caller holds it.
 
-    To wait always would hang a forked child whose parent was in a step. ``with`` on the lock itself cannot be torn
-    apart by a signal's handler; an acquire and a try can, and would leave it held for ever.
+    A second caller is refused; one that comes at the very same moment waits. To wait always would hang a forked child
+    whose parent was in a step. ``with`` on the lock itself is safe from signals; an ``acquire`` with a ``try`` could be
+    interrupted between the two, and the lock would stay held.
+
+    Raises
+    ------
+    RuntimeError
+        If another caller holds the lock.
     """
     if lock.locked():
         raise RuntimeError(
@@ -40,393 +46,361 @@ def one_caller(lock: Lock) -> Lock:
     return lock
 
 
-class Rows:
-    """The hyper-parameters of one step of all groups.
-
-    Called with (group, dtype, whether it is an array's first step from rest), it returns them as a kernel takes them.
-    """
-
-    def __init__(self, groups: Sequence[ParamGroup], step: int) -> None:
-        self._groups, self._given = groups, [group.values(step) for group in groups]
-        self._made: dict[Any, tuple[Any, ...]] = {}
-
-    def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
-        """As a kernel takes them."""
-        if (group, dtype, first) not in self._made:
-            self._made[group, dtype, first] = self._groups[group].row(dtype, self._given[group], first)
-        return self._made[group, dtype, first]
-
-    def differ(self, group: int) -> bool:
-        """Whether an array's first step from rest has values of its own."""
-        return self.values(group, True) != self.values(group, False)
-
-    def values(self, group: int, first: bool) -> dict[str, Any]:
-        """The same as users give them, by name."""
-        mine = self._groups[group]
-        return resolve_values(mine.update, mine.starting(self._given[group], first), lambda name, value, allowed: value)
-
-
-class Whole:
-    """A launch, and what is owed to the arrays: actions that may be done twice, of which none is left half done."""
-
-    _launch: Executor
-    _owed: tuple[int, Callable[[], None]] | None = None  # an action, due once there are so many steps
-    _quick: Callable[[list[Any]], bool] | None
-
-    @property
-    def steps(self) -> int:
-        """Updates done."""
-        raise NotImplementedError
-
-    def _carry_out(self, action: Callable[[], None]) -> None:
-        """Do this whole; it may be done twice."""
-        self._quick, self._owed = None, (0, action)
-        self.finish()
-
-    def finish(self) -> None:
-        """Do what a signal may have left of a step, and what is owed and due.
-
-        It is done before the signal's exception goes on; where another signal interrupts that, by whatever comes next.
-        """
-        try:
-            self._pay()
-        except BaseException:
-            self._pay()
-            raise
-
-    def _pay(self) -> None:
-        if "_launch" in self.__dict__:
-            self._launch.finish()
-        if self._owed is not None and self.steps >= self._owed[0]:
-            self._owed[1]()
-            self._owed = None
-
-
-class Kept(Whole):
-    """Parameters, their state and settings.
+class StepPlan(NamedTuple):
+    """A step as it will be carried out.
 
     Attributes
     ----------
-    held : Holdings
-        The parameters and their state.
-    started : list of bool
-        For each parameter whether it has had its first step.
-    groups : list of Group
+    active : list of bool
+        The parameters that have a gradient.
+    rows : StepRows
+        The hyper-parameters.
+    first : set of int
+        The parameters that take their first step from rest, with values of its own.
+    corrections : list of (slot, values)
+        State of parameters without gradient that goes over to the next lr.
+    points : list of (int, row)
+        Parameters without gradient whose look-ahead point moves.
+    restart_points : list of (int, row)
+        All parameters' look-ahead points, in case a restart is due after the update.
+    starts : bool
+        Whether some parameter has its first step.
+    """
+
+    active: list[bool]
+    rows: StepRows
+    first: set[int]
+    corrections: list[tuple[Any, Any]]
+    points: list[PointRow]
+    restart_points: list[PointRow]
+    starts: bool
+
+
+class Engine:
+    """Plans and carries out the steps of an optimiser, and every other change of it.
+
+    A step takes the fast path if nothing but the gradients changed: one look at all arrays in compiled code, and the
+    update. If other arrays than in the last step have a gradient, or hyper-parameters are new, the step is planned. If
+    the executor finds that an array is not as it was, everything is checked again.
+
+    Attributes
+    ----------
+    groups : list of ParamGroup
         The settings.
     group_of : list of int
         For each parameter the number of its group.
-    resets : list of (int, str, str)
-        What was put to rest, when and why.
-    restart : str or int, optional
+    state : State
+        The parameters, their state, and every number that a checkpoint holds.
+    restart : str, int or None
         The restart scheme.
-    value : float, optional
-        The objective that was reported last.
-    steps, skipped : int
-        Updates done, and updates left out because a gradient was not finite.
-    backend, threads
-        As chosen, and the number of threads asked for.
+    backend : str
+        The name of the backend.
+    threads : int
+        The number of threads asked for.
     skip_nonfinite : bool
-        Whether an update is left out if any gradient holds a NaN or an infinity.
-    observer : Observer, optional
-        Who watches every update.
-    slope : Slope, optional
-        What the gradient scheme goes by.
+        Whether an update is skipped if any gradient holds a NaN or an infinity.
+    observer : Observer or None
+        What observes every update for a trace.
+    gradient_restart : GradientRestart or None
+        What observes every update for the gradient scheme.
     loads, changes : int
-        How often a saved state was given back, and how often state was changed otherwise than by a step.
+        How often a saved state was loaded, and how often state was changed otherwise than by a step.
     lock : Lock
-        Held, through :func:`fastmomentum.turns.free`, by what changes more than one thing.
+        Held by whoever changes something, through :func:`one_caller`.
     """
-
-    _stream: Any = None
-    restart: str | int | None = None
-    _began = 0
-    value: float | None = None
-    loads = changes = 0
-    observer: Observer | None = None
-    slope: GradientRestart | None = None
-    _active: list[bool]
-    _watched: bool
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
-        self._count = len(layout.group_of)
         self.backend = backends.choose(backend, layout.params)
         self.threads = default() if threads is None else threads
-        self.skip_nonfinite, self.started = skip_nonfinite, [False] * self._count
-        self.resets: list[tuple[int, str, str]] = []
-        self.lock, self._progress = Lock(), StepCounter()
-        self.held = State(layout, self.backend, self.update)
+        self.skip_nonfinite = skip_nonfinite
+        self.lock = Lock()
+        self.loads = self.changes = 0
+        self.observer: Observer | None = None
+        self.gradient_restart: GradientRestart | None = None
+        self.restart: str | int | None = None
+        self._epoch = 0
+        self._stream: object = None
+        self._executor: Executor
+        self._fast: Callable[[list[Any]], bool] | None = None
+        self._active: list[bool] = []
+        self.state = State(layout, self.backend)
         self.check_arrays()
         self.check_groups(self.groups, 0)
-        self._rest(range(self._count), ALL_ROWS, [])
-        self.take_groups(self.groups)
+        points = self._points(self._all, self.groups, 0)
+        self.state.initialise(self.update, self._all, ALL_ROWS)
+        self._set_groups(self.groups)
+        self.state.write_points(self.update, points, self._stream)
 
-    def _build(self, grads: Sequence[Any]) -> list[Any]:
-        """Check all arrays; make the table of them; return the gradients as plain arrays."""
-        raise NotImplementedError
+    @property
+    def _all(self) -> range:
+        """The numbers of all parameters."""
+        return range(len(self.group_of))
 
     @property
     def update(self) -> Rule:
-        """The rule of the first group; the others' have the same state."""
+        """The rule of the first group; the others keep the same state."""
         return self.groups[0].update
 
     @property
-    def steps(self) -> int:
-        """Updates done."""
-        return self._progress.steps
+    def schedule_step(self) -> int:
+        """The number with which functions of the step are called for the next update."""
+        return self.state.counter.steps - self._epoch
 
-    @steps.setter
-    def steps(self, value: int) -> None:
-        self._progress.steps = value
+    def step(self, grads: list[Any], stream: object = None) -> None:
+        """Do one update; a refused one changes nothing.
 
-    @property
-    def skipped(self) -> int:
-        """Updates left out because a gradient was not finite."""
-        return self._progress.skipped
+        The list of gradients is the caller's own: it keeps them alive while a kernel, which holds no lock, runs.
+        """
+        with one_caller(self.lock):
+            if stream is not self._stream:
+                self._executor.use_stream(stream)
+                self._stream = stream
+            fast = self._fast
+            if fast is None or len(grads) != len(self.group_of) or not fast(grads):
+                grads = checks.sequence("grads", grads, len(self.group_of))
+                self._carry_out_step(grads, self._plan_step(grads))
 
-    @skipped.setter
-    def skipped(self, value: int) -> None:
-        self._progress.skipped = value
+    def _plan_step(self, grads: list[Any]) -> StepPlan:
+        """Return the plan of a step with other arrays or hyper-parameters than the last one."""
+        self._fast = None
+        active = [grad is not None for grad in grads]
+        scheduled = any([group.is_scheduled for group in self.groups])
+        step = self.schedule_step if scheduled else 0  # a device may have to be waited for to know the step
+        rows = StepRows(self.groups, step)
+        waiting = [i for i, (started, a) in enumerate(zip(self.state.started, active)) if a and not started]
+        first = {i for i in waiting if rows.differ(self.group_of[i]) and not self.state.is_moving(i, self.update)}
+        corrections: list[tuple[Any, Any]] = []
+        points: list[PointRow] = []
+        restart_points: list[PointRow] = []
+        if scheduled and not all(active):
+            idle = [i for i, a in enumerate(active) if not a]
+            corrections = self._lr_corrections(idle, self.groups, step + 1)
+            points = self._points(idle, self.groups, step + 1)
+        if self.restart is not None:
+            restart_points = self._points(self._all, self.groups, self._step_after_reset(self.state.counter.steps + 1))
+        return StepPlan(active, rows, first, corrections, points, restart_points, bool(waiting))
 
-    @property
-    def time(self) -> int:
-        """What functions of the step are called with: the number of the update to come, or as a restart scheme says."""
-        return self.steps - self._began
+    def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
+        """Do the update of a plan, and what follows it."""
+        scheduled = any([group.is_scheduled for group in self.groups])
+        follows = bool(plan.corrections or plan.points) or self.restart is not None
+        # Whether a device skipped the update is asked only if what follows depends on it.
+        asks = self.skip_nonfinite and (self.backend != "cuda" or plan.starts or scheduled)
+        before = self.state.counter.skipped if asks else 0
+        with uninterrupted() if follows or plan.starts else nullcontext():
+            usual = self._executor_checks and self._run_plan(grads, plan)
+            if not usual and not self._run_plan(self._check_and_build(grads), plan):
+                raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
+            if asks and self.state.counter.skipped != before:
+                return
+            if plan.starts:
+                self.state.started = [started or a for started, a in zip(self.state.started, plan.active)]
+            if follows:
+                self._follow_up(plan)
+        if usual and not scheduled and self.restart is None and not plan.first and any(plan.active):
+            self._fast = self._run if self._measures else self._executor.run
 
-    def reset(self, which: Sequence[int], rows: slice, record: tuple[int, str, str]) -> None:
-        """Put the state of these arrays to rest, in these rows; the next step of whole arrays is their first again."""
-        self.check_arrays()
-        self._carry_out(partial(self._rest, which, rows, [*self.resets, record]))
+    def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
+        if plan.active != self._active:
+            self._active = []  # if a signal interrupts the selection, the next step selects again
+            self._executor.select(plan.active)
+            self._active = plan.active
+        self._executor.set_hyper(plan.rows, plan.first)
+        return self._run(grads)
 
-    def _rest(self, which: Sequence[int], rows: slice, resets: list[tuple[int, str, str]]) -> None:
-        self.changes += 1
-        self.held.rest(self.update, which, rows)
-        if rows is ALL_ROWS:
-            self.started = [started and i not in which for i, started in enumerate(self.started)]
-        self.take_resets(resets)
-        self.look_ahead(which)
+    def _run(self, grads: list[Any]) -> bool:
+        """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
+        if self._measures:
+            return self._executor.run_clipped(grads, self.groups[0].max_norm, self.skip_nonfinite)
+        return self._executor.run(grads)
 
-    def take_resets(self, resets: Sequence[tuple[int, str, str]]) -> None:
-        """Have this on the record; where a restart scheme is in use, functions of the step count from the last."""
-        self.resets = list(resets)
-        self._began = epoch(self.restart, self.resets)
+    def _follow_up(self, plan: StepPlan) -> None:
+        """Write what follows an update: parameters without gradient go over to the next step; a restart may be due."""
+        self._write(plan.corrections)
+        self.state.write_points(self.update, plan.points, self._stream)
+        reason = restart_due(self.restart, self.groups, self.schedule_step, self.gradient_restart)
+        if reason:
+            self._reset(self._all, ALL_ROWS, (self.state.counter.steps, reason, ALL), plan.restart_points)
 
-    def adjust(self, name: str, values: Sequence[Any]) -> None:
-        """Use these values, one a group, from the next update on; with correct=True state follows lr."""
-        self.finish()
-        groups = [group.replace(**{name: value}) for group, value in zip(self.groups, values)]
-        self.check_groups(groups, self.time)
-        moved = self._moved(range(self._count), groups, self.time)
-        if moved:
-            self.check_arrays()
-        self._carry_out(partial(self._adjust, groups, moved))
-
-    def _adjust(self, groups: list[ParamGroup], moved: Sequence[tuple[Any, Any]]) -> None:
-        self._put(moved)
-        self.take_groups(groups)
-
-    def _put(self, moved: Sequence[tuple[Any, Any]]) -> None:
-        self.changes += bool(moved)
-        self.held.put(moved)
-
-    def _moved(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
-        """The state slots of these arrays that a change to this step's lr of these groups moves, and where to."""
-        found = []
-        for i in which:
-            before, after = self.groups[self.group_of[i]], groups[self.group_of[i]]
-            if before.correct:
-                lr, lr_next = before.value("lr", self.time), after.value("lr", step)
-                found += self.held.moved(i, before.update, lr, lr_next)
-        return found
-
-    def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip: bool) -> None:
-        """Go on from a saved state, which has been checked, with these settings."""
-        self.check_arrays()
-        self._carry_out(partial(self._load, saved, groups, skip))
-
-    def _load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip: bool) -> None:
-        self.loads += 1
-        self.steps, self.skipped, self.skip_nonfinite = saved["steps"], saved["skipped"], skip
-        self.resets, self.started, self.value = list(saved["resets"]), list(saved["started"]), saved.get("value")
-        self.take_groups(groups)
-        self.held.write(saved["state"])
-
-    def report(self, value: float, record: tuple[int, str, str]) -> bool:
-        """Restart, with this record, if the objective has risen."""
-        risen = self.value is not None and value > self.value
-        if risen:
-            self.check_arrays()
-            self._carry_out(partial(self._risen, value, [*self.resets, record]))
-        self.value = value
-        return risen
-
-    def _risen(self, value: float, resets: list[tuple[int, str, str]]) -> None:
-        self._rest(range(self._count), ALL_ROWS, resets)
-        self.value = value
-
-    @property
-    def observers(self) -> list[Observer]:
-        """Who watches every update."""
-        return [observer for observer in (self.slope, self.observer) if observer is not None]
-
-    def check_watchable(self, asked: str) -> None:
-        """Refuse what is to watch updates, and is called so, where these are not waited for."""
-        if self.backend == "cuda":
-            raise TypeError(f"{asked}: expected arrays on the host; got some on a device, where no step is waited for")
-
-    def watch(self, observer: Observer | None, slope: GradientRestart | None) -> None:
-        """Have every update observed by these from now on."""
-        self.observer, self.slope = observer, slope
-        self._launch.watch(self.observers)
-        self._active, self._quick = [], None
+    def _check_and_build(self, grads: Sequence[Any]) -> list[Any]:
+        """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
+        plain, written = self.state.check_arrays(grads)
+        jobs = [
+            ArrayUpdate(self.state.arrays_of(i), self.groups[group].update, group)
+            for i, group in enumerate(self.group_of)
+        ]
+        self._active, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
+        self._executor = backends.make_executor(
+            self.backend, jobs, written, self.state.counter, self.threads, self.state.device
+        )
+        self._executor.use_stream(self._stream)
+        self._executor.observe_with(self._observers)
+        # Kernels can check arrays themselves, but not our views of other objects.
+        plainly = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
+        self._executor_checks = self._executor.checks and plainly
+        return plain
 
     def check_arrays(self) -> None:
-        """Refuse, before several are written, if one cannot be."""
-        self.finish()
-        self._build([None] * self._count)
-        self._owed = None  # of a step that was refused
+        """Check all arrays before several of them are written.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If one cannot be written.
+        """
+        self._check_and_build([None] * len(self.group_of))
 
     def check_groups(self, groups: Sequence[ParamGroup], step: int) -> None:
-        """Refuse settings that the kernel of some array could not take at this step."""
-        if check_restart(groups) == GRADIENT:
-            self.check_watchable("restart")
-        used = {(number, param.dtype) for number, param in zip(self.group_of, self.held.params)}
+        """Check that the kernels of all arrays could take these settings at this step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a setting is refused.
+        """
+        if (self.restart is not None or groups[0].settings.get("restart") is not None) and (
+            check_restart(groups) == GRADIENT
+        ):
+            self.check_observable("restart")
+        used = {(number, param.dtype) for number, param in zip(self.group_of, self.state.params)}
         for number, group in enumerate(groups):
             if self.backend != "cuda":
-                group.refuse_scalars()
+                group.refuse_device_scalars()
             given = group.values(step)
             for dtype in {dtype for used_by, dtype in used if used_by == number} or checks.DTYPES:
                 group.row(dtype, given)
 
-    def take_groups(self, groups: list[ParamGroup]) -> None:
+    def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
+        """Write the initial state of these parameters, in these rows; the next step of whole arrays is a first step."""
+        self.check_arrays()
+        step = self._step_after_reset(record[0]) if record[2] == ALL else self.schedule_step
+        points = self._points(which, self.groups, step)
+        with uninterrupted():
+            self._reset(which, rows, record, points)
+
+    def _step_after_reset(self, steps: int) -> int:
+        """Return the schedules' step after a reset of everything, `steps` updates having been done."""
+        return steps - epoch(self.restart, [(steps, "", ALL)])
+
+    def _reset(self, which: Sequence[int], rows: slice, record: Record, points: Sequence[PointRow]) -> None:
+        self.changes += 1
+        self.state.initialise(self.update, which, rows)
+        if rows is ALL_ROWS:
+            self.state.started = [started and i not in which for i, started in enumerate(self.state.started)]
+        self.state.resets = [*self.state.resets, record]
+        self._epoch = epoch(self.restart, self.state.resets)
+        self.state.write_points(self.update, points, self._stream)
+
+    def set_setting(self, name: str, values: Sequence[Any]) -> None:
+        """Use these values, one for each group, from the next update on; with correct=True state goes over to lr."""
+        groups = [group.with_setting(name, value) for group, value in zip(self.groups, values)]
+        step = self.schedule_step
+        self.check_groups(groups, step)
+        corrections = self._lr_corrections(self._all, groups, step)
+        points = self._points(self._all, groups, step)
+        if corrections:
+            self.check_arrays()
+        self._fast = None
+        with uninterrupted() if corrections or points else nullcontext():
+            self._write(corrections)
+            self.groups = groups
+            self.state.write_points(self.update, points, self._stream)
+
+    def _write(self, corrections: Sequence[tuple[Any, Any]]) -> None:
+        self.changes += bool(corrections)
+        self.state.write(corrections)
+
+    def _lr_corrections(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
+        """Return the state of these parameters that goes over to the lr that `groups` have at this step."""
+        found: list[tuple[Any, Any]] = []
+        if not any([group.correct for group in self.groups]):
+            return found
+        for i in which:
+            before, after = self.groups[self.group_of[i]], groups[self.group_of[i]]
+            if before.correct:
+                lr, lr_next = before.value("lr", self.schedule_step), after.value("lr", step)
+                found += self.state.lr_corrections(i, before.update, lr, lr_next)
+        return found
+
+    def _points(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[PointRow]:
+        """Return what the look-ahead points of these parameters are to be computed from; nothing without look-ahead."""
+        if groups[0].update.gradient_slot == "p":
+            return []
+        return self.state.point_rows(which, groups, self.group_of, step)
+
+    def _set_groups(self, groups: list[ParamGroup]) -> None:
         """Use these settings, which have been checked."""
         if [group.update.structure for group in groups] != [group.update.structure for group in self.groups]:
-            self._watched = False  # the next step makes its calls anew
-        self.groups, self._quick = groups, None
+            self._executor_checks = False  # the next step makes an executor anew
+        self._fast, self.groups = None, groups
         if (restart := check_restart(groups)) != self.restart:
-            self.watch(self.observer, GradientRestart() if restart == GRADIENT else None)
+            self.observe(self.observer, GradientRestart() if restart == GRADIENT else None)
             self.restart = restart
-        self.take_resets(self.resets)
-        limit = groups[0].settings.get("max_norm")
-        self._max_norm = None if limit is None else float(limit)  # NumPy's float32 would make the factor one
-        self._measures = self.skip_nonfinite or self._max_norm is not None
-        self.look_ahead(range(self._count))
+        self._epoch = epoch(self.restart, self.state.resets)
+        self._measures = self.skip_nonfinite or groups[0].max_norm is not None
 
-    def look_ahead(self, which: Iterable[int]) -> None:
-        """Put the points of these arrays where the momentum of the next update will carry them."""
-        rule = self.update
-        if rule.gradient_slot == "point":
-            groups = [self.groups[number] for number in self.group_of]
-            self.held.look_ahead(which, rule, groups, self.time, self._stream)
+    def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool) -> None:
+        """Continue from a saved state, which has been checked, with these settings."""
+        step = saved["steps"] - epoch(check_restart(groups), saved["resets"])
+        self.check_groups(groups, step)
+        self.check_arrays()
+        state = self.state
+        slots = [pair for ours, theirs in zip(state.slots, saved["state"]) for pair in zip(ours, theirs)]
+        with uninterrupted():
+            self.loads += 1
+            state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
+            state.resets, state.started = list(saved["resets"]), list(saved["started"])
+            state.value, self.skip_nonfinite = saved.get("value"), skip_nonfinite
+            self._set_groups(groups)
+            state.write(slots)
 
+    def write_points(self) -> None:
+        """Write all look-ahead points anew."""
+        self.state.write_points(self.update, self._points(self._all, self.groups, self.schedule_step), self._stream)
 
-class Engine(Kept):
-    """Parameters, their state and settings, and the kernel calls that update them.
+    def report(self, value: float, record: Record) -> bool:
+        """Keep the objective; reset everything, with this record, if it has risen, and return whether it has."""
+        risen = self.state.value is not None and value > self.state.value
+        points: list[PointRow] = []
+        if risen:
+            self.check_arrays()
+            points = self._points(self._all, self.groups, self._step_after_reset(record[0]))
+        with uninterrupted():
+            if risen:
+                self._reset(self._all, ALL_ROWS, record, points)
+            self.state.value = value
+        return risen
 
-    A step takes the quick way, one look at all arrays in compiled code and the update; where other arrays than in the
-    last step have a gradient, or hyper-parameters are new, the calls are made anew; and where the look finds anything
-    that is not as it must be, everything is checked again.
-    """
+    @property
+    def _observers(self) -> list[Observer]:
+        return [observer for observer in (self.gradient_restart, self.observer) if observer is not None]
 
-    def step(self, grads: list[Any], stream: Any = None) -> None:
-        """One update by a list that nobody else has; a refused one changes nothing.
+    def check_observable(self, asked: str) -> None:
+        """Check that updates can be observed, as the argument called `asked` needs.
 
-        The list keeps the gradients alive while the kernel, which holds no lock, runs.
+        Raises
+        ------
+        TypeError
+            If the arrays are on a device.
         """
-        with one_caller(self.lock):
-            if stream is not self._stream:
-                self._launch.use(stream)
-                self._stream = stream
-            quick = self._quick
-            if quick is None or len(grads) != self._count or not quick(grads):
-                try:
-                    self._step_anew(checks.sequence("grads", grads, self._count))
-                finally:
-                    self.finish()
+        if self.backend == "cuda":
+            raise TypeError(f"{asked}: expected arrays on the host; got some on a device, where no step is waited for")
 
-    def _run(self, grads: list[Any]) -> bool:
-        """Count an update, done or skipped; or answer False, with nothing written, if it cannot be."""
-        if self._measures:
-            return self._launch.run_measured(grads, self._max_norm, self.skip_nonfinite)
-        return self._launch.run(grads)
-
-    def _step_anew(self, grads: list[Any]) -> None:
-        """A step that updates other arrays than the last, or with other hyper-parameters, or that must be refused."""
-        self._quick = None
-        self.finish()
-        self._owed = None  # of a step that was refused
-        active = [grad is not None for grad in grads]
-        scheduled = any(group.scheduled for group in self.groups)
-        follows = scheduled or self.restart is not None
-        rows = Rows(self.groups, self.time if scheduled else 0)  # a device may have to be waited for to know it
-        first = self._at_first_step(active, rows)
-        if follows:
-            idle = [i for i, a in enumerate(active) if not a]
-            moved = self._moved(idle, self.groups, self.time + 1)
-            self._owed = self.steps + 1, partial(self._follow, idle, moved)
-        # Whether a device left the update out is asked only where what follows depends on it.
-        tells = self.skip_nonfinite and (self.backend != "cuda" or bool(first) or scheduled)
-        before = self.skipped if tells else 0
-        usual = self._watched and self._launched(grads, active, first, rows)
-        # Else something is wrong, and is refused in _build, or it is unusual, and gets a table that allows for it.
-        if not usual and not self._launched(self._build(grads), active, first, rows):
-            raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
-        if tells and self.skipped != before:
-            return
-        self.started = [started or a for started, a in zip(self.started, active)]
-        if usual and any(active) and not first and not follows:
-            self._quick = self._run if self._measures else self._launch.run
-
-    def _follow(self, idle: Sequence[int], moved: Sequence[tuple[Any, Any]]) -> None:
-        """What comes with an update: arrays that were no part of it go over to the next, and a restart may be due."""
-        self._put(moved)
-        self.look_ahead(idle)
-        reason = restart_due(self.restart, self.groups, self.time, self.slope)
-        if reason:
-            resets = [*self.resets, (self.steps, reason, ALL)]
-            self._carry_out(partial(self._rest, range(self._count), ALL_ROWS, resets))
-
-    def _launched(self, grads: list[Any], active: list[bool], first: set[int], rows: Rows) -> bool:
-        if active != self._active:
-            self._active = []  # what a signal's handler interrupts is done again
-            self._launch.select(active)
-            self._active = active
-        self._launch.take_hyper(rows, first)
-        return self._run(grads)
-
-    def _at_first_step(self, active: list[bool], rows: Rows) -> set[int]:
-        """The arrays whose first step from rest this is, where the rule has one of its own.
-
-        A state that was written to is not at rest, and continues by the raw formula.
-        """
-        waiting = (i for i, (started, a) in enumerate(zip(self.started, active)) if a and not started)
-        own = {i for i in waiting if rows.differ(self.group_of[i])}
-        return {i for i in own if not self.held.is_moving(i, self.update)}
-
-    def _build(self, grads: Sequence[Any]) -> list[Any]:
-        """Check all arrays; make the table of them; return the gradients as plain arrays."""
-        plain, written = self.held.look(grads)
-        jobs = [
-            ArrayUpdate(self.held.arrays(i), self.groups[group].update, group) for i, group in enumerate(self.group_of)
-        ]
-        self._active, self._quick, self._watched = [], None, False  # until all is made: counts have left the old launch
-        self._launch = make_executor(self.backend, jobs, written, self._progress, self.threads, self.held.device)
-        self._launch.use(self._stream)
-        self._launch.watch(self.observers)
-        # What kernels can look at themselves need not be checked anew at each step: arrays, not our views of others.
-        plainly = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.held.given)
-        self._watched = self._launch.checks and plainly
-        return plain
+    def observe(self, observer: Observer | None, gradient_restart: GradientRestart | None) -> None:
+        """Let these observe every update from now on."""
+        self.observer, self.gradient_restart = observer, gradient_restart
+        self._executor.observe_with(self._observers)
+        self._active, self._fast = [], None
 
     def __getstate__(self) -> dict[str, Any]:
         if self.backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
-        made = ("_launch", "_active", "_quick", "_watched", "_stream", "lock", "observer")
+        left_out = ("_executor", "_active", "_fast", "_executor_checks", "_stream", "lock", "observer")
         with one_caller(self.lock):
-            self.finish()
-            return {name: value for name, value in self.__dict__.items() if name not in made}
+            return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
-        self.lock = Lock()
-        self._build([None] * self._count)
+        self.lock, self._stream, self.observer = Lock(), None, None
+        self.check_arrays()

@@ -1,4 +1,4 @@
-"""Parameter groups: which arrays an optimiser updates, and with which settings."""
+"""Parameter groups: the arrays that an optimiser updates, and their settings."""
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from typing import Any, NamedTuple, Self
@@ -9,72 +9,86 @@ from fastmomentum import checks
 from fastmomentum.backends import is_array
 from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.device_array import is_on_device
-from fastmomentum.checks import how_to_convert
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import hyper_row
+from fastmomentum.rules.record import hyper_row, resolve_values
 from fastmomentum.rules.registry import find
 
 SCHEDULED = ("lr", "momentum")
 """The settings that may be functions of the step."""
 
-WHOLE = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
-"""The settings of the optimiser as a whole."""
+SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
+"""The settings that all groups share."""
 
 
 class ParamGroup:
-    """Arrays that share their settings.
+    """Settings of a group of arrays, and the rule that they resolve to.
 
     Attributes
     ----------
     settings : mapping
-        As the user gave them, the rule among them; lr and momentum may be functions of the step.
+        The settings as the user gave them, the rule among them; lr and momentum may be functions of the step.
     update : Rule
         The rule with the stages that the settings ask for.
     correct : bool
         Whether state goes over to a new lr.
+    max_norm : float or None
+        The limit on the norm of all gradients together.
+    is_scheduled : bool
+        Whether lr or momentum is a function of the step.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = {name: _held(name, value) for name, value in settings.items()}
-        self.update, self._given = resolve_options(
-            **{name: mine for name, mine in self.settings.items() if name != "restart"}
-        )
-        self.correct = checks.boolean("correct", self.settings.get("correct", False))
-        if self.correct and isinstance(self.settings["lr"], scalars.DeviceScalar):
+    def __init__(self, settings: Mapping[str, Any], resolved: tuple[Rule, dict[str, Any]] | None = None) -> None:
+        self.settings = settings = {name: _setting(name, value) for name, value in settings.items()}
+        options = {name: value for name, value in settings.items() if name != "restart"}
+        self.update, self._given = resolved or resolve_options(**options)
+        self.correct = settings.get("correct", False)
+        limit = settings.get("max_norm")
+        self.max_norm = None if limit is None else float(limit)  # a NumPy float32 would make the factor a float32
+        if self.correct and isinstance(settings["lr"], scalars.DeviceScalar):
             raise TypeError(
-                "lr: expected a number or a function of the step where correct=True, as nothing tells when what lies "
-                f"on a device changes; got {self.settings['lr'].array}"
+                "lr: expected a number or a function of the step with correct=True, as a change of a number in device "
+                f"memory cannot be noticed; got {settings['lr'].array}"
             )
-        self.scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
+        self.is_scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type["ParamGroup"], tuple[Mapping[str, Any]]]:
         return type(self), (self.settings,)
 
-    def refuse_scalars(self) -> None:
-        """Refuse lr and momentum in device memory, for arrays that are not."""
+    def refuse_device_scalars(self) -> None:
+        """Check that lr and momentum are not in device memory, as the arrays are on the host.
+
+        Raises
+        ------
+        TypeError
+            If one is.
+        """
         for name in SCHEDULED:
             if isinstance(value := self.settings.get(name), scalars.DeviceScalar):
                 raise TypeError(f"{name}: expected a number, as the arrays are on the host; got {value.array}")
 
     @property
     def name(self) -> str:
-        """What the rule is called."""
+        """The name of the rule."""
         rule = find(self.settings["rule"])
         return rule.name or str(rule)
 
-    def replace(self, **settings: Any) -> Self:
-        """The same group with other settings."""
-        return type(self)(self.settings | settings)
+    def with_setting(self, name: str, value: Any) -> Self:
+        """Return this group with another lr or momentum."""
+        if name not in self._given:  # the rule does not take it, but it must be a value that rules can take
+            return type(self)(self.settings | {name: value})
+        value = _setting(name, value)
+        return type(self)(self.settings | {name: value}, (self.update, self._given | {name: value}))
 
     def value(self, name: str, step: int) -> Any:
-        """The setting `name` for the update with this number."""
+        """Return the setting `name` for the update with this number."""
         value = self.settings[name]
         return value(step) if callable(value) else value
 
     def values(self, step: int) -> dict[str, Any]:
-        """The hyper-parameters given to the rule for the update with this number."""
+        """Return the hyper-parameters given to the rule for the update with this number."""
         given = dict(self._given)
-        for name in SCHEDULED:
+        for name in SCHEDULED if self.is_scheduled else ():
             value = given.get(name)
             if callable(value):
                 given[name] = value(step)
@@ -82,25 +96,56 @@ class ParamGroup:
                     given.setdefault(f"{name}_next", value(step + 1))
         return given
 
-    def starting(self, given: Mapping[str, Any], first: bool) -> Mapping[str, Any]:
-        """These values, or those of an array's `first` step from rest."""
-        # Without momentum nothing is kept of the step before, and every step is a first one, as in torch.optim.SGD.
-        if first or given.get("momentum") == 0:
-            starting = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
-            return {**given, **starting}
+    def first_values(self, given: Mapping[str, Any], first: bool) -> Mapping[str, Any]:
+        """Return these values, or those of an array's first step from rest if `first`."""
+        # Without momentum no velocity is kept, and every step is a first one, as in torch.optim.SGD.
+        if self.update.first and (first or given.get("momentum") == 0):
+            own = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
+            return {**given, **own}
         return given
 
     def row(self, dtype: np.dtype[Any], given: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
-        """What the kernel takes, checked and cast, from these values; `first` for an array's first step from rest."""
-        return hyper_row(self.update, self.starting(given, first), dtype)
+        """Return these values as a kernel takes them: checked, derived and cast."""
+        return hyper_row(self.update, self.first_values(given, first), dtype)
 
 
-def _held(name: str, value: Any) -> Any:
-    """What is kept of a setting: of a 0-d array, which could be written to later on, the number that it holds now.
+class StepRows:
+    """The hyper-parameters of one step of all groups, each row computed once.
 
-    A scalar in device memory stays there: it is lr or momentum, to be read at every step.
+    Called with a group's number, a dtype, and whether a row for an array's first step from rest is asked for, it
+    returns the row as a kernel takes it.
     """
-    if name in SCHEDULED and not isinstance(value, float | int) and is_on_device(value):
+
+    def __init__(self, groups: Sequence[ParamGroup], step: int) -> None:
+        self._groups, self._given = groups, [group.values(step) for group in groups]
+        self._rows: dict[Any, tuple[Any, ...]] = {}
+
+    def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
+        """Return a row as a kernel takes it."""
+        key = group, dtype, first
+        if key not in self._rows:
+            self._rows[key] = self._groups[group].row(dtype, self._given[group], first)
+        return self._rows[key]
+
+    def differ(self, group: int) -> bool:
+        """Return whether an array's first step from rest has values of its own."""
+        return bool(self._groups[group].update.first) and self.values(group, True) != self.values(group, False)
+
+    def values(self, group: int, first: bool) -> dict[str, Any]:
+        """Return these values by name, as users give them."""
+        mine = self._groups[group]
+        given = mine.first_values(self._given[group], first)
+        return resolve_values(mine.update, given, lambda name, value, allowed: value)
+
+
+def _setting(name: str, value: Any) -> Any:
+    """Return a setting as it is kept: for a 0-d array, which may be written to later, the number that it holds now.
+
+    A scalar in device memory stays there: it is lr or momentum, and is read at every step.
+    """
+    if isinstance(value, float | int | str):
+        return value
+    if name in SCHEDULED and is_on_device(value):
         return scalars.DeviceScalar(scalars.view(name, value))
     if name in SCHEDULED and isinstance(value, type):
         raise TypeError(f"{name}: expected a number or a function of the step; got the class {value.__name__} itself")
@@ -108,7 +153,21 @@ def _held(name: str, value: Any) -> Any:
 
 
 class Layout(NamedTuple):
-    """What the user passed as `params`, taken apart."""
+    """The arrays and groups in what the user passed as `params`.
+
+    Attributes
+    ----------
+    params : list of arrays
+        All groups' arrays, in order.
+    names : list of str
+        Their names in messages.
+    groups : list of ParamGroup
+        The groups.
+    group_of : list of int
+        The number of each array's group.
+    single : bool
+        Whether the user passed one array.
+    """
 
     params: list[Any]
     names: list[str]
@@ -118,18 +177,18 @@ class Layout(NamedTuple):
 
 
 def _listed(params: Any) -> Any:
-    """What can be read but once, as a list: a generator, or the values of a dict."""
+    """Return a generator, or the values of a dict, as a list; anything else as it is."""
     return list(params) if isinstance(params, Iterator | ValuesView) else params
 
 
 def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
-    """Arrays, their names in messages, and groups, from what the user passed as `params`.
+    """Return the arrays, their names in messages, and the groups in what the user passed as `params`.
 
     Raises
     ------
     TypeError, ValueError
-        If `params` is neither an array, nor a sequence of arrays, nor one of groups, or holds no array; or if a
-        setting cannot be served.
+        If `params` is neither an array nor a sequence of arrays or groups, if it holds no array, or if a setting is
+        refused.
     """
     if is_array(params):
         return Layout([params], ["params"], [ParamGroup(shared)], [0], True)
@@ -137,7 +196,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence of arrays, or a sequence of dicts with 'params'; "
-            f"got {checks.describe(params)}. {how_to_convert(params)}"
+            f"got {checks.describe(params)}. {checks.how_to_convert(params)}"
         )
     if not len(params):
         raise ValueError("params: expected at least one array; got none")
@@ -151,9 +210,11 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
             raise TypeError(f"{where}: expected a dict with 'params', as the others are; got {checks.describe(entry)}")
         if "params" not in entry:
             raise TypeError(f"{where}: expected a dict with 'params', its array or arrays; got one with {list(entry)}")
-        for name in WHOLE:
+        for name in SHARED:
             if name in entry:
-                raise TypeError(f"{where}: {name} is expected of the optimiser as a whole; got it in a group")
+                raise TypeError(
+                    f"{where}: {name} is expected beside the groups, as all groups share it; got it in a group"
+                )
         mine = [entry["params"]] if is_array(entry["params"]) else _listed(entry["params"])
         if not isinstance(mine, Sequence) or isinstance(mine, str):
             raise TypeError(f"{where}['params']: expected an array or a sequence of them; got {checks.describe(mine)}")
@@ -166,7 +227,9 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
         layout.names.extend(f"{where}['params'][{i}]" for i in range(len(mine)))
         layout.group_of.extend([number] * len(mine))
         if layout.groups[-1].update.state != layout.groups[0].update.state:
-            raise ValueError(f"{where}: expected settings whose state is like that of the other groups")
+            raise ValueError(
+                f"{where}: expected settings under which the rule keeps the same state as in the other groups"
+            )
     if not layout.params:
         raise ValueError("params: expected at least one array; got none")
     return layout

@@ -110,9 +110,9 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
                 f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. There it "
                 "is to be done to the gradients or parameters before a step; opt.velocity has the velocities alone"
             )
-        settings = group.settings | {name: group.value(name, engine.steps) for name in SCHEDULED}
+        settings = group.settings | {name: group.value(name, engine.state.counter.steps) for name in SCHEDULED}
         groups.append(
-            {name: float(engine.held.number(settings.get(name, 0.0))) for name in NUMBERS}
+            {name: float(engine.state.number(settings.get(name, 0.0))) for name in NUMBERS}
             | {"nesterov": form == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
             | IMPLEMENTATION
             | {"params": [i for i, owner in enumerate(engine.group_of) if owner == number]}
@@ -120,7 +120,7 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
     state = {
         i: {BUFFER: tensor(velocity)}
         for i, velocity in enumerate(velocities)
-        if engine.started[i] or engine.held.is_moving(i, engine.update)
+        if engine.state.started[i] or engine.state.is_moving(i, engine.update)
     }
     return {"state": state, "param_groups": groups}
 
@@ -154,8 +154,41 @@ def _torchless(group: ParamGroup) -> Iterator[str]:
             yield name
 
 
-def load_velocities(engine: Engine, name: str, found: Any, steps: int, sign: int, late: bool) -> None:
-    """Go on with velocities sign·found, so many updates done; if `late`, None stands for a first step still to come.
+def without_lookahead(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return these settings, after checking that they ask for no explicit look-ahead.
+
+    Raises
+    ------
+    ValueError
+        If they do: the parameters of other frameworks are the points at which gradients are taken.
+    """
+    if settings.get("lookahead"):
+        raise ValueError(
+            "lookahead: expected False, as the parameters of other frameworks are the points themselves; "
+            "nesterov=True goes on from them"
+        )
+    return settings
+
+
+def load_velocities(
+    engine: Engine, name: str, found: Any, steps: int, *, sign: int, none_is_unstarted: bool = False
+) -> None:
+    """Let an optimiser go on from velocities sign·found, after this number of updates.
+
+    Parameters
+    ----------
+    engine : Engine
+        The optimiser's engine.
+    name : str
+        What messages call the velocities.
+    found : array, or sequence of arrays
+        The velocities, of any framework.
+    steps : int
+        The number of updates done.
+    sign : {1, -1}
+        The factor.
+    none_is_unstarted : bool
+        Whether None stands for an array whose first step is still to come.
 
     Raises
     ------
@@ -165,7 +198,7 @@ def load_velocities(engine: Engine, name: str, found: Any, steps: int, sign: int
     saved = to_dict(engine)
     given = checks.sequence(name, found if isinstance(found, list | tuple) else [found], len(saved["state"]))
     for i, (velocity, state) in enumerate(zip(given, saved["state"])):
-        if velocity is not None or not late:
+        if velocity is not None or not none_is_unstarted:
             array = _times(sign, velocity, f"{name}[{i}]")
             state[0] = checks.array(f"{name}[{i}]", array, like=state[0], write=False)
     saved |= {"steps": checks.integer("steps", steps), "started": [velocity is not None for velocity in given]}
@@ -183,8 +216,7 @@ def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> li
     for group in engine.groups:
         convention_of(method, group, rule)
     with one_caller(engine.lock):
-        engine.finish()
-        found = [velocity for (velocity,) in engine.held.fetch()]
+        found = [velocity for (velocity,) in engine.state.fetch_slots()]
     for velocity in found:
         np.multiply(velocity, sign, out=velocity)
     return found

@@ -1,21 +1,21 @@
-"""Restart schemes: when momentum does more harm than good, and is put to rest.
+"""Restart schemes, and what a reset covers.
 
-    gradient   behind an update whose displacement opposed the gradient, g·(p⁺ − p) > 0
-    function   behind an objective greater than the one before, as told to ``opt.report``
-    n          behind every n updates
-    schedule   where lr or momentum begins a new period (:class:`fastmomentum.schedules.WarmRestarts`)
+A restart scheme resets the state by itself when momentum does more harm than good:
 
-The first three are O'Donoghue and Candès's (2015, sections 3.1 and 3.2), in which the sequence of momentum begins anew
-as well: functions of the step are called with the number of updates since the last reset of the whole.
+    gradient   after an update whose displacement opposed the gradient, g·(p⁺ − p) > 0
+    function   after an objective greater than the one before, as told to ``opt.report``
+    n          after every n updates
+    schedule   when lr or momentum begins a new period (:class:`fastmomentum.schedules.WarmRestarts`)
 
-Putting state to rest, on purpose and on the record: all of it, a group's, an array's or that of some rows.
+The first three are those of O'Donoghue and Candès (2015, sections 3.1 and 3.2). There the momentum sequence begins anew
+as well: functions of the step are called with the number of updates since the last reset of everything.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fastmomentum import checks, schedules
-from fastmomentum.backends.base import HostExecutor, in_order
+from fastmomentum.backends.base import HostExecutor, sum_in_order
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
 from fastmomentum.optim.state import ALL_ROWS
 
@@ -25,7 +25,7 @@ ALL = "all"
 
 
 def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
-    """The scheme that these groups, which share it, ask for.
+    """Return the restart scheme that these groups share.
 
     Raises
     ------
@@ -46,23 +46,23 @@ def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
 
 
 def epoch(restart: str | int | None, resets: Sequence[tuple[int, str, str]]) -> int:
-    """The number of updates done when functions of the step began, or began anew with a reset of the whole."""
+    """Return the number of updates that were done when functions of the step began, or began anew."""
     if restart in (None, SCHEDULE):
         return 0
     return max((step for step, _, scope in resets if scope == ALL), default=0)
 
 
 class GradientRestart:
-    """Whether an update goes up the gradient: the sign of g·(p⁺ − p), of all arrays together."""
+    """Observes whether an update goes up the gradient: whether g·(p⁺ − p), summed over all arrays, is positive."""
 
-    rises = False
+    is_uphill = False
 
-    def begin(self, grads: list[Any], launch: HostExecutor) -> Callable[[], None] | None:
-        """See :class:`fastmomentum.launch.Observer`; it is known before the update, lest a signal come between."""
-        motions = launch.look(grads)
-        if motions is None:
+    def before_step(self, grads: list[Any], executor: HostExecutor) -> Callable[[], None] | None:
+        """Compute the sign before the update, from the step that is to come."""
+        sums = executor.measure(grads)
+        if sums is None:
             return None
-        self.rises = in_order(motion.slope for motion in motions.values()) > 0.0
+        self.is_uphill = sum_in_order(each.slope for each in sums.values()) > 0.0
         return _nothing
 
 
@@ -71,26 +71,26 @@ def _nothing() -> None:
 
 
 def restart_due(
-    restart: str | int | None, groups: Sequence[ParamGroup], time: int, slope: GradientRestart | None
+    restart: str | int | None, groups: Sequence[ParamGroup], step: int, gradient: GradientRestart | None
 ) -> str | None:
-    """Why the update done, which brought functions of the step to this `time`, is one to restart behind, if it is."""
-    if slope is not None and slope.rises:
+    """Return the reason for a restart after an update that brought functions of the step to this `step`, if any."""
+    if gradient is not None and gradient.is_uphill:
         return "gradient scheme: the update went up the gradient"
     if restart == SCHEDULE:
         for name in SCHEDULED:
-            if any(_begins(group.settings[name], time) for group in groups):
+            if any(_begins(group.settings[name], step) for group in groups):
                 return f"{name} begins a new period"
-    if isinstance(restart, int) and time >= restart:
+    if isinstance(restart, int) and step >= restart:
         return f"every {restart} steps"
     return None
 
 
-def _begins(value: Any, time: int) -> bool:
-    return isinstance(value, schedules.Schedule) and value.begins(time)
+def _begins(value: Any, step: int) -> bool:
+    return isinstance(value, schedules.Schedule) and value.begins(step)
 
 
 class Reset(NamedTuple):
-    """One reset on the record: the number of updates done before it, why, and of what."""
+    """One reset on record: the number of updates done before it, the reason, and what it covered."""
 
     step: int
     reason: str
@@ -98,24 +98,32 @@ class Reset(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What is reset: the numbers of the arrays, which of their rows, and how that is said."""
+    """What a reset covers: the numbers of the arrays, their rows, and both in words."""
 
     which: list[int]
     rows: slice
-    said: str
+    text: str
 
 
-def _scope(group_of: Sequence[int], shapes: Sequence[tuple[int, ...]], group: Any, array: Any, rows: Any) -> Scope:
-    """What these arguments of reset() mean."""
+def reset_scope(
+    group_of: Sequence[int], groups: int, shapes: Sequence[tuple[int, ...]], group: Any, array: Any, rows: Any
+) -> Scope:
+    """Return what these arguments of reset() cover.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such group, array or range of rows.
+    """
     count = len(group_of)
     if rows is not None and array is None and count == 1:
         array = 0
     if rows is not None and (array is None or group is not None):
-        raise TypeError("rows: expected with array, the number of the one array whose rows they are, and without group")
+        raise TypeError("rows: expected together with array, the number of the array they belong to, and without group")
     if group is not None and array is not None:
         raise TypeError("group, array: expected one of them; got both")
     if group is not None:
-        number = group_index("group", group, 1 + max(group_of, default=0))
+        number = group_index("group", group, groups)
         return Scope([i for i, mine in enumerate(group_of) if mine == number], ALL_ROWS, f"group {number}")
     if array is None:
         return Scope(list(range(count)), ALL_ROWS, ALL)
@@ -132,14 +140,14 @@ def group_index(name: str, value: Any, count: int) -> int:
     """Return `value` as an index below `count`."""
     number = checks.integer(name, value)
     if number >= count:
-        raise ValueError(f"{name}: expected a number below {count}, as there are so many; got {number}")
+        raise ValueError(f"{name}: expected a number below {count}; got {number}")
     return number
 
 
 def row_slice(rows: Any, shape: tuple[int, ...]) -> slice:
-    """The rows as a slice from 0 ≤ start ≤ stop ≤ the length, if there are such."""
+    """Return the rows as a slice with 0 ≤ start ≤ stop ≤ length."""
     if not shape:
-        raise ValueError("rows: expected an array that has a first axis; got one of no dimensions")
+        raise ValueError("rows: expected an array that has a first axis; got one without dimensions")
     ends = (rows.start, rows.stop, rows.step) if isinstance(rows, slice) else rows
     if isinstance(rows, tuple) and len(rows) == 2:
         ends = (*rows, None)

@@ -1,172 +1,199 @@
-"""Every check of a user's arguments, in one place.
-
-A refused argument gets a TypeError or a ValueError that names it, says what was expected and what came. Nothing here
-writes to an array, so a step refused here has changed nothing. NaN and infinite *gradients* are data and pass.
-
-The arrays of an optimiser: parameters, as the user passed them, and the state that it keeps for each.
-"""
+"""The state of an optimiser: its arrays, and every number that a checkpoint holds."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fastmomentum import backends, checks
+from fastmomentum.backends.base import StepCounter
 from fastmomentum.checks import Array, array, describe
 from fastmomentum.optim.groups import SCHEDULED, Layout, ParamGroup
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import corrections_of
 from fastmomentum.rules.record import hyper_row
 
-REST = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}  # how users make it
+ALL_ROWS = slice(None)
+"""All rows of an array, also of one that has no axis."""
+
+INITIAL = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}
+"""How a user makes the initial value of a slot."""
 
 
 def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
-    """The state slots of one parameter, as `rule` declares them: None, an array, or a tuple of arrays."""
+    """Return the state slots of one parameter, as `rule` declares them, from None, an array, or a tuple of arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If their number, a dtype or a shape is not as it must be.
+    """
     slots = rule.slots
     if len(slots) == 1 and value is not None and not isinstance(value, tuple):
         return (array("state", value, like=like),)
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
-        each = ", ".join(f"{slot} ({REST[at]} at rest)" for slot, at in rule.state)
+        each = ", ".join(f"{slot} (initially {INITIAL[initial]})" for slot, initial in rule.state)
         meaning = f", like param in dtype and shape: {each}" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {describe(value)}")
     return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
 
 
-ALL_ROWS = slice(None)
-"""The whole of an array, also of one that has no axis."""
-
-
 class State:
-    """Parameters and their state, on the host or on a device.
+    """Parameters and the state that belongs to them, on the host or on a device.
 
     Attributes
     ----------
     given : list of arrays
         The parameters, as the user passed them.
     params : list of arrays
-        The same as plain arrays, as of the last :meth:`look`.
-    states : list of tuple of arrays
-        For each parameter its state slots; arrays of our own.
+        The same parameters as plain arrays, as of the last :meth:`check_arrays`.
+    slots : list of tuple of arrays
+        The state slots of each parameter; the optimiser owns these arrays.
+    started : list of bool
+        For each parameter whether it has had its first step.
+    counter : StepCounter
+        Updates done and skipped.
+    resets : list of (int, str, str)
+        The resets on record: updates done before it, reason, scope.
+    value : float or None
+        The objective that was reported last.
+    device : int
+        The CUDA device of the arrays; 0 on the host.
     """
 
-    def __init__(self, layout: Layout, backend: str, update: Rule) -> None:
+    def __init__(self, layout: Layout, backend: str) -> None:
         self.given, self._names, self._backend = layout.params, layout.names, backend
         self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
-        self._slots = update.slots
+        self._slot_names = layout.groups[0].update.slots
+        self._arrays = backends.arrays_of(backend)
         params = [self._array(name, p) for name, p in zip(self._names, self.given)]
-        self.device = self._home.one_device(self._names, params)
-        with self._home.on(self.device):
-            self.states = [tuple(self._home.empty_like(p) for _ in self._slots) for p in params]
+        self.device = self._arrays.one_device(self._names, params)
+        with self._arrays.on(self.device):
+            self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
+        self.started = [False] * len(params)
+        self.counter = StepCounter()
+        self.resets: list[tuple[int, str, str]] = []
+        self.value: float | None = None
 
-    @property
-    def _home(self) -> Any:
-        return backends.arrays_of(self._backend)
+    def _array(self, name: str, value: Any, like: Any = None, write: bool = True) -> Any:
+        return checks.array(name, self._arrays.view(name, value), like=like, write=write)
 
-    def _array(self, name: str, value: Any, **how: Any) -> Any:
-        return checks.array(name, self._home.view(name, value), **how)
-
-    def look(self, grads: Sequence[Any]) -> tuple[list[Any], Any]:
+    def check_arrays(self, grads: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int64]]:
         """Check all arrays, these gradients among them.
 
         Returns
         -------
         list
             The gradients as plain arrays.
-        ndarray
-            Where the memory of all that is written begins and ends.
+        ndarray of int64, shape (m, 2)
+            The intervals of memory that an update writes to.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is not as it must be, or shares memory with one that is written.
         """
         self.params = [self._array(name, param) for name, param in zip(self._names, self.given)]
-        writes = dict(zip(self._names, self.params))
-        for name, param, state in zip(self._names, self.params, self.states):
-            for slot, values in zip(self._slots, state):
-                writes[f"the {slot} of {name}"] = self._array(f"the {slot} of {name}", values, like=param)
+        written = dict(zip(self._names, self.params))
+        for name, param, slots in zip(self._names, self.params, self.slots):
+            for slot, values in zip(self._slot_names, slots):
+                written[f"the {slot} of {name}"] = self._array(f"the {slot} of {name}", values, param)
         plain = [
-            grad if grad is None else self._array(name, grad, like=param, write=False)
+            grad if grad is None else self._array(name, grad, param, write=False)
             for name, grad, param in zip(self._grad_names, grads, self.params)
         ]
-        reads = {name: grad for name, grad in zip(self._grad_names, plain) if grad is not None}
-        arrays = [*writes.values(), *reads.values()]
-        self._home.one_device([*writes, *reads], arrays)
-        return plain, checks.disjoint_intervals([*writes, *reads], arrays, read=len(reads))
+        read = {name: grad for name, grad in zip(self._grad_names, plain) if grad is not None}
+        arrays = [*written.values(), *read.values()]
+        self._arrays.one_device([*written, *read], arrays)
+        return plain, checks.disjoint_intervals([*written, *read], arrays, read=len(read))
 
-    def arrays(self, i: int) -> tuple[Any, ...]:
-        """One parameter and its state as plain arrays."""
-        return (self.params[i], *(self._home.view("state", values) for values in self.states[i]))
+    def arrays_of(self, i: int) -> tuple[Any, ...]:
+        """Return one parameter and its state slots as plain arrays."""
+        return (self.params[i], *(self._arrays.view("state", values) for values in self.slots[i]))
 
-    def rest(self, update: Rule, which: Iterable[int], rows: slice) -> None:
-        """Put the state of these parameters to rest, in these rows."""
-        with self._home.on(self.device):
+    def initialise(self, rule: Rule, which: Iterable[int], rows: slice) -> None:
+        """Write the initial state of these parameters, in these rows."""
+        with self._arrays.on(self.device):
             for i in which:
-                for values, (_, rest) in zip(self.states[i], update.state):
-                    if rest == "param":
-                        self._home.copy(values, self.params[i], rows)
+                for values, (_, initial) in zip(self.slots[i], rule.state):
+                    if initial == "param":
+                        self._arrays.copy(values, self.params[i], rows)
                     else:
-                        self._home.zero(values, rows)
+                        self._arrays.zero(values, rows)
 
-    def is_moving(self, i: int, update: Rule) -> bool:
-        """Whether the state of this parameter is anywhere but at rest at zero."""
-        with self._home.on(self.device):
+    def is_moving(self, i: int, rule: Rule) -> bool:
+        """Return whether a slot of this parameter that starts from zero is not zero."""
+        with self._arrays.on(self.device):
             return any(
-                self._home.is_moving(values)
-                for values, (_, rest) in zip(self.states[i], update.state)
-                if rest == "zero"
+                self._arrays.is_moving(values)
+                for values, (_, initial) in zip(self.slots[i], rule.state)
+                if initial == "zero"
             )
 
-    def look_ahead(
-        self, which: Iterable[int], rule: Rule, groups: Sequence[ParamGroup], step: int, stream: Any = None
-    ) -> None:
-        """Put the points of these parameters where the momentum of the update to come will carry them.
+    def point_rows(
+        self, which: Iterable[int], groups: Sequence[ParamGroup], group_of: Sequence[int], step: int
+    ) -> list[tuple[int, tuple[Any, ...]]]:
+        """Return for each of these parameters the lr and momentum of this step, by which its look-ahead point follows.
 
-        `groups` has the group of each parameter.
+        The list is empty for a rule without look-ahead.
         """
-        with self._home.on(self.device):
-            values = {i: [self._home.number(groups[i].value(name, step)) for name in SCHEDULED] for i in which}
-            for i, (lr, momentum) in values.items():
-                cast = self.params[i].dtype.type
-                self._home.point(rule, self.arrays(i), (cast(lr), cast(momentum)), stream)
+        if groups[0].update.gradient_slot == "p":
+            return []
+        with self._arrays.on(self.device):
+            found = []
+            for i in which:
+                values = [self._arrays.number(groups[group_of[i]].value(name, step)) for name in SCHEDULED]
+                found.append((i, tuple(self.params[i].dtype.type(value) for value in values)))
+            return found
 
-    def moved(self, i: int, update: Rule, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
-        """The state slots of a parameter that go over to a new lr, each with what it comes to, on the host."""
+    def write_points(self, rule: Rule, rows: Iterable[tuple[int, tuple[Any, ...]]], stream: Any = None) -> None:
+        """Write the look-ahead points of these parameters, from the rows that :meth:`point_rows` returned."""
+        with self._arrays.on(self.device):
+            for i, row in rows:
+                self._arrays.point(rule, self.arrays_of(i), row, stream)
+
+    def lr_corrections(self, i: int, rule: Rule, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
+        """Return the slots of a parameter that go over to a new lr, each with its new values on the host."""
         if lr == lr_next:
             return []
         found = []
-        with self._home.on(self.device):
-            for slot_number, stage in corrections_of(update):
-                slot = self.states[i][slot_number]
-                (number,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
+        with self._arrays.on(self.device):
+            for number, stage in corrections_of(rule):
+                slot = self.slots[i][number]
+                (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
                 with np.errstate(all="ignore"):
-                    values = stage.function(self._home.fetch(self.params[i]), self._home.fetch(slot), number)
+                    values = stage.function(self._arrays.fetch(self.params[i]), self._arrays.fetch(slot), factor)
                 found.append((slot, values))
         return found
 
-    def put(self, moved: Iterable[tuple[Any, Any]]) -> None:
-        """Write what :meth:`moved` found."""
-        with self._home.on(self.device):
-            for slot, values in moved:
-                self._home.copy(slot, values)
+    def write(self, slots: Iterable[tuple[Any, Any]]) -> None:
+        """Write these values to these slots."""
+        with self._arrays.on(self.device):
+            for slot, values in slots:
+                self._arrays.copy(slot, values)
 
     def number(self, value: Any) -> Any:
-        """A setting as it can be saved: of a scalar in device memory, the number that it holds."""
-        with self._home.on(self.device):
-            return self._home.number(value) if hasattr(value, "owner") else value
+        """Return a setting as it can be saved: for a scalar in device memory, the number that it holds."""
+        with self._arrays.on(self.device):
+            return self._arrays.number(value) if hasattr(value, "owner") else value
 
-    def fetch(self) -> list[list[Any]]:
-        """Copies of the state on the host."""
-        with self._home.on(self.device):
-            return [[self._home.fetch(values) for values in state] for state in self.states]
+    def fetch_slots(self) -> list[list[Any]]:
+        """Return copies of the state slots, on the host."""
+        with self._arrays.on(self.device):
+            return [[self._arrays.fetch(values) for values in slots] for slots in self.slots]
 
     def fetch_params(self) -> list[Any]:
-        """Copies of the parameters on the host."""
-        with self._home.on(self.device):
-            return [self._home.fetch(param) for param in self.params]
+        """Return copies of the parameters, on the host."""
+        with self._arrays.on(self.device):
+            return [self._arrays.fetch(param) for param in self.params]
 
-    def write(self, states: Sequence[Sequence[Any]]) -> None:
-        """Write these to the state."""
-        with self._home.on(self.device):
-            for state, slots in zip(self.states, states):
-                for values, loaded in zip(state, slots):
-                    self._home.copy(values, loaded)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}  # a module
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept)
+        self._arrays = backends.arrays_of(self._backend)

@@ -16,7 +16,7 @@ from fastmomentum import checks
 from fastmomentum.backends.base import HostExecutor
 from fastmomentum.backends.numpy import reductions
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
-from fastmomentum.optim.engine import Engine
+from fastmomentum.optim.engine import Engine, one_caller
 from fastmomentum.optim.restart import Reset
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
@@ -333,7 +333,7 @@ class Trace:
 
     @property
     def _all_resets(self) -> list[Reset]:
-        return self._resets if self._told_by is None else [Reset(*reset) for reset in self._told_by.resets]
+        return self._resets if self._told_by is None else [Reset(*reset) for reset in self._told_by.state.resets]
 
     def stop(self) -> None:
         """Record no more; what is recorded stays.
@@ -389,12 +389,12 @@ class Recorder:
     def __init__(self, trace: Trace, engine: Engine) -> None:
         self._trace, self._engine = trace, engine
         self._loads, self._changes = -1, 0
-        self._first = self._next = engine.steps
+        self._first = self._next = engine.state.counter.steps
 
-    def begin(self, grads: list[Any], launch: HostExecutor) -> Callable[[], None] | None:
+    def before_step(self, grads: list[Any], executor: HostExecutor) -> Callable[[], None] | None:
         """See :class:`fastmomentum.launch.Observer`."""
         trace, engine = self._trace, self._engine
-        step, time, loads, changes = engine.steps, engine.time, engine.loads, engine.changes
+        step, time, loads, changes = engine.state.counter.steps, engine.schedule_step, engine.loads, engine.changes
         begins = step != self._next or loads != self._loads
         if begins or changes != self._changes:
             trace._left = {}
@@ -402,7 +402,7 @@ class Recorder:
         if not begins and (step - self._first) % trace.every:
             trace._left = {}
             return lambda: self._go_on(step, loads, changes)
-        motions = launch.look(grads)
+        motions = executor.measure(grads)
         if motions is None:
             return None
 
@@ -434,10 +434,36 @@ class Recorder:
     def _is_at_rest(self, time: int, motions: dict[int, StepSums]) -> bool:
         """Whether a velocity that should have gathered something is at rest: of arrays that had a step, if any had."""
         engine = self._engine
-        looked = [i for i in motions if engine.started[i] or not any(engine.started)]
+        looked = [i for i in motions if engine.state.started[i] or not any(engine.state.started)]
         before = [engine.groups[engine.group_of[i]].value("lr", time - 1) for i in looked] if time else []
         lasting = any(engine.groups[self._group(i)].value("momentum", time) for i in looked)
         if not (lasting and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
             return False
         found = [motions[i] for i in looked]
         return not any(m.velocity for m in found) and any(m.gradient and m.step for m in found)
+
+
+def start_trace(engine: Engine, every: int) -> Trace:
+    """Let a new trace record every n-th step of an optimiser from now on, and return it.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are on a device.
+    """
+    engine.check_observable("trace")
+    trace = Trace(engine.update)
+    trace.every, trace._groups = every, [group.settings for group in engine.groups]
+    trace._told_by = engine
+    recorder = Recorder(trace, engine)
+    with one_caller(engine.lock):
+        engine.observe(recorder, engine.gradient_restart)
+
+    def end() -> None:
+        with one_caller(engine.lock):
+            trace._resets, trace._told_by = trace.resets, None
+            if engine.observer is recorder:
+                engine.observe(None, engine.gradient_restart)
+
+    trace._end = end
+    return trace

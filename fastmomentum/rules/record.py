@@ -1,5 +1,6 @@
 """The record that rules and stages share: the names, defaults, ranges and derived values of their hyper-parameters."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -76,13 +77,18 @@ class Record:
         >>> fm.rules.ema.hyper, fm.rules.ema.arguments({"lr": 0.1, "momentum": 0.75})
         (('lr', 'momentum', 'keep'), (0.1, 0.75, 0.25))
         """
-        return tuple(link.argument(name, given) for link in self.links for name in link.hyper)
+        return tuple([link.argument(name, given) for link in self.links for name in link.hyper])
 
     def argument(self, name: str, given: Mapping[str, float]) -> float:
         """Return one hyper-parameter of this record's own, as given or derived."""
         if name not in self.derived:
             return given[name]
         return self.derived[name](*(given[source] for source in self.sources[name]))
+
+    @cached_property
+    def allowed(self) -> Mapping[str, Range]:
+        """The values that users may give for each parameter."""
+        return {name: self.range_of(name) for name in self.parameters}
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -141,19 +147,18 @@ def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any])
     ValueError
         If a value lies outside of its range, before or after the cast.
     """
-    values = resolve_values(record, given)
-    for name, value in values.items():
-        allowed = record.range_of(name)
-        with np.errstate(over="ignore"):
-            cast = dtype.type(value)
-        if float(cast) not in allowed:
-            raise ValueError(f"{name}: expected {allowed}; got {value!r}, which is {cast} in {dtype}")
-    arguments = record.arguments(values)
+    values, cast = resolve_values(record, given), dtype.type
     with np.errstate(over="ignore"):
-        row = tuple(dtype.type(value) for value in arguments)
-    for name, value, cast in zip(record.hyper, arguments, row, strict=True):
-        lost = np.isnan(cast) or (np.isinf(cast) and not np.isinf(list(values.values())).any())
-        if lost or (name in record.ranges and float(cast) not in record.range_of(name)):
+        for name, value in values.items():
+            if float(cast(value)) not in record.allowed[name]:
+                raise ValueError(
+                    f"{name}: expected {record.allowed[name]}; got {value!r}, which is {cast(value)} in {dtype}"
+                )
+        arguments = record.arguments(values)
+        row = tuple([cast(value) for value in arguments])
+    for name, value, number in zip(record.hyper, arguments, row, strict=True):
+        lost = math.isnan(number) or (math.isinf(number) and not any(map(math.isinf, values.values())))
+        if lost or (name in record.ranges and float(number) not in record.range_of(name)):
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
     return row
 
@@ -172,15 +177,15 @@ def resolve_values(
         if name not in record.parameters:
             takes = f"it takes {', '.join(record.parameters)}{checks.did_you_mean(name, record.parameters)}"
             raise TypeError(f"{name}: rule {record} takes no such hyper-parameter; {takes}")
-    return {
-        name: check(name, _given_or_default(record, name, given), record.range_of(name)) for name in record.parameters
-    }
+    missing = [name for name in record.parameters if name not in given]
+    chosen = {**given, **{name: _default(record, name, given) for name in missing}} if missing else given
+    return {name: check(name, chosen[name], record.allowed[name]) for name in record.parameters}
 
 
-def _given_or_default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
+def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
     if name in given:
         return given[name]
     if name not in record.defaults:
         raise TypeError(f"{name}: rule {record} needs this hyper-parameter; it was not given")
     default = record.defaults[name]
-    return _given_or_default(record, default, given) if isinstance(default, str) else default
+    return _default(record, default, given) if isinstance(default, str) else default

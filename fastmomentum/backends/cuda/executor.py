@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.backends.base import CHUNK, ArrayUpdate, Observer, RowFunction, StepCounter, arrange
+from fastmomentum.backends.base import CHUNK, ArrayUpdate, Observer, RowFunction, StepCounter, group_by_code
 from fastmomentum.backends.cuda import arrays as device_arrays
 from fastmomentum.backends.cuda import kernels, reductions, streams
 from fastmomentum.backends.cuda.device_array import ArrayHeader, DeviceArray, find_reader, increment_versions, is_tensor
@@ -111,14 +111,14 @@ class CudaExecutor:
     """
 
     checks = True
-    progress: StepCounter
+    _counter: StepCounter
 
     def __init__(
-        self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], progress: StepCounter, device: int
+        self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], counter: StepCounter, device: int
     ) -> None:
-        self.progress = progress
+        self._counter = counter
         self._jobs, self._device = jobs, device
-        self._key, self._order = arrange(jobs)
+        self._key, self._order = group_by_code(jobs)
         self._looks = GradientCheck(jobs, written, device)
         self._stream: int | None = None
         self._known: dict[tuple[bool, ...], LaunchTable] = {}
@@ -133,11 +133,11 @@ class CudaExecutor:
             device_arrays.zero(self._memory["done"])
             self._address = {name: address_of(memory) for name, memory in self._memory.items()}
 
-    def use(self, stream: Any) -> None:
+    def use_stream(self, stream: Any) -> None:
         """See :class:`fastmomentum.launch.Launch`."""
         self._stream = streams.handle_of(stream)
 
-    def watch(self, observers: Sequence[Observer]) -> None:
+    def observe_with(self, observers: Sequence[Observer]) -> None:
         """See :class:`fastmomentum.launch.Launch`; there are none, as what they would look at is not on the host."""
 
     def select(self, active: Sequence[bool]) -> None:
@@ -152,23 +152,20 @@ class CudaExecutor:
         self._tensors = [owner for owner in owners if is_tensor(owner)]
         self._looks.forget()
 
-    def take_hyper(self, rows: RowFunction, first: Container[int]) -> None:
+    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
         """See :class:`fastmomentum.launch.Launch`."""
         self._tables.set_hyper(rows, first)
-
-    def finish(self) -> None:
-        """See :class:`fastmomentum.launch.Launch`; nothing is kept of such a step."""
 
     def run(self, grads: list[Any]) -> bool:
         """See :class:`fastmomentum.launch.Launch`."""
         return self._run(grads, None, False)
 
-    def run_measured(self, grads: list[Any], max_norm: float | None, skip: bool) -> bool:
+    def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
         """See :class:`fastmomentum.launch.Launch`; what is left out is known to the device alone, which counts it."""
-        if skip and not self._counts:
-            self.progress.count_elsewhere(self._counted)
+        if skip_nonfinite and not self._counts:
+            self._counter.count_on_device(self._counted)
             self._counts = True
-        return self._run(grads, np.inf if max_norm is None else max_norm, skip)
+        return self._run(grads, np.inf if max_norm is None else max_norm, skip_nonfinite)
 
     def _counted(self) -> tuple[int, int]:
         with device_arrays.on(self._device):
@@ -189,7 +186,7 @@ class CudaExecutor:
             capturing = streams.is_capturing(stream)
             if capturing and tables not in self._frozen:
                 self._frozen.append(tables)
-                self.progress.keep(self)
+                self._counter.keep_alive(self)
             tables.words.upload(stream, capturing)
             tables.hyper.upload(stream, capturing)
             self._settle(stream)
@@ -204,7 +201,7 @@ class CudaExecutor:
                 streams.let_wait(other, stream)
         increment_versions(self._tensors)
         if not capturing and not (skip and tables.members):
-            self.progress.add_step()
+            self._counter.add_step()
         return True
 
     def _look_at(self, name: str, scalar: DeviceScalar) -> list[int | None]:
