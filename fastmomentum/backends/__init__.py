@@ -37,7 +37,7 @@ def choose(backend: str | None, arrays: Iterable[Any]) -> str:
         If the backend is "cuda" and CUDA cannot be used.
     """
     if backend is None:
-        backend = "cuda" if any(map(is_on_device, arrays)) else "cpu"
+        backend = "cuda" if any(type(array) is not np.ndarray and is_on_device(array) for array in arrays) else "cpu"
     if backend not in NAMES:
         raise ValueError(f"backend: expected None, {' or '.join(map(repr, NAMES))}; got {backend!r}")
     if backend == "cuda":

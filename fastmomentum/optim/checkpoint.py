@@ -37,7 +37,7 @@ import numpy as np
 from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
 from fastmomentum.optim.engine import Engine, one_caller
-from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup
+from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup
 from fastmomentum.optim.state import State
 from fastmomentum.rules.registry import find, names
 
@@ -88,11 +88,18 @@ def load_dict(saved: SavedState, engine: Engine) -> None:
     TypeError, ValueError
         If the saved state does not fit; the message lists all differences, and nothing has been changed.
     """
+    check_mapping(saved)
+    check_form(saved)
+    restore(saved, engine)
+
+
+def restore(saved: SavedState, engine: Engine) -> None:
+    """Let an optimiser go on from a saved state whose form has been checked, as :func:`load_dict` does."""
     with one_caller(engine.lock):
-        check_fits(saved, like=to_dict(engine))
+        refuse(_differences(saved, like=to_dict(engine)))
         skip_nonfinite = checks.boolean("skip_nonfinite", saved["skip_nonfinite"])
         groups = [merge_settings(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
-        for name in SHARED:
+        for name in SHARED if len(groups) > 1 else ():
             if len({repr(group.settings.get(name)) for group in groups}) > 1:
                 raise ValueError(f"state_dict: expected one {name} for all groups; got several")
         if any([group.update.state != engine.update.state for group in groups]):
@@ -123,13 +130,12 @@ def pack_settings(group: ParamGroup, state: State) -> dict[str, Any]:
     """Return a group's settings as they are saved: numbers, schedules as dicts, None for other functions."""
 
     def pack(value: Any) -> Any:
-        if isinstance(value, float | str | bool | int | None):
-            return value
         if schedules.is_packable(value):
             return schedules.pack(value)
         return None if callable(value) else state.number(value)
 
-    return {name: pack(value) for name, value in group.settings.items() if name != "rule"}
+    settings = {name: value for name, value in group.settings.items() if name != "rule"}
+    return {name: value if type(value) in PLAIN else pack(value) for name, value in settings.items()}
 
 
 def unpack_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,21 +222,6 @@ def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], kep
             came = function if isinstance(function, schedules.Schedule) else checks.describe(function)
             raise TypeError(f"{name}: expected {expected}; got {came}")
     return functions
-
-
-def check_fits(saved: SavedState, like: SavedState) -> None:
-    """Check that a saved state fits an optimiser; `like` is what that optimiser would save.
-
-    Raises
-    ------
-    TypeError
-        If `saved` is not a mapping.
-    ValueError
-        If it does not fit; the message lists all differences.
-    """
-    check_mapping(saved)
-    check_form(saved)
-    refuse(_differences(saved, like))
 
 
 def check_mapping(saved: object) -> None:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import ArrayUpdate, Executor, Observer
-from fastmomentum.backends.cpu.threads import default
-from fastmomentum.backends.interrupts import uninterrupted
+from fastmomentum.backends.base import ArrayUpdate, Executor, Observer, uninterrupted
+from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.groups import Layout, ParamGroup, StepRows
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
@@ -65,6 +64,8 @@ class StepPlan(NamedTuple):
         All parameters' look-ahead points, in case a restart is due after the update.
     starts : bool
         Whether some parameter has its first step.
+    is_scheduled : bool
+        Whether the hyper-parameters are functions of the step.
     """
 
     active: list[bool]
@@ -74,6 +75,7 @@ class StepPlan(NamedTuple):
     points: list[PointRow]
     restart_points: list[PointRow]
     starts: bool
+    is_scheduled: bool
 
 
 class Engine:
@@ -112,7 +114,7 @@ class Engine:
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
         self.backend = backends.choose(backend, layout.params)
-        self.threads = default() if threads is None else threads
+        self.threads = cpu_threads.threads_by_default if threads is None else threads
         self.skip_nonfinite = skip_nonfinite
         self.lock = Lock()
         self.loads = self.changes = 0
@@ -125,12 +127,12 @@ class Engine:
         self._fast: Callable[[list[Any]], bool] | None = None
         self._active: list[bool] = []
         self.state = State(layout, self.backend)
-        self.check_arrays()
+        self._check_and_build([None] * len(self.group_of))
         self.check_groups(self.groups, 0)
         points = self._points(self._all, self.groups, 0)
         self.state.initialise(self.update, self._all, ALL_ROWS)
         self._set_groups(self.groups)
-        self.state.write_points(self.update, points, self._stream)
+        self._write([], points)
 
     @property
     def _all(self) -> range:
@@ -158,14 +160,15 @@ class Engine:
                 self._stream = stream
             fast = self._fast
             if fast is None or len(grads) != len(self.group_of) or not fast(grads):
-                grads = checks.sequence("grads", grads, len(self.group_of))
+                if len(grads) != len(self.group_of):
+                    grads = checks.sequence("grads", grads, len(self.group_of))
                 self._carry_out_step(grads, self._plan_step(grads))
 
     def _plan_step(self, grads: list[Any]) -> StepPlan:
         """Return the plan of a step with other arrays or hyper-parameters than the last one."""
         self._fast = None
         active = [grad is not None for grad in grads]
-        scheduled = any([group.is_scheduled for group in self.groups])
+        scheduled = self._is_scheduled
         step = self.schedule_step if scheduled else 0  # a device may have to be waited for to know the step
         rows = StepRows(self.groups, step)
         waiting = [i for i, (started, a) in enumerate(zip(self.state.started, active)) if a and not started]
@@ -179,14 +182,13 @@ class Engine:
             points = self._points(idle, self.groups, step + 1)
         if self.restart is not None:
             restart_points = self._points(self._all, self.groups, self._step_after_reset(self.state.counter.steps + 1))
-        return StepPlan(active, rows, first, corrections, points, restart_points, bool(waiting))
+        return StepPlan(active, rows, first, corrections, points, restart_points, bool(waiting), scheduled)
 
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and what follows it."""
-        scheduled = any([group.is_scheduled for group in self.groups])
         follows = bool(plan.corrections or plan.points) or self.restart is not None
         # Whether a device skipped the update is asked only if what follows depends on it.
-        asks = self.skip_nonfinite and (self.backend != "cuda" or plan.starts or scheduled)
+        asks = self.skip_nonfinite and (self.backend != "cuda" or plan.starts or plan.is_scheduled)
         before = self.state.counter.skipped if asks else 0
         with uninterrupted() if follows or plan.starts else nullcontext():
             usual = self._executor_checks and self._run_plan(grads, plan)
@@ -198,7 +200,7 @@ class Engine:
                 self.state.started = [started or a for started, a in zip(self.state.started, plan.active)]
             if follows:
                 self._follow_up(plan)
-        if usual and not scheduled and self.restart is None and not plan.first and any(plan.active):
+        if usual and not plan.is_scheduled and self.restart is None and not plan.first and any(plan.active):
             self._fast = self._run if self._measures else self._executor.run
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
@@ -217,8 +219,7 @@ class Engine:
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write what follows an update: parameters without gradient go over to the next step; a restart may be due."""
-        self._write(plan.corrections)
-        self.state.write_points(self.update, plan.points, self._stream)
+        self._write(plan.corrections, plan.points)
         reason = restart_due(self.restart, self.groups, self.schedule_step, self.gradient_restart)
         if reason:
             self._reset(self._all, ALL_ROWS, (self.state.counter.steps, reason, ALL), plan.restart_points)
@@ -249,7 +250,7 @@ class Engine:
         TypeError, ValueError
             If one cannot be written.
         """
-        self._check_and_build([None] * len(self.group_of))
+        self.state.check_arrays([None] * len(self.group_of))
 
     def check_groups(self, groups: Sequence[ParamGroup], step: int) -> None:
         """Check that the kernels of all arrays could take these settings at this step.
@@ -259,17 +260,15 @@ class Engine:
         TypeError, ValueError
             If a setting is refused.
         """
-        if (self.restart is not None or groups[0].settings.get("restart") is not None) and (
-            check_restart(groups) == GRADIENT
-        ):
+        if groups[0].settings.get("restart") is not None and check_restart(groups) == GRADIENT:
             self.check_observable("restart")
         used = {(number, param.dtype) for number, param in zip(self.group_of, self.state.params)}
         for number, group in enumerate(groups):
             if self.backend != "cuda":
                 group.refuse_device_scalars()
-            given = group.values(step)
+            scheduled = group.scheduled_values(step)
             for dtype in {dtype for used_by, dtype in used if used_by == number} or checks.DTYPES:
-                group.row(dtype, given)
+                group.row(dtype, scheduled)
 
     def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
         """Write the initial state of these parameters, in these rows; the next step of whole arrays is a first step."""
@@ -284,18 +283,19 @@ class Engine:
         return steps - epoch(self.restart, [(steps, "", ALL)])
 
     def _reset(self, which: Sequence[int], rows: slice, record: Record, points: Sequence[PointRow]) -> None:
+        self._fast = None
         self.changes += 1
         self.state.initialise(self.update, which, rows)
         if rows is ALL_ROWS:
             self.state.started = [started and i not in which for i, started in enumerate(self.state.started)]
         self.state.resets = [*self.state.resets, record]
         self._epoch = epoch(self.restart, self.state.resets)
-        self.state.write_points(self.update, points, self._stream)
+        self._write([], points)
 
     def set_setting(self, name: str, values: Sequence[Any]) -> None:
         """Use these values, one for each group, from the next update on; with correct=True state goes over to lr."""
         groups = [group.with_setting(name, value) for group, value in zip(self.groups, values)]
-        step = self.schedule_step
+        step = self.schedule_step if self._is_scheduled or any([group.is_scheduled for group in groups]) else 0
         self.check_groups(groups, step)
         corrections = self._lr_corrections(self._all, groups, step)
         points = self._points(self._all, groups, step)
@@ -303,13 +303,20 @@ class Engine:
             self.check_arrays()
         self._fast = None
         with uninterrupted() if corrections or points else nullcontext():
-            self._write(corrections)
+            self._write(corrections, points)
             self.groups = groups
-            self.state.write_points(self.update, points, self._stream)
 
-    def _write(self, corrections: Sequence[tuple[Any, Any]]) -> None:
-        self.changes += bool(corrections)
-        self.state.write(corrections)
+    @property
+    def _is_scheduled(self) -> bool:
+        return any([group.is_scheduled for group in self.groups])
+
+    def _write(self, corrections: Sequence[tuple[Any, Any]], points: Sequence[PointRow]) -> None:
+        """Write state that goes over to another lr, then look-ahead points."""
+        if corrections:
+            self.changes += 1
+            self.state.write(corrections)
+        if points:
+            self.state.write_points(self.update, points, self._stream)
 
     def _lr_corrections(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
         """Return the state of these parameters that goes over to the lr that `groups` have at this step."""
@@ -334,15 +341,17 @@ class Engine:
         if [group.update.structure for group in groups] != [group.update.structure for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
         self._fast, self.groups = None, groups
-        if (restart := check_restart(groups)) != self.restart:
+        if self.restart is not None or groups[0].settings.get("restart") is not None:
+            restart = check_restart(groups)
             self.observe(self.observer, GradientRestart() if restart == GRADIENT else None)
             self.restart = restart
-        self._epoch = epoch(self.restart, self.state.resets)
+            self._epoch = epoch(restart, self.state.resets)
         self._measures = self.skip_nonfinite or groups[0].max_norm is not None
 
     def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool) -> None:
         """Continue from a saved state, which has been checked, with these settings."""
-        step = saved["steps"] - epoch(check_restart(groups), saved["resets"])
+        has_restart = groups[0].settings.get("restart") is not None
+        step = saved["steps"] - (epoch(check_restart(groups), saved["resets"]) if has_restart else 0)
         self.check_groups(groups, step)
         self.check_arrays()
         state = self.state
@@ -403,4 +412,4 @@ class Engine:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self.lock, self._stream, self.observer = Lock(), None, None
-        self.check_arrays()
+        self._check_and_build([None] * len(self.group_of))

@@ -1,6 +1,7 @@
 """Parameter groups: the arrays that an optimiser updates, and their settings."""
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from functools import cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -11,11 +12,14 @@ from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.device_array import is_on_device
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import hyper_row, resolve_values
+from fastmomentum.rules.record import Record, hyper_row, resolve_values
 from fastmomentum.rules.registry import find
 
 SCHEDULED = ("lr", "momentum")
 """The settings that may be functions of the step."""
+
+PLAIN = (float, int, bool, str, type(None))
+"""The types of settings that are kept, and saved, as they are."""
 
 SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings that all groups share."""
@@ -34,12 +38,12 @@ class ParamGroup:
         Whether state goes over to a new lr.
     max_norm : float or None
         The limit on the norm of all gradients together.
-    is_scheduled : bool
-        Whether lr or momentum is a function of the step.
     """
 
     def __init__(self, settings: Mapping[str, Any], resolved: tuple[Rule, dict[str, Any]] | None = None) -> None:
-        self.settings = settings = {name: _setting(name, value) for name, value in settings.items()}
+        self.settings = settings = {
+            name: value if type(value) in PLAIN else _setting(name, value) for name, value in settings.items()
+        }
         options = {name: value for name, value in settings.items() if name != "restart"}
         self.update, self._given = resolved or resolve_options(**options)
         self.correct = settings.get("correct", False)
@@ -50,7 +54,8 @@ class ParamGroup:
                 "lr: expected a number or a function of the step with correct=True, as a change of a number in device "
                 f"memory cannot be noticed; got {settings['lr'].array}"
             )
-        self.is_scheduled = any(callable(self._given.get(name)) for name in SCHEDULED)
+        self._scheduled = {name: self._given[name] for name in SCHEDULED if callable(self._given.get(name))}
+        self._rows: dict[tuple[np.dtype[Any], bool], HyperRow] = {}
 
     def __reduce__(self) -> tuple[type["ParamGroup"], tuple[Mapping[str, Any]]]:
         return type(self), (self.settings,)
@@ -73,59 +78,135 @@ class ParamGroup:
         rule = find(self.settings["rule"])
         return rule.name or str(rule)
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether lr or momentum is a function of the step."""
+        return bool(self._scheduled)
+
     def with_setting(self, name: str, value: Any) -> Self:
         """Return this group with another lr or momentum."""
         if name not in self._given:  # the rule does not take it, but it must be a value that rules can take
             return type(self)(self.settings | {name: value})
-        value = _setting(name, value)
-        return type(self)(self.settings | {name: value}, (self.update, self._given | {name: value}))
+        value = value if type(value) in PLAIN else _setting(name, value)
+        found = type(self)(self.settings | {name: value}, (self.update, self._given | {name: value}))
+        if type(value) is float and not self.is_scheduled:
+            found._rows = {key: row.replace({name: value}) for key, row in self._rows.items()}
+        return found
 
     def value(self, name: str, step: int) -> Any:
         """Return the setting `name` for the update with this number."""
         value = self.settings[name]
         return value(step) if callable(value) else value
 
+    def scheduled_values(self, step: int) -> dict[str, Any]:
+        """Return the values of the functions of the step for the update with this number.
+
+        A rule that declares lr_next or momentum_next gets the value for the update after that as well.
+        """
+        found = {}
+        for name, function in self._scheduled.items():
+            found[name] = function(step)
+            if f"{name}_next" in self.update.parameters and f"{name}_next" not in self._given:
+                found[f"{name}_next"] = function(step + 1)
+        return found
+
     def values(self, step: int) -> dict[str, Any]:
         """Return the hyper-parameters given to the rule for the update with this number."""
-        given = dict(self._given)
-        for name in SCHEDULED if self.is_scheduled else ():
-            value = given.get(name)
-            if callable(value):
-                given[name] = value(step)
-                if f"{name}_next" in self.update.parameters:
-                    given.setdefault(f"{name}_next", value(step + 1))
-        return given
+        return {**self._given, **self.scheduled_values(step)}
 
     def first_values(self, given: Mapping[str, Any], first: bool) -> Mapping[str, Any]:
         """Return these values, or those of an array's first step from rest if `first`."""
-        # Without momentum no velocity is kept, and every step is a first one, as in torch.optim.SGD.
-        if self.update.first and (first or given.get("momentum") == 0):
-            own = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
-            return {**given, **own}
-        return given
+        if not self._takes_first(given, first):
+            return given
+        own = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
+        return {**given, **own}
 
-    def row(self, dtype: np.dtype[Any], given: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
-        """Return these values as a kernel takes them: checked, derived and cast."""
-        return hyper_row(self.update, self.first_values(given, first), dtype)
+    def _takes_first(self, given: Mapping[str, Any], first: bool) -> bool:
+        # Without momentum no velocity is kept, and every step is a first one, as in torch.optim.SGD.
+        return bool(self.update.first) and (first or given.get("momentum", self._given.get("momentum")) == 0)
+
+    def row(self, dtype: np.dtype[Any], scheduled: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
+        """Return the hyper-parameters as a kernel takes them, with these values of the functions of the step."""
+        key = dtype, self._takes_first(scheduled, first)
+        if key in self._rows:
+            known = self._rows[key]
+            return known.replace(scheduled).row if scheduled else known.row
+        made = HyperRow.make(self.update, dtype, self.first_values({**self._given, **scheduled}, first))
+        self._rows[key] = made
+        return made.row
+
+
+class HyperRow(NamedTuple):
+    """The hyper-parameters of a rule as a kernel takes them, and the values that they were computed from.
+
+    Attributes
+    ----------
+    record : Record
+        The rule.
+    dtype : dtype
+        The arrays' dtype.
+    given : mapping
+        The hyper-parameters as they were given.
+    values : mapping of str to float
+        All of them, defaults filled in, in double precision.
+    row : tuple
+        What a kernel takes.
+    """
+
+    record: Record
+    dtype: np.dtype[Any]
+    given: Mapping[str, Any]
+    values: Mapping[str, float]
+    row: tuple[Any, ...]
+
+    @classmethod
+    def make(cls, record: Record, dtype: np.dtype[Any], given: Mapping[str, Any]) -> "HyperRow":
+        """Return the row of these values, checked as :func:`hyper_row` checks them."""
+        row = hyper_row(record, given, dtype)
+        return cls(record, dtype, given, resolve_values(record, given), row)
+
+    def replace(self, changed: Mapping[str, Any]) -> "HyperRow":
+        """Return the row with other values of some hyper-parameters; only what depends on these is computed anew.
+
+        A value that is not a float well inside of its range takes the long way, with all checks.
+        """
+        record, cast, (least, most) = self.record, self.dtype.type, _finite(self.dtype)
+        given, values, row = {**self.given, **changed}, {**self.values, **changed}, list(self.row)
+        for name, value in changed.items():
+            low, high = record.allowed[name][:2]
+            if type(value) is not float or not max(low, least) < value < min(high, most):
+                return self.make(record, self.dtype, given)
+            if name in record.default_sources:
+                return self.make(record, self.dtype, given)
+            for place, derive, sources in record.places[name]:
+                number = value if derive is None else derive(*[values[source] for source in sources])
+                inside = low < cast(value) < high if derive is None else record.hyper[place] not in record.ranges
+                if not inside or not least < number < most:
+                    return self.make(record, self.dtype, given)
+                row[place] = cast(number)
+        return HyperRow(record, self.dtype, given, values, tuple(row))
+
+
+@cache
+def _finite(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return the least and the greatest finite number of a dtype."""
+    limits = np.finfo(dtype)
+    return float(limits.min), float(limits.max)
 
 
 class StepRows:
-    """The hyper-parameters of one step of all groups, each row computed once.
+    """The hyper-parameters of one step of all groups; every function of the step is called once.
 
     Called with a group's number, a dtype, and whether a row for an array's first step from rest is asked for, it
     returns the row as a kernel takes it.
     """
 
     def __init__(self, groups: Sequence[ParamGroup], step: int) -> None:
-        self._groups, self._given = groups, [group.values(step) for group in groups]
-        self._rows: dict[Any, tuple[Any, ...]] = {}
+        self._groups, self._scheduled = groups, [group.scheduled_values(step) for group in groups]
 
     def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
         """Return a row as a kernel takes it."""
-        key = group, dtype, first
-        if key not in self._rows:
-            self._rows[key] = self._groups[group].row(dtype, self._given[group], first)
-        return self._rows[key]
+        return self._groups[group].row(dtype, self._scheduled[group], first)
 
     def differ(self, group: int) -> bool:
         """Return whether an array's first step from rest has values of its own."""
@@ -134,7 +215,7 @@ class StepRows:
     def values(self, group: int, first: bool) -> dict[str, Any]:
         """Return these values by name, as users give them."""
         mine = self._groups[group]
-        given = mine.first_values(self._given[group], first)
+        given = mine.first_values({**mine._given, **self._scheduled[group]}, first)
         return resolve_values(mine.update, given, lambda name, value, allowed: value)
 
 
@@ -143,8 +224,6 @@ def _setting(name: str, value: Any) -> Any:
 
     A scalar in device memory stays there: it is lr or momentum, and is read at every step.
     """
-    if isinstance(value, float | int | str):
-        return value
     if name in SCHEDULED and is_on_device(value):
         return scalars.DeviceScalar(scalars.view(name, value))
     if name in SCHEDULED and isinstance(value, type):

@@ -560,5 +560,5 @@ class Optimizer:
         saved = checkpoint.read_file(path)
         settings = checkpoint.constructor_arguments(saved, params, rule=rule, lr=lr, momentum=momentum)
         found = cls(**settings | {"backend": backend, "threads": threads})
-        found.load_state_dict(saved)
+        checkpoint.restore(saved, found._engine)
         return found

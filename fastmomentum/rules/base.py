@@ -287,12 +287,12 @@ class Rule(Record):
         """Whether the core is a position rule, inside of which proximal maps can stand."""
         return any("x" in part.writes for part in self.core.parts)
 
-    @property
+    @cached_property
     def description(self) -> str:
         """The text by which a saved state tells this rule from others."""
         if self.composed_of:
             return "; ".join(link.description for link in self.composed_of)
-        return f"{super().description}, state {[tuple(slot) for slot in self.state]}"
+        return f"{self.own_description}, state {[tuple(slot) for slot in self.state]}"
 
     def __str__(self) -> str:
         if self.composed_of and not self.name:
@@ -319,7 +319,7 @@ class Rule(Record):
             start += len(own)
         return placed
 
-    @property
+    @cached_property
     def structure(self) -> tuple[Any, ...]:
         """What fixes the compiled code: rules of equal structures share their kernels."""
         wiring = ((part._replace(hyper=()), places) for part, places in self._placed_parts())

@@ -97,7 +97,8 @@ def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, An
         raise ValueError(f"max_norm: expected of a rule that has no hyper-parameter of this name; {update} has one")
     for name, off in OFF.items():
         value = chosen[name]
-        if value is not off and checks.number(name, value, RANGES[name]) != off:
+        is_off = value is off or (type(value) is float and value == off)
+        if not is_off and checks.number(name, value, RANGES[name]) != off:
             continue
         if name not in update.parameters or name in update.defaults or off is None:
             del chosen[name]

@@ -77,18 +77,43 @@ class Record:
         >>> fm.rules.ema.hyper, fm.rules.ema.arguments({"lr": 0.1, "momentum": 0.75})
         (('lr', 'momentum', 'keep'), (0.1, 0.75, 0.25))
         """
-        return tuple([link.argument(name, given) for link in self.links for name in link.hyper])
+        return tuple(
+            [
+                given[name] if derive is None else derive(*[given[source] for source in sources])
+                for name, derive, sources in self.entries
+            ]
+        )
 
-    def argument(self, name: str, given: Mapping[str, float]) -> float:
-        """Return one hyper-parameter of this record's own, as given or derived."""
-        if name not in self.derived:
-            return given[name]
-        return self.derived[name](*(given[source] for source in self.sources[name]))
+    @cached_property
+    def entries(self) -> Sequence[tuple[str, Callable[..., float] | None, tuple[str, ...]]]:
+        """For each entry of `hyper` its name, the function that derives it (None if users give it), and its sources."""
+        return [
+            (name, link.derived.get(name), link.sources.get(name, (name,)))
+            for link in self.links
+            for name in link.hyper
+        ]
+
+    @cached_property
+    def default_sources(self) -> frozenset[str]:
+        """The hyper-parameters from which others take their default."""
+        return frozenset(value for value in self.defaults.values() if isinstance(value, str))
 
     @cached_property
     def allowed(self) -> Mapping[str, Range]:
         """The values that users may give for each parameter."""
         return {name: self.range_of(name) for name in self.parameters}
+
+    @cached_property
+    def places(self) -> Mapping[str, Sequence[tuple[int, Callable[..., float] | None, tuple[str, ...]]]]:
+        """The entries of `hyper` that each parameter has a part in: (place, the function that derives it, its sources).
+
+        The function is None if the parameter itself is the entry.
+        """
+        found: dict[str, list[tuple[int, Callable[..., float] | None, tuple[str, ...]]]] = {}
+        for place, (_, derive, sources) in enumerate(self.entries):
+            for source in sources:
+                found.setdefault(source, []).append((place, derive, sources))
+        return found
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -100,9 +125,14 @@ class Record:
         """The scalar functions, each once."""
         return tuple(dict.fromkeys(part.function for part in self.parts))
 
-    @property
+    @cached_property
     def description(self) -> str:
         """The text by which a saved state tells this rule from others: names and defaults, as code cannot be saved."""
+        return self.own_description
+
+    @property
+    def own_description(self) -> str:
+        """The description of this record's own hyper-parameters."""
         who = self.name or " ".join(function.__qualname__ for function in self.functions)
         defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
         return f"{who}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"

@@ -11,6 +11,7 @@ has a dtype object of its own. A list (``PyListObject``) holds its size, then th
 """
 
 import ctypes
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ that the parameter must have no gradient.
 """
 
 
+@cache
 def dtype_code(dtype: np.dtype) -> int:
     """Return the number that identifies a native dtype."""
     return _read_word(id(dtype) + CODE) & KIND

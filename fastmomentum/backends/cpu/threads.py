@@ -27,7 +27,8 @@ cores with float32: two threads take 1.09 times as long as one at 30,000 element
 
 _region = Lock()
 _process = os.getpid()
-_default = 1
+threads_by_default = 1
+"""The number of threads that :func:`set_threads` set; 1 before its first call."""
 
 
 def worthwhile(elements: int, threads: int | None) -> int:
@@ -35,17 +36,12 @@ def worthwhile(elements: int, threads: int | None) -> int:
 
     `threads` is the number that the user asked for: −1 for all, None for the number given to :func:`set_threads`.
     """
-    threads = default() if threads is None else threads
+    threads = threads_by_default if threads is None else threads
     if threads == 1 or elements < 2 * ELEMENTS:
         return 1
     most = available()
     count = min(most if threads == -1 else threads, most, elements // ELEMENTS)
     return count if count > 1 and _safe() else 1
-
-
-def default() -> int:
-    """Return the number of threads that :func:`set_threads` set; 1 before its first call."""
-    return _default
 
 
 def set_threads(threads: int) -> None:
@@ -78,11 +74,11 @@ def set_threads(threads: int) -> None:
     >>> fm.set_threads(-1)
     >>> fm.set_threads(1)
     """
-    global _default
+    global threads_by_default
     found = checks.threads(threads)
     if found is None:
         raise TypeError("threads: expected a whole number >= 1, or -1 for all; got None")
-    _default = found
+    threads_by_default = found
 
 
 def available() -> int:

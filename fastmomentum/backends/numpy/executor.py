@@ -3,8 +3,7 @@
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from fastmomentum.backends.base import ArrayUpdate, HostExecutor, RowFunction, StepCounter, sum_in_order
-from fastmomentum.backends.interrupts import uninterrupted
+from fastmomentum.backends.base import ArrayUpdate, HostExecutor, RowFunction, StepCounter, sum_in_order, uninterrupted
 from fastmomentum.backends.numpy.kernels import kernel
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
