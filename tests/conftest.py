@@ -4,6 +4,6 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True)  # a failure there must be one that can be had again
+settings.register_profile("ci", derandomize=True)  # so that a failure can be reproduced
 if os.environ.get("CI"):
     settings.load_profile("ci")

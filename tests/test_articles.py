@@ -11,9 +11,9 @@ from math import floor
 import numpy as np
 import pytest
 import torch
-from oracles import RULES, assert_same_bits, rest, update
 
 import fastmomentum as fm
+from tests.helpers.reference import RULES, assert_all_same_bits, assert_same_bits, rest, update
 
 EPS = np.finfo(np.float64).eps
 
@@ -458,8 +458,7 @@ def test_classical_has_the_bits_of_the_network_article_s_own_function_at_every_s
         for i, (v, p) in enumerate(zip(vs, params, strict=True)):
             v[:] = GAMMA * v + NET_LR * p.grad
             theirs[i] = theirs[i] - v
-        for found, expected in zip([*arrays(params), *opt.velocity], arrays([*theirs, *vs]), strict=True):
-            assert_same_bits(found, expected)
+        assert_all_same_bits([*arrays(params), *opt.velocity], arrays([*theirs, *vs]))
 
 
 def test_a_network_s_loss_falls_every_epoch_and_lower_with_momentum():

@@ -1,4 +1,4 @@
-"""What the benchmarks compute from their measurements."""
+"""The benchmarks: their summaries, their contenders, and the instructions that they count."""
 
 from functools import partial
 
@@ -8,6 +8,8 @@ import pytest
 from benchmarks import assembly, native, shapes
 from benchmarks.contenders import OURS, many, one
 from benchmarks.summary import headlines, regimes, summaries
+from tests.helpers.arrays import random_arrays
+from tests.helpers.reference import DTYPES
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,10 @@ def test_streams_move_what_they_say(name, threads, monkeypatch):
     np.testing.assert_array_equal(room, expected)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_loop_in_c_is_the_update(dtype, threads):
-    rng = np.random.default_rng(0)
-    p, v, g = (rng.standard_normal(1000).astype(dtype) for _ in range(3))
+    p, v, g = random_arrays(1000, 3, dtype)
     lr, mu = dtype(0.1), dtype(0.9)
     expected_v = mu * v + dtype(1) * g
     expected_p = p - lr * expected_v
@@ -81,7 +82,7 @@ def test_the_loop_in_c_is_the_update(dtype, threads):
 
 
 def started(sides):
-    """Every side that can be had here, on memory of its own."""
+    """Yield every contender that is available here, with memory of its own."""
     for name in sides():
         side = sides()[name]()
         if side is not None:

@@ -1,4 +1,4 @@
-"""Properties over shapes, strides, values, hyper-parameters, overlaps, and sequences of operations."""
+"""Properties for random shapes, strides, values, hyper-parameters, overlaps, and sequences of operations."""
 
 import copy
 import pickle
@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from model import Model
-from oracles import RULES, assert_same_bits, bits, rest, update, with_options
 
 import fastmomentum as fm
+from tests.helpers.model import Model
+from tests.helpers.reference import BACKENDS, DTYPES, RULES, assert_same_bits, bits, rest, update, with_options
 
 # Kernels compile on first use, which takes longer than an example should.
 relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -24,14 +24,14 @@ def quiet():
     return np.errstate(all="ignore")
 
 
-DTYPES = st.sampled_from([np.float32, np.float64])
+ANY_DTYPE = st.sampled_from(DTYPES)
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
 UNIT = st.floats(0, 1, width=32)
 SMALL = st.floats(0, 2, width=32)
 
 
 def arrays(dtype, shape, count):
-    """Arrays of any values: subnormal, huge, infinite, NaN, −0."""
+    """Return strategies for arrays of any values: subnormal, huge, infinite, NaN, −0."""
     width = 32 if dtype == np.float32 else 64
     numbers = st.floats(width=width, allow_nan=True, allow_infinity=True, allow_subnormal=True)
     return [hnp.arrays(dtype, shape, elements=numbers) for _ in range(count)]
@@ -41,7 +41,7 @@ def arrays(dtype, shape, count):
 @given(
     data=st.data(),
     name=st.sampled_from(RULES),
-    dtype=DTYPES,
+    dtype=ANY_DTYPE,
     shape=SHAPES,
     lr=SMALL,
     momentum=UNIT,
@@ -58,7 +58,7 @@ def test_a_step_has_the_bits_of_numpy_whatever_the_values(
     with quiet():
         want_p, want_g = with_options(p, g, dtype, lr=lr, **options)
         want_p, want_s = update(name, want_p, s, want_g, dtype, lr=lr, momentum=momentum)
-    for backend in ("cpu", "numpy"):
+    for backend in BACKENDS:
         q, t = p.copy(), s.copy()
         state = None if name == "sgd" else t
         fm.step(q, state, g, rule=name, lr=lr, momentum=momentum, backend=backend, **options)
@@ -67,7 +67,7 @@ def test_a_step_has_the_bits_of_numpy_whatever_the_values(
 
 
 @relaxed
-@given(data=st.data(), name=st.sampled_from(RULES), dtype=DTYPES, lr=SMALL, momentum=UNIT)
+@given(data=st.data(), name=st.sampled_from(RULES), dtype=ANY_DTYPE, lr=SMALL, momentum=UNIT)
 def test_momentum_has_the_bits_of_numpy_for_any_arrays(data, name, dtype, lr, momentum):
     shapes = data.draw(st.lists(SHAPES, min_size=1, max_size=4))
     params = [data.draw(arrays(dtype, shape, 1)[0]) for shape in shapes]
@@ -154,7 +154,7 @@ ALLOWED = {
 
 
 def may_serve(name, value, dtype):
-    """Whether the documentation allows this value, by its own words."""
+    """Return whether the documentation allows this value."""
     if name == "clip_value" and value is None:
         return True
     if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -170,7 +170,7 @@ def may_serve(name, value, dtype):
 
 
 @relaxed
-@given(name=st.sampled_from(sorted(ALLOWED)), value=NUMBERS, dtype=DTYPES)
+@given(name=st.sampled_from(sorted(ALLOWED)), value=NUMBERS, dtype=ANY_DTYPE)
 def test_a_hyper_parameter_is_taken_or_refused_by_its_words(name, value, dtype):
     p, v, g = np.ones(3, dtype), np.zeros(3, dtype), np.ones(3, dtype)
     chosen = {"lr": 0.5, name: value}
@@ -260,7 +260,7 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(other=st.sampled_from(["classical", "pytorch", "heavy_ball"]))
     def convert(self, other):
-        """Between rules where conversion rounds nothing or little, the model goes on from what came out."""
+        """Convert between rules, and let the model continue from the converted state."""
         if self.model.rule not in ("classical", "pytorch", "heavy_ball") or self.model.lr == 0:
             return
         state, lr, momentum = fm.convert(

@@ -13,10 +13,10 @@ from itertools import product
 
 import numpy as np
 import pytest
-from oracles import assert_same_bits
 from sklearn.neural_network._stochastic_optimizers import SGDOptimizer
 
 import fastmomentum as fm
+from tests.helpers.reference import assert_same_bits
 
 S = fm.stages
 FLOATS = (np.float32, np.float64)

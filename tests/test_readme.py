@@ -1,8 +1,7 @@
-"""What README says is what happens."""
+"""README: its code, its tables, and its statements."""
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +9,10 @@ import pytest
 import fastmomentum as fm
 from benchmarks.report import RESULTS, TABLES, main, write
 from fastmomentum.cli.validation.quadratics import least_squares
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+from tests.helpers.paths import README, ROOT
 
 
-def test_all_its_code_runs_in_order(capsys, tmp_path, monkeypatch):
+def test_readme_code_runs_in_order(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names, blocks = {}, re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     for language, block in blocks:

@@ -1,0 +1,233 @@
+"""fm.Trace: its numbers against a loop by hand, its bits on every backend, and no cost without it."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+
+import fastmomentum as fm
+from tests.helpers.arrays import arrays_of, gradients, gradients_of, random_arrays
+from tests.helpers.copies import every_copy
+from tests.helpers.memory import assert_allocates_nothing
+from tests.helpers.reference import BACKENDS, DTYPES, assert_same_bits, rest, update
+
+NUMBERS = ("velocity", "gradient", "cosine", "step", "slope", "left", "size")
+SIZES = (0, 1, 31, 33, 1009, 70_000)
+
+
+def norm(x):
+    return math.sqrt(math.fsum(float(a) ** 2 for a in x))
+
+
+def dot(x, y):
+    return math.fsum(float(a) * float(b) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["pytorch", "classical_nesterov", "ema", "heavy_ball", "nesterov_positions"])
+def test_a_trace_has_the_numbers_of_a_loop_by_hand(rule):
+    (p,) = random_arrays(50, 1, seed=1)
+    q, s = p.copy(), np.copy(rest(rule, p))
+    opt = fm.Momentum(p, rule=rule, lr=0.1, momentum=0.5)
+    trace = opt.trace()
+    for i, g in enumerate(gradients(50, 6)):
+        opt.step(g)
+        v = s - q if rule in ("heavy_ball", "nesterov_positions") else s
+        after, s = update(rule, q, s, g, np.float64, lr=0.1, momentum=0.5)
+        moved = after - q
+        # sums of 50 products, each rounded a few times
+        assert trace.velocity[i] == pytest.approx(norm(v), rel=1e-13)
+        assert trace.gradient[i] == pytest.approx(norm(g), rel=1e-13)
+        assert trace.step[i] == pytest.approx(norm(moved), rel=1e-13)
+        assert trace.slope[i] == pytest.approx(dot(g, moved), rel=1e-11)
+        assert trace.size[i] == pytest.approx(norm(q), rel=1e-13)
+        if i:
+            assert trace.cosine[i] == pytest.approx(dot(v, g) / norm(v) / norm(g), abs=1e-13)
+        q = after
+    assert np.isnan(trace.cosine[0])
+    assert_same_bits(trace.left[:-1], trace.velocity[1:])
+    np.testing.assert_array_equal(trace.steps, np.arange(6))
+    np.testing.assert_array_equal(trace.lr, 0.1)
+    np.testing.assert_array_equal(trace.momentum, 0.5)
+
+
+def recorded(backend, threads, dtype, rule, **settings):
+    params = arrays_of(SIZES, dtype, seed=1)
+    half = [{"params": params[:3]}, {"params": params[3:], "lr": 0.05}]
+    opt = fm.Momentum(half, rule=rule, lr=0.1, backend=backend, threads=threads, **settings)
+    trace = opt.trace()
+    for grads in gradients_of(SIZES, 4, dtype, absent=lambda step, i: step % 2 and i in (1, 4)):
+        opt.step(grads)
+    return trace
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [
+        ("pytorch", {"dampening": 0.5, "max_norm": 1.0, "weight_decay": 0.1}),
+        ("classical", {"lookahead": True, "skip_nonfinite": True}),
+        ("heavy_ball", {}),
+        ("aggmo", {"maximize": True}),
+    ],
+    ids=["pytorch", "lookahead", "heavy_ball", "aggmo"],
+)
+def test_a_trace_has_the_same_bits_on_every_backend_at_any_number_of_threads(rule, settings, dtype):
+    traces = [recorded(*how, dtype, rule, **settings) for how in (("numpy", 1), ("cpu", 1), ("cpu", 2))]
+    for other in traces[1:]:
+        for name in NUMBERS:
+            assert_same_bits(getattr(other, name), getattr(traces[0], name))
+            for mine, theirs in zip(other.groups, traces[0].groups, strict=True):
+                assert_same_bits(getattr(mine, name), getattr(theirs, name))
+    assert all(trace.written == [] for trace in traces)
+
+
+def test_a_group_s_numbers_are_those_of_its_arrays_that_had_a_gradient():
+    a, b, c = np.array([3.0]), np.array([4.0]), np.array([12.0])
+    opt = fm.Momentum([{"params": [a, b]}, {"params": c, "lr": 0.5}], lr=0.25)
+    trace = opt.trace()
+    opt.step([a.copy(), b.copy(), c.copy()])
+    opt.step([None, np.array([2.0]), None])
+    first, second = trace.groups
+    np.testing.assert_array_equal(first.gradient, [5.0, 2.0])
+    np.testing.assert_array_equal(second.gradient, [12.0, np.nan])
+    np.testing.assert_array_equal(trace.gradient, [13.0, 2.0])
+    np.testing.assert_array_equal(second.lr, 0.5)
+    assert np.isnan(trace.lr).all()
+    assert first.step[0] == 0.25 * 5.0
+
+
+def test_trace_records_the_clipped_step():
+    p = np.zeros(2)
+    opt = fm.Momentum(p, lr=1.0, max_norm=1.0)
+    trace = opt.trace()
+    opt.step(np.array([30.0, 40.0]))
+    assert trace.gradient[0] == 50.0
+    assert trace.step[0] == pytest.approx(1.0, abs=1e-7)
+    assert trace.left[0] == norm(opt.velocity)
+
+
+def test_trace_negates_the_gradient_when_maximising():
+    opts = [fm.Momentum(np.ones(3), lr=0.1, maximize=up, backend="numpy") for up in (False, True)]
+    traces = [opt.trace() for opt in opts]
+    for opt, sign in zip(opts, (1.0, -1.0), strict=True):
+        for g in ([1.0, 2.0, 3.0], [-1.0, 2.0, 1.0]):
+            opt.step(sign * np.array(g))
+    assert_same_bits(traces[0].cosine, traces[1].cosine)
+    assert_same_bits(traces[0].slope, traces[1].slope)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_traced_run_has_the_bits_of_an_untraced_run(backend):
+    g = gradients(100, 9)
+    p, q = np.ones(100), np.ones(100)
+    watched, plain = (fm.Momentum(x, lr=0.1, backend=backend) for x in (p, q))
+    trace = None
+    for i in range(9):
+        if i == 3:
+            trace = watched.trace(2)
+        if i == 7:
+            trace.stop()
+        watched.step(g[i])
+        plain.step(g[i])
+    assert_same_bits(p, q)
+    np.testing.assert_array_equal(trace.steps, [3, 5])
+    one, other = watched._engine, plain._engine
+    assert one.observer is None
+    assert getattr(one._quick, "__qualname__", "") == getattr(other._quick, "__qualname__", "")
+    trace.stop()
+
+
+def test_steps_allocate_nothing_after_a_trace_was_stopped():
+    p, g = np.ones(1000), np.zeros(1000)
+    opt = fm.Momentum(p, lr=0.1)
+    trace = opt.trace()
+    opt.step(g)
+    trace.stop()
+
+    def run(times):
+        for _ in range(times):
+            opt.step(g)
+
+    assert_allocates_nothing(run)
+    assert len(trace) == 1
+
+
+def test_a_second_trace_ends_the_first_and_a_copy_is_not_traced():
+    p = np.ones(3)
+    opt = fm.Momentum(p, lr=0.1)
+    first = opt.trace()
+    opt.step(p.copy())
+    second = opt.trace()
+    opt.step(p.copy())
+    first.stop()
+    opt.step(p.copy())
+    assert (len(first), len(second)) == (1, 2)
+    twin = copy.deepcopy(opt)
+    twin.step(np.ones(3))
+    assert len(second) == 2
+    assert twin._engine.observer is None
+
+
+def test_trace_does_not_record_skipped_and_refused_steps():
+    p = np.ones(3)
+    opt = fm.Momentum(p, lr=0.1, skip_nonfinite=True)
+    trace = opt.trace()
+    opt.step(np.ones(3))
+    opt.step(np.full(3, np.nan))
+    with pytest.raises(ValueError, match="shape"):
+        opt.step(np.ones(4))
+    opt.step(np.ones(3))
+    np.testing.assert_array_equal(trace.steps, [0, 1])
+    assert trace.written == []
+
+
+def test_a_trace_by_hand_has_the_numbers_of_the_optimiser_s():
+    p, q, v = np.ones(7), np.ones(7), np.zeros(7)
+    opt = fm.Momentum(p, lr=0.1, momentum=0.5)
+    trace, by_hand = opt.trace(), fm.Trace()
+    for step in range(5):
+        g = np.linspace(-1, 1, 7) + step
+        opt.step(g)
+        by_hand.record(q, v, g, lr=0.1, momentum=0.5)
+        fm.step(q, v, g, lr=0.1, momentum=0.5)
+    for name in NUMBERS:
+        assert_same_bits(getattr(trace, name), getattr(by_hand, name))
+    assert by_hand.written == []
+    by_hand.reset("a new start")
+    by_hand.record(q, 0 * v, g, lr=0.1)
+    assert by_hand.written == []
+    assert [reset.reason for reset in by_hand.resets] == ["a new start"]
+
+
+def test_a_trace_is_read_only_and_says_what_it_holds():
+    p = np.ones(3)
+    opt = fm.Momentum(p, lr=0.1)
+    trace = opt.trace()
+    assert "no step yet" in repr(trace)
+    opt.step(np.ones(3))
+    opt.reset("because")
+    assert "1 steps, 0 to 0, 1 resets" in repr(trace) or "0 resets" in repr(trace)
+    with pytest.raises(ValueError, match="read-only"):
+        trace.velocity[0] = 1
+    with pytest.raises(AttributeError, match="loss"):
+        trace.loss  # noqa: B018
+    for every in (0, 1.5, True):
+        with pytest.raises((TypeError, ValueError), match="every"):
+            opt.trace(every)
+
+
+@every_copy
+def test_copy_of_a_trace_keeps_what_was_recorded(make_copy):
+    p = np.ones(3)
+    opt = fm.Momentum(p, lr=0.1)
+    trace = opt.trace()
+    opt.step(p.copy())
+    opt.reset("because")
+    twin = make_copy(trace)
+    twin.stop()
+    opt.step(p.copy())
+    opt.reset("after the copy")
+    assert (len(trace), len(twin)) == (2, 1)
+    assert [reset.reason for reset in twin.resets] == ["because"]
+    assert_same_bits(twin.velocity, trace.velocity[:1])
