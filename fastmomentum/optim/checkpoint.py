@@ -289,15 +289,16 @@ def _unfit(value: Any) -> str:
 
 def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
     """Yield a sentence for each difference between two saved states of the right form."""
-    if saved["made_of"] != like["made_of"]:  # the name of a rule without a name is a description, which may change
-        for key in ("rule", "made_of"):
-            if saved[key] != like[key]:
-                yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
-        if saved["rule"] != like["rule"]:
-            yield (
-                f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "
-                f"opt = opt.convert({like['rule']!r})"
-            )
+    # What stands for the name of a rule without a name has changed between versions: made_of alone tells these apart.
+    told_by = ("rule", "made_of") if like["rule"] in names() or saved["rule"] in names() else ("made_of",)
+    for key in told_by:
+        if saved[key] != like[key]:
+            yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
+    if saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]:
+        yield (
+            f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "
+            f"opt = opt.convert({like['rule']!r})"
+        )
     for key in ("groups", "started", "state"):
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"

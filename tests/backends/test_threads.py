@@ -13,7 +13,6 @@ import pytest
 import fastmomentum as fm
 from fastmomentum.backends.cpu import executor, kernels, threads
 from tests.helpers.arrays import arrays_of, gradients_of
-from tests.helpers.interrupts import tear_step
 from tests.helpers.processes import run_python
 from tests.helpers.reference import RULES, assert_all_same_bits
 
@@ -203,8 +202,8 @@ def test_second_caller_of_step_gets_the_serial_kernel(any_number, monkeypatch):
 def test_second_optimiser_gets_the_serial_kernels(any_number):
     opt = fm.Momentum(p := np.zeros(1000), lr=1.0, momentum=0.0, max_norm=1e9, threads=3)
     opt.step(np.ones(1000))
-    launch, done = opt._engine._launch, []
-    for calls in (launch._updates, launch._norms):
+    executor, done = opt._engine._executor, []
+    for calls in (executor.run.__self__, executor._squares):
         for name in ("serial", "threaded"):
             (call,) = getattr(calls, name)
             setattr(calls, name, [lambda grads, call=call, name=name: done.append(name) or call(grads)])
@@ -235,19 +234,6 @@ def test_interrupt_during_compilation_of_the_norm_keeps_the_option(how, monkeypa
             opt.step(np.full(4, 100.0))
     opt.step(np.full(4, 100.0 if "max_norm" in how else np.nan))
     np.testing.assert_allclose(p, -0.5 if "max_norm" in how else 0.0, rtol=1e-6)
-
-
-def test_step_interrupted_twice_is_finished_by_the_next_call(monkeypatch):
-    arrays = [np.zeros(3, np.float32), np.zeros(3)]
-    grads = [np.ones_like(p) for p in arrays]
-    opt = fm.Momentum(arrays, lr=1.0, momentum=0.0)
-    opt.step(grads)
-    tear_step(opt, grads, monkeypatch)
-    assert [p[0] for p in arrays] == [-2, -1]
-    assert opt.state_dict()["steps"] == 2
-    assert [p[0] for p in arrays] == [-2, -2]
-    opt.step(grads)
-    assert [p[0] for p in arrays] == [-3, -3]
 
 
 def test_norm_is_shared_among_threads_by_elements():

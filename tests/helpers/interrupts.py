@@ -1,26 +1,33 @@
-"""KeyboardInterrupt at chosen places, as a signal's handler raises it."""
+"""Ctrl-C at chosen places of a call: a real SIGINT, served by Python's own handler."""
 
+import signal
 import sys
+from pathlib import Path
 
-import pytest
+import fastmomentum
+
+PACKAGE = str(Path(fastmomentum.__file__).parent)
 
 
-def is_interrupted(action, at, is_watched, event="line"):
-    """Run `action`, raise KeyboardInterrupt in it, and return whether the action came that far.
+def is_interrupted(action, at, event="line"):
+    """Run `action`, send SIGINT before line number `at` of the package's code, and return whether it came that far.
 
-    `is_watched(frame)` selects the functions whose lines are counted (or whose instructions, if `event` is "opcode").
-    The exception is raised before line number `at`, counted from 0.
+    Lines are counted from 0 through all functions of the package that run (instructions, if `event` is "opcode"). The
+    KeyboardInterrupt that the signal raises, there or later, ends here.
     """
     before, left = sys.gettrace(), iter(range(at))
+    sent = False
 
     def count(frame, kind, argument):
+        nonlocal sent
         if kind == event and next(left, None) is None:
             sys.settrace(before)
-            raise KeyboardInterrupt
-        return count
+            sent = True
+            signal.raise_signal(signal.SIGINT)
+        return count if not sent else None
 
     def enter(frame, kind, argument):
-        if not is_watched(frame):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         frame.f_trace_opcodes = event == "opcode"
         return count
@@ -29,36 +36,7 @@ def is_interrupted(action, at, is_watched, event="line"):
     try:
         action()
     except KeyboardInterrupt:
-        return True
+        assert sent
     finally:
         sys.settrace(before)
-    return False
-
-
-def interrupt_call(function, at):
-    """Return `function` with its call number `at`, counted from 0, replaced by a KeyboardInterrupt."""
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == at + 1:
-            raise KeyboardInterrupt
-        return function(*arguments)
-
-    return interrupted
-
-
-def tear_step(opt, grads, monkeypatch):
-    """Interrupt a step between its two kernels, and interrupt the repair, too, so that half of the step is done."""
-    calls = opt._engine._launch._updates
-    second = calls.serial[1]
-
-    def torn(grads):
-        raise KeyboardInterrupt
-
-    calls.serial[1] = torn
-    with monkeypatch.context() as patch:
-        patch.setattr(type(calls), "finish", lambda self: None)
-        with pytest.raises(KeyboardInterrupt):
-            opt.step(grads)
-    calls.serial[1] = second
+    return sent

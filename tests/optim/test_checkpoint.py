@@ -210,7 +210,7 @@ def test_load_needs_functions_and_unnamed_rules_again(tmp_path):
     assert fm.Momentum.load(path, p, lr=falling).lr == 0.1
     rule = fm.Rule(lambda p, v, g, lr, mu: (p - lr * g, v + mu))
     fm.Momentum(p, rule=rule, lr=0.1).save(path)
-    with pytest.raises(TypeError, match="rule: expected the one that was saved"):
+    with pytest.raises(TypeError, match="rule: expected the rule that was saved"):
         fm.Momentum.load(path, p)
     fm.Momentum.load(path, p, rule=rule).step(p.copy())
     with pytest.raises(ValueError, match="rule: expected 'ema'"):

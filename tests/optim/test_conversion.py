@@ -164,7 +164,7 @@ def test_convert_keeps_the_lookahead_point():
             {"rule": "nesterov_positions", "nesterov": False},
             "momentum: expected a number between 'pytorch_nesterov' and 'nesterov_positions'",
         ),
-        ({"dampening": 0.5}, {"rule": "classical"}, "still to have its first step"),
+        ({"dampening": 0.5}, {"rule": "classical"}, "still to have its first, undampened step"),
         ({"lr": 0.0}, {"rule": "classical"}, "lr: expected a finite number > 0"),
         ({"lr": 0.0, "rule": "classical"}, {"rule": "pytorch"}, "lr: expected > 0"),
         ({"decoupled_weight_decay": 0.1}, {"rule": "classical"}, "source: expected at most gradient stages"),
@@ -219,7 +219,9 @@ def test_load_of_another_rule_advises_to_convert(tmp_path):
     opt = made(p)
     opt.step(GRADS[0][0])
     opt.save(tmp_path / "run.npz")
-    with pytest.raises(ValueError, match=r"goes on as one of 'ema' by loading it .* opt = opt.convert\('ema'\)"):
+    with pytest.raises(
+        ValueError, match=r"to go on with a run of 'pytorch' as one of 'ema', load it .* opt = opt.convert\('ema'\)"
+    ):
         made(p, rule="ema").load_state_dict(opt.state_dict())
     with pytest.raises(ValueError, match=r"opt = opt.convert\('ema'\)"):
         fm.Momentum.load(tmp_path / "run.npz", p, rule="ema")

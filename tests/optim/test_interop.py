@@ -14,7 +14,6 @@ import torch
 import fastmomentum as fm
 from tests.helpers.arrays import arrays_of, gradients, gradients_of
 from tests.helpers.ids import label, text_or_none
-from tests.helpers.interrupts import tear_step
 from tests.helpers.paths import README
 from tests.helpers.reference import DTYPES, assert_same_bits
 
@@ -381,17 +380,6 @@ def test_from_torch_refuses_settings_that_the_groups_have(name, groups):
     saved = {"state": {}, "param_groups": [GROUP | {"params": [i]} for i in range(groups)]}
     with pytest.raises(TypeError, match=f"{name}: expected to come with what is moved; got 0.25 beside it"):
         fm.Momentum.from_torch(saved, [np.zeros(1) for _ in range(groups)], **{name: 0.25})
-
-
-@pytest.mark.parametrize(("rule", "out"), [("pytorch", "to_optax"), ("classical", "to_keras")])
-def test_to_optax_and_to_keras_finish_an_interrupted_step_first(rule, out, monkeypatch):
-    arrays = [np.zeros(3, np.float32), np.zeros(3)]
-    grads = [np.ones_like(p) for p in arrays]
-    opt = fm.Momentum(arrays, rule=rule, lr=1.0, momentum=0.5)
-    opt.step(grads)
-    tear_step(opt, grads, monkeypatch)
-    sign = 1 if out == "to_optax" else -1
-    assert [velocity[0] for velocity in getattr(opt, out)()] == [sign * 1.5] * 2
 
 
 # Agreement with torch.optim.SGD, in its for-loop implementation.

@@ -195,7 +195,6 @@ def test_state_dict_describes_a_rule_as_the_old_file_does(name):
     assert opt.state_dict()["made_of"] == read_meta(name)["made_of"]
 
 
-@pytest.mark.xfail(raises=ValueError, reason="chains without a name are named otherwise since commit 0962002")
 def test_load_continues_a_chain_without_a_name_of_release_0_1_0():
     opt = load(SAVED / REFUSED, EXPECTED[REFUSED])
     take_next_steps(opt, EXPECTED[REFUSED])

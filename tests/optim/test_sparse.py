@@ -4,8 +4,6 @@ import copy
 import json
 import pickle
 import warnings
-from functools import partial
-from itertools import count
 from threading import Thread
 
 import numpy as np
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 
 import fastmomentum as fm
 from tests.helpers.ids import label
-from tests.helpers.interrupts import is_interrupted
 from tests.helpers.reference import BACKENDS, DTYPES, assert_all_same_bits, assert_same_bits, slots_of
 
 ROWS, WIDTH = 11, 3
@@ -328,7 +325,7 @@ def taken_up(opt, tmp_path):
     meta = json.loads(json.dumps({key: value for key, value in saved.items() if key not in ("state", "seen")}))
     with np.load(tmp_path / "rows.npz", allow_pickle=False) as found:
         state = [found[f"state_{i}"] for i in range(len(arrays) - 1)]
-        again = fm.SparseRows(found["param"], rule=opt._run.now.settings["rule"], lr=9.0)
+        again = fm.SparseRows(found["param"], rule=opt._rule.settings["rule"], lr=9.0)
         again.load_state_dict(meta | {"state": state, "seen": found["seen"]})
     return again
 
@@ -411,39 +408,6 @@ def test_a_saved_state_that_does_not_fit_is_refused_with_nothing_changed(change,
     with pytest.raises(ValueError, match="steps: missing"):
         opt.load_state_dict({key: value for key, value in opt.state_dict().items() if key != "steps"})
     assert pickle.dumps(opt) == before
-
-
-def is_writing(frame):
-    """Return whether the function is one of the two that write."""
-    return frame.f_code.co_name in ("_write", "_finish")
-
-
-def test_interrupted_step_is_done_whole_or_not_at_all():
-    touches = list(some_touches(np.float64, steps=4, seed=3))
-    straight = fm.SparseRows(table(np.float64), lr=0.05)
-    run(straight, touches)
-    straight.flush()
-    ways = set()
-    for at in count():
-        opt = fm.SparseRows(table(np.float64), lr=0.05)
-        run(opt, touches[:2])
-        torn = is_interrupted(partial(opt.step, *touches[2]), at, is_writing, "opcode")
-        ways.add(opt.steps)
-        saved = opt.state_dict()
-        again = fm.SparseRows(opt.param.copy(), lr=0.05)
-        again.load_state_dict(saved)
-        assert opt.steps == again.steps
-        run(opt, touches[opt.steps :])
-        run(again, touches[again.steps :])
-        torn |= is_interrupted(opt.flush, at, is_writing, "opcode")
-        for each in (opt, again):
-            each.flush()
-            assert_same_bits(each.param, straight.param)
-            assert_same_bits(each.state[0], straight.state[0])
-        if not torn:
-            break
-    assert ways == {2, 3}
-    assert at > 50
 
 
 def test_one_caller_is_served_at_a_time():

@@ -134,7 +134,7 @@ def test_traced_run_has_the_bits_of_an_untraced_run(backend):
     np.testing.assert_array_equal(trace.steps, [3, 5])
     one, other = watched._engine, plain._engine
     assert one.observer is None
-    assert getattr(one._quick, "__qualname__", "") == getattr(other._quick, "__qualname__", "")
+    assert getattr(one._fast, "__qualname__", "") == getattr(other._fast, "__qualname__", "")
     trace.stop()
 
 

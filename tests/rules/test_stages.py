@@ -139,7 +139,7 @@ def test_a_chain_is_exact_on_fractions():
         (("sgd", "ema"), TypeError, "exactly one rule; got 2"),
         (("no such",), ValueError, "no such"),
         ((3, "sgd"), TypeError, "got 2"),
-        (("sgd", S.clip_value(1.0)), ValueError, "in front of the rule"),
+        (("sgd", S.clip_value(1.0)), ValueError, "before the rule"),
         ((S.scale(1.0), S.scale(2.0), "sgd"), ValueError, "different defaults for scale"),
     ],
 )

@@ -131,7 +131,7 @@ def test_launch_table_is_reused_when_the_gradient_array_is_the_same():
     for step in range(5):
         ours.step(there[1])
         theirs.step(host[1])
-        words = ours._engine._launch._tables.words
+        words = ours._engine._executor._tables.words
         assert tables is None or words.address == tables
         tables = words.address if step else None
     assert_equal(there, host)
@@ -532,12 +532,12 @@ def test_state_is_allocated_with_the_alignment_of_its_parameter(place):
     for _ in range(2):
         theirs.step([g[part]])
     assert_equal([room], [host])
-    head = opt._engine._launch._tables._table[0, 1]
+    head = opt._engine._executor._tables._table[0, 1]
     begin = device_array.DeviceArray(room, device_array.find_reader(room)(room)[0]).address
     assert head == -(begin // 4 + place) % 4
     opt.step([grads[place + 1 : place + 2 * TILE + 2]])  # now the arrays have no alignment in common
     theirs.step([g[place + 1 : place + 2 * TILE + 2]])
-    assert opt._engine._launch._tables._table[0, 1] == TILE
+    assert opt._engine._executor._tables._table[0, 1] == TILE
     assert_equal([room], [host])
 
 
