@@ -1,13 +1,7 @@
-"""Which values a hyper-parameter may take.
+"""Checks of the arguments that users pass: numbers and their ranges, arrays, and memory that arrays share.
 
-What someone may have meant who wrote an option, or passed a value, that there is no use for.
-
-Every check of a user's arguments, in one place.
-
-A refused argument gets a TypeError or a ValueError that names it, says what was expected and what came. Nothing here
-writes to an array, so a step refused here has changed nothing. NaN and infinite *gradients* are data and pass.
-
-Memory that arrays share, which no two of an update may where one is written.
+A refused argument raises a TypeError or a ValueError that names the argument and says what was expected and what came.
+No check writes to an array, so a refused call has changed nothing. NaN and infinite *gradients* are data, and pass.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +17,10 @@ INFINITY = float("inf")
 
 
 class Range(NamedTuple):
-    """The values that a hyper-parameter may take: low ≤ x ≤ high; `above` and `below` leave out low and high."""
+    """The values that a hyper-parameter may take: low ≤ x ≤ high.
+
+    `above` excludes low, `below` excludes high; `infinite` admits infinities.
+    """
 
     low: float
     high: float
@@ -67,13 +64,13 @@ RANGES: Mapping[str, Range] = {
     "clip_value": ABOVE_ZERO,
     "max_norm": ABOVE_ZERO,
 }
-"""The ranges of the names that the field has fixed; other names are finite unless their record says more."""
+"""The ranges of hyper-parameters whose names the field has fixed; others must be finite unless their record says more."""
 
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
     *("max_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
 )
-"""What may be set beside a rule's own hyper-parameters."""
+"""The settings beside a rule's own hyper-parameters."""
 
 ELSEWHERE = {
     **dict.fromkeys(("learning_rate", "eta", "alpha", "step_size"), "lr"),
@@ -82,15 +79,15 @@ ELSEWHERE = {
     "use_nesterov": "nesterov",
     "clipvalue": "clip_value",
 }
-"""Names in the literature and in other packages, and what they are here."""
+"""The names of these settings in the literature and in other packages."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The option that a wrong name may stand for, as the last words of a message.
+    """Return the option that a wrong name may stand for, as the last words of a message.
 
     Examples
     --------
-    >>> meant("learning_rate", ["lr"]), meant("weight_decy", []), meant("foreach", [])
+    >>> did_you_mean("learning_rate", ["lr"]), did_you_mean("weight_decy", []), did_you_mean("foreach", [])
     ('. Did you mean lr?', '. Did you mean weight_decay?', '. help(fastmomentum.Momentum) has all options')
     """
     near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, (*known, *OPTIONS), 1, 0.75)
@@ -98,13 +95,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def how_to_convert(value: object) -> str:
-    """How an array is had from what came."""
+    """Return a sentence on how to make an array from a value that is not one."""
     if hasattr(value, "detach"):
-        return "Of a torch tensor on the host .detach().numpy() is one, on the same memory"
+        return "For a torch tensor on the host, .detach().numpy() returns one on the same memory"
     if isinstance(value, Mapping):
-        return "list(....values()) has its arrays, in order"
+        return "list(....values()) returns its arrays, in order"
     if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
-        return "Pass the array in it itself"
+        return "Pass the array inside of it"
     return "numpy.array(..., dtype=numpy.float32) makes one"
 
 
@@ -129,7 +126,7 @@ def number(name: str, value: object, allowed: Range) -> float:
 
 
 def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
-    """`value`, a number or an array of them, in double precision, if all lie within the range."""
+    """Return `value`, a number or an array of numbers, in double precision, if all lie within the range."""
     try:
         found = np.asarray(value)
     except ValueError:  # a ragged list
@@ -149,14 +146,14 @@ def unwrap_scalar(value: Any) -> Any:
 
 
 def boolean(name: str, value: object) -> bool:
-    """`value`, if it is True or False."""
+    """Return `value` as a bool, if it is True or False."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False; got {describe(value)}")
     return bool(value)
 
 
 def threads(value: object) -> int | None:
-    """`value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
+    """Return `value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
     if value is None:
         return None
     if not _is_integer(value) or (value < 1 and value != -1):
@@ -166,7 +163,7 @@ def threads(value: object) -> int | None:
 
 
 def integer(name: str, value: object, least: int = 0) -> int:
-    """`value` as an int, if it is a whole number from `least` to 2⁶²."""
+    """Return `value` as an int, if it is a whole number from `least` to 2⁶²."""
     value = unwrap_scalar(value)
     if not _is_integer(value) or not least <= value <= 2**62:
         kind = ValueError if _is_integer(value) else TypeError
@@ -179,7 +176,7 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def ends(m: object, L: object) -> tuple[float, float]:
-    """The ends of a spectrum, 0 < m ≤ L, as floats."""
+    """Return the ends of a spectrum as floats, if 0 < m ≤ L."""
     low, high = number("m", m, ABOVE_ZERO), number("L", L, ABOVE_ZERO)
     if low > high:
         raise ValueError(f"m, L: expected m <= L, the least and the greatest curvature; got m = {low}, L = {high}")
@@ -187,7 +184,7 @@ def ends(m: object, L: object) -> tuple[float, float]:
 
 
 def dtype(value: Any) -> np.dtype[Any]:
-    """`value` as a dtype, if arrays may have it."""
+    """Return `value` as a dtype, if arrays may have it."""
     for known in DTYPES:
         if value is not None and known == value:
             return known
@@ -195,14 +192,14 @@ def dtype(value: Any) -> np.dtype[Any]:
 
 
 def array(name: str, value: Any, *, like: Array | None = None, write: bool = True) -> Array:
-    """`value` as a plain ndarray on the same memory, if a kernel may work on it.
+    """Return `value` as a plain ndarray on the same memory, if a kernel may work on it.
 
     Parameters
     ----------
     name : str
-        What messages call it.
+        The name of the argument in messages.
     value : object
-        What the user passed.
+        The value that the user passed.
     like : ndarray, optional
         The array whose dtype and shape it must have.
     write : bool
@@ -222,7 +219,7 @@ def _plain(name: str, value: object) -> Array:
         raise TypeError(
             f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data"
         )
-    if hasattr(value, "header"):  # an array in device memory, which tells of itself as an ndarray does
+    if hasattr(value, "header"):  # an array in device memory, which describes itself as an ndarray does
         return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
         raise TypeError(
@@ -252,7 +249,7 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
 
 
 def sequence(name: str, value: object, length: int) -> list[Any]:
-    """What a list, tuple or other sequence of this length holds, read once, as a list of our own."""
+    """Return the items of a sequence of this length as a new list; the sequence is read once."""
     if not isinstance(value, list | tuple | Sequence):
         raise TypeError(f"{name}: expected a sequence of {length}; got {describe(value)}")
     items = list(value)
@@ -262,7 +259,7 @@ def sequence(name: str, value: object, length: int) -> list[Any]:
 
 
 def describe(value: object) -> str:
-    """What came, for a message."""
+    """Return a short description of a value, for a message."""
     if isinstance(value, int) and value.bit_length() > 1000:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, np.ndarray):
@@ -274,7 +271,7 @@ def describe(value: object) -> str:
 
 
 def refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
-    """Name two of the contiguous arrays that share memory, as some of them are known to do."""
+    """Raise a ValueError that names two contiguous arrays which share memory; some of these arrays do."""
     for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
         if np.may_share_memory(first, second):
             raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
@@ -282,12 +279,14 @@ def refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
 
 
 def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 0) -> npt.NDArray[np.int64]:
-    """Refuse contiguous arrays of which two share memory; the last `read` are only read, and may share it.
+    """Return the intervals of memory that are written, after checking that no two contiguous arrays share memory.
+
+    The last `read` arrays are only read, and may share memory with each other.
 
     Returns
     -------
     ndarray of int64, shape (m, 2)
-        Where the memory of those that are written begins and ends, in ascending order; empty arrays left out.
+        Begin and end of the memory of each array that is written, in ascending order; empty arrays are left out.
     """
     writes = len(arrays) - read
     spans = [(start := address(a), start + a.nbytes, i) for i, a in enumerate(arrays) if a.size]
@@ -307,5 +306,5 @@ def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 
 
 
 def address(value: Any) -> int:
-    """Where the memory of an array begins."""
+    """Return the address at which the memory of an array begins."""
     return int(value.__array_interface__["data"][0]) if isinstance(value, np.ndarray) else value.address

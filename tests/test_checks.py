@@ -131,14 +131,14 @@ def test_messages_say_what_to_do():
         (lambda: fm.step(p, None, g, lr=0.1, rule="heavy_ball"), "previous (param.copy() at rest); got None"),
         (
             lambda: fm.Momentum(torch.nn.Parameter(torch.ones(3)), lr=0.1),
-            ".detach().numpy() is one, on the same memory",
+            ".detach().numpy() returns one on the same memory",
         ),
-        (lambda: fm.Momentum(p, lr=0.1).step(torch.ones(3)), ".detach().numpy() is one, on the same memory"),
+        (lambda: fm.Momentum(p, lr=0.1).step(torch.ones(3)), ".detach().numpy() returns one on the same memory"),
         (lambda: fm.Momentum(p, lr=fm.schedules.Nesterov), "got the class Nesterov itself"),
         (lambda: fm.Momentum(np.ones((2, 3)).T, lr=0.1), "numpy.ascontiguousarray"),
-        (lambda: fm.Momentum(p, lr=0.1).step([g]), "got a list of 1. Pass the array in it itself"),
-        (lambda: fm.step(p, [np.zeros(3)], g, lr=0.1), "got a list of 1. Pass the array in it itself"),
-        (lambda: fm.Momentum({"w": p}, lr=0.1), "got dict. list(....values()) has its arrays, in order"),
+        (lambda: fm.Momentum(p, lr=0.1).step([g]), "got a list of 1. Pass the array inside of it"),
+        (lambda: fm.step(p, [np.zeros(3)], g, lr=0.1), "got a list of 1. Pass the array inside of it"),
+        (lambda: fm.Momentum({"w": p}, lr=0.1), "got dict. list(....values()) returns its arrays, in order"),
         (lambda: fm.Momentum(read_only(p), lr=0.1), "numpy.array(...) makes a copy that is"),
     ):
         with pytest.raises((TypeError, ValueError)) as raised:

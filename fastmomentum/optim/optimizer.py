@@ -8,8 +8,9 @@ from fastmomentum import checks
 from fastmomentum.optim import checkpoint, conversion
 from fastmomentum.optim.engine import Engine, one_caller
 from fastmomentum.optim.groups import parse_params
+from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope
-from fastmomentum.optim.trace import Trace, start_trace
+from fastmomentum.optim.trace import Trace
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
 

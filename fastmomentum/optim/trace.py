@@ -1,22 +1,15 @@
-"""What a trace holds: numbers step by step, and what was noticed between two steps.
-
-A light record of a run's steps, kept by an optimiser or by hand.
-
-Watching an optimiser: how its steps come to a trace.
-"""
+"""The record of a run's steps, kept by an optimiser or by a loop of the user's own."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import checks
-from fastmomentum.backends.base import HostExecutor
 from fastmomentum.backends.numpy import reductions
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
-from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.restart import Reset
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
@@ -28,24 +21,26 @@ Floats = npt.NDArray[np.float64]
 
 
 class Row(NamedTuple):
-    """What a recorded step was for one group: its settings, and the motion of its arrays together."""
+    """A recorded step of one group: its settings, and the sums of its arrays together."""
 
     lr: float
     momentum: float
-    motion: StepSums
+    sums: StepSums
 
 
 class StateWrite(NamedTuple):
-    """A velocity that a step did not find as the step before had left it.
+    """A write to a velocity between two steps: a step did not find it as the step before had left it.
 
     Attributes
     ----------
-    step, group, array : int
-        The number of updates done by then; whose velocity.
+    step : int
+        The number of updates done before the write was found.
+    group, array : int
+        The numbers of the group and of the array.
     left, found : float
-        Its norm, as the update before left it, and as it was.
+        The norm of the velocity, as the update before left it, and as the step found it.
     inside : bool
-        Whether it is what the rule makes of a velocity at rest, so that it was put to rest within the update.
+        Whether the found velocity is what the rule makes of a zero velocity, so that it was zeroed within the update.
     """
 
     step: int
@@ -57,29 +52,37 @@ class StateWrite(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a trace begins or goes on behind a load: the updates done by then, and whether the velocity is at rest."""
+    """The start of a trace, or its continuation after a load.
+
+    Attributes
+    ----------
+    step : int
+        The number of updates done before it.
+    at_rest : bool
+        Whether the velocity is zero though it should not be.
+    """
 
     step: int
     at_rest: bool
 
 
 EMPTY = StepSums(*[float("nan")] * len(StepSums._fields))
-"""Of a group none of whose arrays had a gradient."""
+"""The sums of a group none of whose arrays had a gradient."""
 
 
 class Series:
-    """The recorded steps of one group, or of all arrays together, as read-only arrays with an entry a record.
+    """The recorded steps of one group, or of all arrays together, as read-only arrays with one entry for each step.
 
     Attributes
     ----------
     steps : ndarray of int
-        The number of each update, from 0: how many had been done before.
+        The number of each update, from 0.
     """
 
     def __init__(self, steps: Sequence[int], rows: Sequence[Row]) -> None:
         self.steps = np.array(steps, np.int64)
         self.steps.flags.writeable = False
-        self._rows = np.array([(row.lr, row.momentum, *row.motion) for row in rows], np.float64)
+        self._rows = np.array([(row.lr, row.momentum, *row.sums) for row in rows], np.float64)
         self._rows = self._rows.reshape(len(rows), 2 + len(StepSums._fields))
 
     def __len__(self) -> int:
@@ -93,61 +96,61 @@ class Series:
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """Whether any of its arrays had a gradient."""
+        """Whether any of the arrays had a gradient."""
         return np.asarray(~np.isnan(self._rows[:, 2:]).all(axis=1))
 
     @property
     def lr(self) -> Floats:
-        """The learning rate; NaN where groups differ."""
+        """The learning rate; NaN if groups differ."""
         return _fixed(self._rows[:, 0])
 
     @property
     def momentum(self) -> Floats:
-        """The momentum; NaN where groups differ."""
+        """The momentum; NaN if groups differ."""
         return _fixed(self._rows[:, 1])
 
     @property
     def velocity(self) -> Floats:
-        """‖v‖, as the step found it; 0 for rules that keep none."""
+        """The norm ‖v‖ before the step; 0 for rules that keep no velocity."""
         return self._norm("velocity")
 
     @property
     def gradient(self) -> Floats:
-        """‖g‖, as given."""
+        """The norm ‖g‖ of the gradient as given."""
         return self._norm("gradient")
 
     @property
     def cosine(self) -> Floats:
-        """v·g / (‖v‖‖g‖), −1 to 1; below 0 they are opposed, at NaN one of them is 0."""
+        """The cosine v·g / (‖v‖‖g‖); below 0 velocity and gradient oppose each other, NaN if one of them is 0."""
         with np.errstate(all="ignore"):
             return _fixed(np.clip(self._column("along") / (self.velocity * self.gradient), -1.0, 1.0))
 
     @property
     def step(self) -> Floats:
-        """‖p⁺ − p‖."""
+        """The norm ‖p⁺ − p‖ of the step."""
         return self._norm("step")
 
     @property
     def slope(self) -> Floats:
-        """g·(p⁺ − p): what the step changes the function by, to first order; above 0 it goes uphill."""
+        """The change g·(p⁺ − p) of the function, to first order; above 0 the step goes uphill."""
         return self._column("slope")
 
     @property
     def left(self) -> Floats:
-        """‖v⁺‖, as the step leaves it."""
+        """The norm ‖v⁺‖ after the step."""
         return self._norm("left")
 
     @property
     def size(self) -> Floats:
-        """‖p‖."""
+        """The norm ‖p‖ of the parameters before the step."""
         return self._norm("size")
 
 
-def combine(motions: Sequence[StepSums]) -> StepSums:
-    """The motion of several arrays as if they were one; their sums are added in order."""
+def combine(all_sums: Sequence[StepSums]) -> StepSums:
+    """Return the sums of several arrays as if they were one; they are added in order."""
     found = EMPTY
-    for motion in motions:
-        found = StepSums(*(a + b for a, b in zip(found, motion))) if found is not EMPTY else motion
+    for sums in all_sums:
+        found = StepSums(*(a + b for a, b in zip(found, sums))) if found is not EMPTY else sums
     return found
 
 
@@ -158,45 +161,45 @@ def _fixed(values: Floats) -> Floats:
 
 
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
-"""How far a loop written by hand may be from our order of operations, relative to the squares that go in."""
+"""The difference that another order of operations in a loop written by hand may make, relative to the squares."""
 
 
 class Trace:
-    """‖v‖, ‖g‖, cos∠(v, g) and ‖p⁺ − p‖, step by step, of all arrays together and of each group.
+    """Records ‖v‖, ‖g‖, cos∠(v, g) and ‖p⁺ − p‖, step by step, of all arrays together and of each group.
 
-    :meth:`fastmomentum.Momentum.trace` makes one that grows by itself; made here it is for a loop of one's own, around
-    :func:`fastmomentum.step` or anything else, on one parameter array, which calls :meth:`record` before each update.
-    :func:`fastmomentum.diagnose` says in words what happened.
+    :meth:`fastmomentum.Momentum.trace` returns one that grows by itself. A trace made here is for a loop of the user's
+    own, around :func:`fastmomentum.step` or anything else, on one parameter array, which calls :meth:`record` before
+    each update. :func:`fastmomentum.diagnose` says in words what happened.
 
     Parameters
     ----------
-    rule : str, Rule or chain
-        By what the loop updates.
+    rule : str or Rule
+        The rule of the loop.
     steps : int
-        How many updates had been done before, where the loop takes up a run.
+        The number of updates done before, if the loop continues a run.
     **settings
-        What else the loop's update would be given as an option of :func:`fastmomentum.step`.
+        Other options of :func:`fastmomentum.step` that the loop's update has.
 
     Attributes
     ----------
     every : int
-        Which steps are recorded.
-    groups : list of Track
-        The numbers of each group, as those of all arrays together are on the trace itself.
-    written : list of Written
-        Steps that did not find the velocity as the update before had left it.
+        Every n-th step is recorded.
+    groups : list of Series
+        The numbers of each group; those of all arrays together are attributes of the trace itself.
+    written : list of StateWrite
+        Writes to a velocity between two steps.
     starts : list of Start
-        Where the trace begins, and goes on behind each load.
+        The start of the trace, and its continuation after each load.
 
     Raises
     ------
     TypeError, ValueError
-        If there is no such rule, or a setting cannot be served.
+        If there is no such rule, or a setting is refused.
 
     Notes
     -----
-    The velocity of a rule that keeps the position before (heavy_ball) is q − p; of one that keeps several (aggmo) their
-    sum, of which the step takes a fixed share.
+    The velocity of a rule that keeps the position before (heavy_ball) is q − p; for a rule that keeps several (aggmo)
+    it is their sum, of which the step takes a fixed share.
 
     Examples
     --------
@@ -218,23 +221,23 @@ class Trace:
         self.every, self.written, self.starts = 1, list[StateWrite](), list[Start]()
         self._done, self._rows, self._steps = checks.integer("steps", steps), list[tuple[Row, ...]](), list[int]()
         self._resets, self._left = list[Reset](), dict[int, StepSums]()
-        self._told_by: Engine | None = None
-        self._rested: StepSums | None = None
+        self._engine: Engine | None = None
+        self._from_zero: StepSums | None = None  # the sums of the last recorded step, had its velocity been zero
         self._end: Callable[[], None] | None = None
 
     def record(self, param: Any, state: Any, grad: Any, *, lr: float = 0.0, momentum: float = 0.9) -> None:
-        """Take down the update that is to come; nothing is written.
+        """Record the update that is to come; nothing is written.
 
         Parameters
         ----------
         param, state, grad, lr, momentum
-            What the update works on, and is given, as in :func:`fastmomentum.step`. Without a gradient (None) only
-            what the last update left is looked at: behind the loop, say.
+            The arguments of the update, as for :func:`fastmomentum.step`. With None as gradient, after the loop for
+            example, only the state that the last update left is compared.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument cannot be served.
+            If an argument is refused.
 
         Examples
         --------
@@ -250,20 +253,20 @@ class Trace:
         _, given = resolve_options(**self._settings, lr=lr, momentum=momentum)
         row = hyper_row(self.update, given | chosen, param.dtype)
         g = np.zeros_like(param) if grad is None else checks.array("grad", grad, like=param, write=False)
-        look = reductions.measure(self.update)
-        motion, tolerance = look(arrays, g, row), TOLERANCE[param.dtype]
-        self._compare({0: motion}, [0], self._rested, tolerance)
+        measure = reductions.measure(self.update)
+        sums, tolerance = measure(arrays, g, row), TOLERANCE[param.dtype]
+        self._compare({0: sums}, [0], self._from_zero, tolerance)
         if grad is None:
             return
         if not self.starts:
-            self._begin(self._done, self._is_at_rest(motion, momentum))
-        at_rest = [param.copy() if rest == "param" else np.zeros_like(param) for _, rest in self.update.state]
-        self._rested = look((param, *at_rest), g, row)
-        self._add(self._done, [Row(float(lr), float(momentum), motion)], {0: motion})
+            self._begin(self._done, self._is_at_rest(sums, momentum))
+        initial = [param.copy() if kind == "param" else np.zeros_like(param) for _, kind in self.update.state]
+        self._from_zero = measure((param, *initial), g, row)
+        self._add(self._done, [Row(float(lr), float(momentum), sums)], {0: sums})
         self._done += 1
 
     def reset(self, reason: str) -> None:
-        """Say that the loop has put its state to rest on purpose.
+        """Record that the loop has reset its state on purpose.
 
         Examples
         --------
@@ -285,31 +288,31 @@ class Trace:
         on_purpose = any(reset.step == step for reset in self._all_resets)
         self.starts.append(Start(step, at_rest and step > 0 and not on_purpose))
 
-    def _is_at_rest(self, motion: StepSums, momentum: float) -> bool:
-        return keeps_velocity(self.update) and motion.velocity == 0 < motion.gradient and momentum > 0
+    def _is_at_rest(self, sums: StepSums, momentum: float) -> bool:
+        return keeps_velocity(self.update) and sums.velocity == 0 < sums.gradient and momentum > 0
 
     def _compare(
-        self, motions: Mapping[int, StepSums], group_of: Sequence[int], rested: StepSums | None, tolerance: float
+        self, all_sums: Mapping[int, StepSums], group_of: Sequence[int], from_zero: StepSums | None, tolerance: float
     ) -> None:
-        """Note which velocities are not as they were left, where that is known."""
-        for i, motion in motions.items():
-            left, found = self._left.get(i), motion.velocity
+        """Record the velocities that are not as the last step left them, if that is known."""
+        for i, sums in all_sums.items():
+            left, found = self._left.get(i), sums.velocity
             if left is None or _near(found, left.left, tolerance * max(left.left, left.velocity)):
                 continue
-            inside = rested is not None and _near(found, rested.left, tolerance * rested.left)
-            sizes = float(np.sqrt(left.left)), float(np.sqrt(found))
-            self.written.append(StateWrite(self._done, group_of[i], i, *sizes, inside))
+            inside = from_zero is not None and _near(found, from_zero.left, tolerance * from_zero.left)
+            norms = float(np.sqrt(left.left)), float(np.sqrt(found))
+            self.written.append(StateWrite(self._done, group_of[i], i, *norms, inside))
 
     @property
     def groups(self) -> list[Series]:
-        """See :class:`Trace`."""
+        """The recorded numbers of each group."""
         return [Series(self._steps, rows) for rows in zip(*self._rows)] if self._rows else [Series([], [])]
 
     @property
     def updates(self) -> list[tuple[Rule, dict[str, Any]]]:
-        """For each group the rule, and what the theory takes beside lr and momentum; a limit on gradients is no part.
+        """For each group its rule, and the settings beside lr and momentum that the theory takes.
 
-        Near a minimum gradients are within it.
+        A limit on gradients is not among them, as gradients near a minimum are within it.
         """
         own = ("rule", "lr", "momentum", "max_norm", "clip_value", "correct", "restart")
         chosen = [{name: value for name, value in group.items() if name not in own} for group in self._groups]
@@ -317,7 +320,7 @@ class Trace:
 
     @property
     def overall(self) -> Series:
-        """The numbers of all arrays together, which the trace itself has as well."""
+        """The numbers of all arrays together, which are attributes of the trace as well."""
         return Series(self._steps, [_of_all(rows) for rows in self._rows])
 
     def __getattr__(self, name: str) -> Any:
@@ -327,16 +330,16 @@ class Trace:
 
     @property
     def resets(self) -> list[Reset]:
-        """Those on the record since the trace began."""
+        """The resets since the trace began."""
         begin = self.starts[0].step if self.starts else 0
         return [reset for reset in self._all_resets if reset.step >= begin]
 
     @property
     def _all_resets(self) -> list[Reset]:
-        return self._resets if self._told_by is None else [Reset(*reset) for reset in self._told_by.state.resets]
+        return self._resets if self._engine is None else [Reset(*reset) for reset in self._engine.state.resets]
 
     def stop(self) -> None:
-        """Record no more; what is recorded stays.
+        """Stop recording; the record stays.
 
         Examples
         --------
@@ -354,8 +357,7 @@ class Trace:
             self._end = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of what is recorded; a copy, or what was pickled, records no more."""
-        return {**self.__dict__, "_resets": self.resets, "_told_by": None, "_end": None}
+        return {**self.__dict__, "_resets": self.resets, "_engine": None, "_end": None}  # a copy records no more
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -372,98 +374,12 @@ class Trace:
 
 
 def _of_all(rows: Sequence[Row]) -> Row:
-    """All groups together."""
+    """Return the row of all groups together."""
     lr, momentum = ({getattr(row, name) for row in rows} for name in ("lr", "momentum"))
-    motions = [row.motion for row in rows if row.motion is not EMPTY]
+    sums = [row.sums for row in rows if row.sums is not EMPTY]
     one = [values.pop() if len(values) == 1 else float("nan") for values in (lr, momentum)]
-    return Row(one[0], one[1], combine(motions))
+    return Row(one[0], one[1], combine(sums))
 
 
 def _near(found: float, expected: float, tolerance: float) -> bool:
     return abs(found - expected) <= tolerance or found == expected or (found != found and expected != expected)
-
-
-class Recorder:
-    """What an engine calls at each update, for a trace."""
-
-    def __init__(self, trace: Trace, engine: Engine) -> None:
-        self._trace, self._engine = trace, engine
-        self._loads, self._changes = -1, 0
-        self._first = self._next = engine.state.counter.steps
-
-    def before_step(self, grads: list[Any], executor: HostExecutor) -> Callable[[], None] | None:
-        """See :class:`fastmomentum.launch.Observer`."""
-        trace, engine = self._trace, self._engine
-        step, time, loads, changes = engine.state.counter.steps, engine.schedule_step, engine.loads, engine.changes
-        begins = step != self._next or loads != self._loads
-        if begins or changes != self._changes:
-            trace._left = {}
-        trace._done = step
-        if not begins and (step - self._first) % trace.every:
-            trace._left = {}
-            return lambda: self._go_on(step, loads, changes)
-        motions = executor.measure(grads)
-        if motions is None:
-            return None
-
-        def end() -> None:
-            self._go_on(step, loads, changes)
-            self._take(step, time, motions, begins)
-
-        return end
-
-    def _go_on(self, step: int, loads: int, changes: int) -> None:
-        self._next, self._loads, self._changes = step + 1, loads, changes
-
-    def _take(self, step: int, time: int, motions: dict[int, StepSums], begins: bool) -> None:
-        trace, engine = self._trace, self._engine
-        if begins and motions:
-            trace._begin(step, self._is_at_rest(time, motions))
-        trace._compare(motions, engine.group_of, None, 0.0)
-        if motions:
-            rows = [EMPTY] * len(engine.groups)
-            for group, members in groupby(sorted(motions, key=lambda i: (engine.group_of[i], i)), self._group):
-                rows[group] = combine([motions[i] for i in members])
-            values = [(group.value("lr", time), group.value("momentum", time)) for group in engine.groups]
-            found = [Row(float(lr), float(momentum), row) for (lr, momentum), row in zip(values, rows)]
-            trace._add(step, found, motions)
-
-    def _group(self, i: int) -> int:
-        return self._engine.group_of[i]
-
-    def _is_at_rest(self, time: int, motions: dict[int, StepSums]) -> bool:
-        """Whether a velocity that should have gathered something is at rest: of arrays that had a step, if any had."""
-        engine = self._engine
-        looked = [i for i in motions if engine.state.started[i] or not any(engine.state.started)]
-        before = [engine.groups[engine.group_of[i]].value("lr", time - 1) for i in looked] if time else []
-        lasting = any(engine.groups[self._group(i)].value("momentum", time) for i in looked)
-        if not (lasting and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
-            return False
-        found = [motions[i] for i in looked]
-        return not any(m.velocity for m in found) and any(m.gradient and m.step for m in found)
-
-
-def start_trace(engine: Engine, every: int) -> Trace:
-    """Let a new trace record every n-th step of an optimiser from now on, and return it.
-
-    Raises
-    ------
-    TypeError
-        If the arrays are on a device.
-    """
-    engine.check_observable("trace")
-    trace = Trace(engine.update)
-    trace.every, trace._groups = every, [group.settings for group in engine.groups]
-    trace._told_by = engine
-    recorder = Recorder(trace, engine)
-    with one_caller(engine.lock):
-        engine.observe(recorder, engine.gradient_restart)
-
-    def end() -> None:
-        with one_caller(engine.lock):
-            trace._resets, trace._told_by = trace.resets, None
-            if engine.observer is recorder:
-                engine.observe(None, engine.gradient_restart)
-
-    trace._end = end
-    return trace

@@ -1,18 +1,18 @@
-"""Exact conversion of learning rate, momentum and state between rules, so that a run continues on its trajectory.
+"""Converts learning rate, momentum and state between rules, so that a run continues on its trajectory.
 
-Rules of one method differ in what they keep. Both families can be told by the displacement w of the last step (what
-`classical` keeps) and the learning rate α that multiplies the gradient in it:
+Rules of one method differ in what they keep. Both families can be described by the displacement w of the last step
+(the velocity of `classical`) and the learning rate α that multiplies the gradient in it:
 
-    heavy ball   p ← p − w⁺ with w⁺ = μw + αg                classical, pytorch, ema, heavy_ball; sgd where μ = 0
+    heavy ball   p ← p − w⁺ with w⁺ = μw + αg                classical, pytorch, ema, heavy_ball; sgd if μ = 0
     Nesterov     the same, with g taken at the point p − μw
 
     classical    w = v              α = lr
     pytorch      w = lr·v           α = lr(1 − τ)
     ema          w = lr·v           α = lr(1 − β)
     heavy_ball   w = q − p          α = lr
-    nesterov_positions   w = (q − p)/μ, where p is the point and q the parameter behind it
+    nesterov_positions   w = (q − p)/μ; p is the point and q the parameter
 
-The folded Nesterov forms, and those with an explicit look-ahead (here named pytorch_lookahead and so on), keep the
+The folded Nesterov forms, and those with an explicit look-ahead (named pytorch_lookahead and so on here), keep the
 velocity of the rule that they are a form of. Between these two the parameters differ, not the state: the folded form
 holds the point, which is ``opt.point`` of the other, and the state of nesterov_positions is the other's parameter.
 """
@@ -29,9 +29,22 @@ from fastmomentum.rules.registry import find
 
 
 class Convention(NamedTuple):
-    """How a rule keeps what its method needs.
+    """How a rule keeps the displacement of the last step.
 
-    `displacement` gives w from (state, p, lr, μ), `state` the state from (w, p, lr, μ), `share` α/lr from (μ, τ).
+    Attributes
+    ----------
+    method : str
+        The method that the rule is a form of.
+    displacement : callable
+        ``displacement(state, p, lr, mu)``: w.
+    state : callable
+        ``state(w, p, lr, mu)``: the state.
+    share : callable
+        ``share(mu, tau)``: α/lr.
+    keeps : str
+        What the state holds, for messages.
+    divides : bool
+        Whether the state is w over lr, and so carries no lr.
     """
 
     method: str
@@ -88,7 +101,7 @@ def convert(
     dampening: float = 0.0,
     param: Any = None,
 ) -> tuple[Any, float, float]:
-    """State, lr and momentum for the rule `target`, with which a run of `source` continues on the same trajectory.
+    """Return state, lr and momentum with which a run of the rule `source` continues under `target` on its trajectory.
 
     With w the displacement and α the learning rate that multiplies the gradient in it: lr of the target is α over the
     share of the gradient that it takes (1 − τ in pytorch, 1 − β in ema, else 1), and its state keeps the same w:
@@ -101,22 +114,22 @@ def convert(
     source, target : str or Rule
         The rules; the look-ahead forms are named "classical_lookahead", "pytorch_lookahead", "ema_lookahead".
     lr, momentum, dampening : float
-        Those of the source; dampening is pytorch's, on either side.
+        The settings of the source; dampening is that of pytorch, on either side.
     param : ndarray, or list of ndarray, optional
-        The parameter, needed where one side keeps positions, or nothing; from a look-ahead form to nesterov_positions
-        its point, which is that rule's parameter.
+        The parameter, needed if one side keeps positions, or nothing; from a look-ahead form to nesterov_positions its
+        point, which is that rule's parameter.
 
     Returns
     -------
     state : ndarray, None, or list of these
-        New arrays, computed in double precision, in the dtype of what was given.
+        New arrays, computed in double precision, in the dtype of the given ones.
     lr, momentum : float
         The settings to go on with.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument cannot be served, or there is no exact conversion: between the two methods; with lr = 0 to a
+        If an argument is refused, or there is no exact conversion: between the two methods; with lr = 0 to a
         rule that divides by it; with β = 1 or τ = 1 to the rule that then takes no gradient; to sgd with momentum.
 
     Examples
@@ -192,12 +205,12 @@ def _each(one: Callable[[Any, Any], Any], state: Any, param: Any) -> Any:
 
 
 def convention_of(side: str, rule: str | Rule) -> str:
-    """The name of a rule among :data:`FORMS`; `side` is what messages call it.
+    """Return the name of a rule among :data:`CONVENTIONS`; messages call the rule `side`.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If the rule is not among them.
     """
     if isinstance(rule, str) and rule in CONVENTIONS:
         return rule

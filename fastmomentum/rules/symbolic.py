@@ -1,10 +1,9 @@
-"""Run a rule on symbols instead of numbers, to learn which operations it is made of.
+"""Runs a rule on symbols instead of numbers, to find the operations that it is made of.
 
-A rule is a plain Python function of scalars. Called with :class:`Symbol` objects it writes down its own
-operations; no source text is needed, so rules made by a factory or typed at a prompt can be read as well.
-What a rule may not hold is refused here, with the reason: a branch (the backends would part ways), a call outside
-the vocabulary, and a numeric literal (a Python float beside a float32 gives float64 in compiled code: other bits
-than NumPy's, and slower).
+A rule is a plain Python function of scalars. Called with :class:`Symbol` objects, it writes down its own operations. No
+source text is needed, so rules made by a factory or typed at a prompt can be read as well. Here a rule is refused, with
+the reason, if it has a branch (the backends would differ), a call outside the vocabulary, or a numeric literal (a
+Python float beside a float32 gives float64 in compiled code: other bits than NumPy's, and slower).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +14,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 FUNCTIONS = {np.minimum: "minimum", np.maximum: "maximum", np.absolute: "absolute", np.sqrt: "sqrt"}
-"""The functions that a rule may call, beside the operators ``+ - * /``; every backend has them."""
+"""The functions that a rule may call beside the operators ``+ - * /``; every backend has them."""
 
 
 class Symbol:
-    """One value inside a traced rule: a named argument, or an operation on other symbols."""
+    """One value inside a rule: a named argument, or an operation on other symbols."""
 
     __slots__ = ("operands", "operation")
 
@@ -90,7 +89,7 @@ class Symbol:
 
 
 class Term(Symbol):
-    """A value inside a formula for the host, where all is in double precision and may hold numbers, which print so."""
+    """A value inside a formula for the host, which is in double precision and may hold numbers."""
 
     __slots__ = ()
 
@@ -99,16 +98,16 @@ class Term(Symbol):
 
 
 def evaluate_formula(function: Callable[..., Any], arguments: Sequence[str]) -> Symbol:
-    """What a function of doubles computes, which derives one hyper-parameter from others.
+    """Return the operations of a function that derives one hyper-parameter from others in double precision.
 
     Raises
     ------
     TypeError
-        If it does more than arithmetic.
+        If the function does more than arithmetic.
 
     Examples
     --------
-    >>> trace_formula(lambda lr, decay: 1 - lr * decay, ("lr", "decay"))
+    >>> evaluate_formula(lambda lr, decay: 1 - lr * decay, ("lr", "decay"))
     -(1.0, *(lr, decay))
     """
     try:
@@ -118,16 +117,16 @@ def evaluate_formula(function: Callable[..., Any], arguments: Sequence[str]) -> 
 
 
 def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: int | None = None) -> Any:
-    """What `function` computes from symbols named `arguments`.
+    """Return what `function` computes from symbols with these names.
 
     Parameters
     ----------
     function : callable
         A scalar function of ``len(arguments)`` positional arguments.
     arguments : sequence of str
-        The names that the symbols print as.
+        The names of the symbols.
     results : int, optional
-        Length of the tuple that must come back; None where a single value must.
+        Length of the tuple that the function must return; None if it must return a single value.
 
     Returns
     -------
@@ -136,12 +135,12 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
     Raises
     ------
     TypeError
-        If the function does not take these arguments, does not return as many results, or does anything that
-        is outside the vocabulary of a rule.
+        If the function does not take these arguments, returns another number of results, or does anything outside of
+        the vocabulary of a rule.
 
     Examples
     --------
-    >>> trace(lambda p, g, lr: (p - lr * g,), ("p", "g", "lr"), 1)
+    >>> evaluate(lambda p, g, lr: (p - lr * g,), ("p", "g", "lr"), 1)
     (-(p, *(lr, g)),)
     """
     if not isinstance(function, FunctionType):

@@ -96,15 +96,8 @@ def test_traceback_shows_the_line_of_the_assembled_function():
 
 def test_identifiers_are_names_of_their_own():
     names = ["p", "g", "p", "lambda", "2x", "", "a b"]
-    assert identifiers(names) == ["p", "g", "p_2", "lambda_2", "_2x_2", "__2", "a_b"]
-        "p",
-        "g",
-        "p_2",
-        "lambda_2",
-        "_2x_2",
-        "__2",
-        "a_b",
-    ]
+    expected = ["p", "g", "p_2", "lambda_2", "_2x_2", "__2", "a_b"]
+    assert identifiers(names) == expected
     assert identifiers(["p"], taken=["p", "p_2"]) == ["p_3"]
 
 

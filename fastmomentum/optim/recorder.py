@@ -1,0 +1,99 @@
+"""Records the steps of an optimiser in a trace."""
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from typing import Any
+
+from fastmomentum.backends.base import HostExecutor
+from fastmomentum.backends.step_sums import StepSums, keeps_velocity
+from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.trace import EMPTY, Row, Trace, combine
+
+
+class Recorder:
+    """Observes every update of an optimiser for a trace."""
+
+    def __init__(self, trace: Trace, engine: Engine) -> None:
+        self._trace, self._engine = trace, engine
+        self._loads, self._changes = -1, 0
+        self._first = self._next = engine.state.counter.steps
+
+    def before_step(self, grads: list[Any], executor: HostExecutor) -> Callable[[], None] | None:
+        """Measure the update that is to come, and return what records it afterwards."""
+        trace, engine = self._trace, self._engine
+        step, loads, changes = engine.state.counter.steps, engine.loads, engine.changes
+        schedule_step = engine.schedule_step
+        begins = step != self._next or loads != self._loads
+        if begins or changes != self._changes:
+            trace._left = {}
+        trace._done = step
+        if not begins and (step - self._first) % trace.every:
+            trace._left = {}
+            return lambda: self._advance(step, loads, changes)
+        sums = executor.measure(grads)
+        if sums is None:
+            return None
+
+        def after() -> None:
+            self._advance(step, loads, changes)
+            self._record(step, schedule_step, sums, begins)
+
+        return after
+
+    def _advance(self, step: int, loads: int, changes: int) -> None:
+        self._next, self._loads, self._changes = step + 1, loads, changes
+
+    def _record(self, step: int, schedule_step: int, sums: Mapping[int, StepSums], begins: bool) -> None:
+        trace, engine = self._trace, self._engine
+        if begins and sums:
+            trace._begin(step, self._is_at_rest(schedule_step, sums))
+        trace._compare(sums, engine.group_of, None, 0.0)
+        if sums:
+            rows = [EMPTY] * len(engine.groups)
+            for group, members in groupby(sorted(sums, key=lambda i: (engine.group_of[i], i)), self._group):
+                rows[group] = combine([sums[i] for i in members])
+            values = [[group.value(name, schedule_step) for name in ("lr", "momentum")] for group in engine.groups]
+            found = [Row(float(lr), float(momentum), row) for (lr, momentum), row in zip(values, rows)]
+            trace._add(step, found, sums)
+
+    def _group(self, i: int) -> int:
+        return self._engine.group_of[i]
+
+    def _is_at_rest(self, schedule_step: int, sums: Mapping[int, StepSums]) -> bool:
+        """Return whether a velocity that should not be zero is zero, of arrays that had a step, if any had one."""
+        engine = self._engine
+        started = engine.state.started
+        members = [i for i in sums if started[i] or not any(started)]
+        groups = [engine.groups[self._group(i)] for i in members]
+        before = [group.value("lr", schedule_step - 1) for group in groups] if schedule_step else []
+        lasting = any(group.value("momentum", schedule_step) for group in groups)
+        if not (lasting and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
+            return False
+        found = [sums[i] for i in members]
+        return not any(each.velocity for each in found) and any(each.gradient and each.step for each in found)
+
+
+def start_trace(engine: Engine, every: int) -> Trace:
+    """Let a new trace record every n-th step of an optimiser from now on, and return it.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are on a device.
+    """
+    engine.check_observable("trace")
+    trace = Trace(engine.update)
+    trace.every, trace._groups = every, [group.settings for group in engine.groups]
+    trace._engine = engine
+    recorder = Recorder(trace, engine)
+    with one_caller(engine.lock):
+        engine.observe(recorder, engine.gradient_restart)
+
+    def end() -> None:
+        with one_caller(engine.lock):
+            trace._resets, trace._engine = trace.resets, None
+            if engine.observer is recorder:
+                engine.observe(None, engine.gradient_restart)
+
+    trace._end = end
+    return trace
