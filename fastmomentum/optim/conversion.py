@@ -112,7 +112,13 @@ def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) ->
 def plan_conversion(
     group: ParamGroup, rule: str | Rule, settings: Mapping[str, Any], engine: Engine
 ) -> GroupConversion:
-    """What becomes of a group."""
+    """Return the conversion of one group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no exact conversion, now or at later steps.
+    """
     tau = float(settings.get("dampening", group.settings["dampening"]))
     changed = {**group.settings, "rule": rule, **settings, "dampening": 0.0, "correct": False}
     probe = ParamGroup(changed)
@@ -121,6 +127,7 @@ def plan_conversion(
     values = {name: engine.state.number(group.value(name, engine.schedule_step)) for name in SCHEDULED} | {
         "dampening": tau
     }
+    values["dampening"] = tau
     plan = GroupConversion(probe, source, target, values)
     nothing = np.zeros(0)
     _, rate, momentum = plan.apply(None if old.keeps == NOTHING else nothing, nothing)
@@ -128,8 +135,8 @@ def plan_conversion(
         raise ValueError(f"rule: expected {find(rule)} in a chain of the same stages as {find(group.settings['rule'])}")
     if {old.method, new.method} == {NESTEROV} and source.endswith("_lookahead") != target.endswith("_lookahead"):
         raise ValueError(
-            f"lookahead: expected as it was, as the parameters of {source!r} and {target!r} are not the same: those of "
-            "the one are the points of the other"
+            f"lookahead: expected as it was, as the parameters of {source!r} and {target!r} differ: those of "
+            "one are the points of the other"
         )
     follows = old.divides or old.keeps == NOTHING or group.correct
     mu = momentum if old.keeps == NOTHING else group.settings["momentum"]
@@ -154,13 +161,13 @@ def plan_conversion(
 
 
 def _stages(rule: str | Rule) -> list[str]:
-    """What stands in front of the rule in a chain."""
+    """Return the descriptions of the stages before the rule in a chain."""
     update = find(rule)
     return [stage.description for stage in update.stages_before]
 
 
 def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:
-    """Whether one factor of lr serves whatever the momentum comes to."""
+    """Return whether one factor of lr is right for every value of the momentum."""
     old, new = CONVENTIONS[source], CONVENTIONS[target]
     shifted = "nesterov_positions" in (source, target) and old is not new
     factors = [old.share(mu, tau) * new.share(0.5, tau) for mu in (0.25, 0.5)]
@@ -168,11 +175,11 @@ def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:
 
 
 def _rate(group: ParamGroup, wanted: float, settings: Mapping[str, Any], time: int) -> Any:
-    """The other rule's lr: a number, or a function of the step that comes to it now."""
+    """Return the other rule's lr: the wanted number, or a function of the step that has this value now."""
     given = settings.get("lr", group.settings["lr"])
     if not callable(given) and "lr" not in settings:
         return wanted
     now = given(time) if callable(given) else checks.number("lr", given, RANGES["lr"])
     if not isclose(now, wanted, rel_tol=1e-12):
-        raise ValueError(f"lr: expected one that comes to {wanted!r} now, as the trajectory needs; got {now!r}")
+        raise ValueError(f"lr: expected a value of {wanted!r} now, as the trajectory needs; got {now!r}")
     return given

@@ -1,6 +1,10 @@
-"""The state_dict of torch.optim.SGD: read, and written, without torch.
+"""Moves runs between an optimiser and other frameworks: torch's state_dict, and the velocities of optax and Keras.
 
-Velocities on their way between an optimiser and another framework's arrays.
+    torch.optim.SGD   v ← μv + (1−τ)g; p ← p − lr·v    the rule pytorch; an array's first v is g itself
+    optax.sgd         t ← μt + g;      p ← p − lr·t    the same without dampening; t is a leaf of TraceState.trace
+    Keras's SGD       m ← μm − lr·g;   p ← p + m       the rule classical with m = −v
+
+No framework is imported here: their arrays are read as arrays on the host, and NumPy arrays are returned.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,18 +24,20 @@ BUFFER = "momentum_buffer"
 NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 SWITCHES = ("nesterov", "maximize")
 IMPLEMENTATION = {"foreach": None, "differentiable": False, "fused": None}
-"""What groups say of how torch computes the update, as torch sets them itself; of no meaning here."""
+"""The settings by which torch chooses an implementation, with torch's own values; they have no meaning here."""
 BOOKKEEPING = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-"""What torch and its schedulers note in groups for themselves."""
+"""The entries that torch and its schedulers keep in groups for themselves."""
 
 
 def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], list[Any]]:
-    """The arguments that make an optimiser with these groups, and each array's buffer, None before its first step.
+    """Return the arguments that make an optimiser with torch's groups, and each array's momentum buffer.
+
+    The buffer of an array that has not had its first step is None.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no state_dict of torch.optim.SGD, or one of other parameters.
+        If it is not a state_dict of torch.optim.SGD, or belongs to other parameters.
     """
     if not _is_whole(state_dict):
         raise TypeError(
@@ -65,7 +71,7 @@ def _is_whole(state_dict: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Of a tensor, which torch takes for lr and weight_decay, the number in it, if it has one."""
+    """Return the number in a tensor, which torch accepts as lr and weight_decay; another value as it is."""
     try:
         return value.item() if hasattr(value, "item") else value
     except (RuntimeError, ValueError):
@@ -75,10 +81,10 @@ def _plain(value: Any) -> Any:
 def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     known = {*NUMBERS, *SWITCHES, *IMPLEMENTATION, *BOOKKEEPING}
     if not groups:
-        yield "param_groups: expected one at least; got none"
+        yield "param_groups: expected at least one; got none"
     for number, group in enumerate(groups):
         for name in sorted(map(str, group.keys() - known)):
-            yield f"param_groups[{number}]: {name} is no setting of its; it has {', '.join(NUMBERS + SWITCHES)}"
+            yield f"param_groups[{number}]: {name} is not a setting of torch.optim.SGD; it has {', '.join(NUMBERS + SWITCHES)}"
         for name in sorted({"lr", "params"} - group.keys()):
             yield f"param_groups[{number}]: {name} is missing"
         if not isinstance(keys := group.get("params", []), list | tuple) or not all(
@@ -95,7 +101,9 @@ def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, A
 
 
 def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any], Any]) -> dict[str, Any]:
-    """The state_dict with these velocities, for arrays that have had a step or whose velocity somebody has written.
+    """Return a state_dict for torch.optim.SGD with these velocities.
+
+    An array that has had no step, and whose velocity has not been written to, has no entry.
 
     Raises
     ------
@@ -107,8 +115,8 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         form = convention_of("to_torch", group, "pytorch")
         if options := [*_torchless(group), *["skip_nonfinite"] * engine.skip_nonfinite]:
             raise ValueError(
-                f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. There it "
-                "is to be done to the gradients or parameters before a step; opt.velocity has the velocities alone"
+                f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. In torch, "
+                "apply it to the gradients or parameters before a step; opt.velocity returns the velocities alone"
             )
         settings = group.settings | {name: group.value(name, engine.state.counter.steps) for name in SCHEDULED}
         groups.append(
@@ -126,12 +134,12 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
 
 
 def convention_of(method: str, group: ParamGroup, name: str) -> str:
-    """The rule that a group follows, its folded form or not, if it is the package's own of this name.
+    """Return the name of a group's rule, if it is the package's rule of this name or its folded Nesterov form.
 
     Raises
     ------
     ValueError
-        If it is another, or a look-ahead.
+        If it is another rule, or has a look-ahead.
     """
     rule = group.update.core
     names = (name, f"{name}_nesterov")
@@ -145,10 +153,10 @@ def convention_of(method: str, group: ParamGroup, name: str) -> str:
 
 
 def _torchless(group: ParamGroup) -> Iterator[str]:
-    """The options of a group that torch's have not."""
+    """Yield the options of a group that torch.optim.SGD does not have."""
     if find(group.settings["rule"]).composed_of:
         yield "a chain"
-    known = (*NUMBERS, *SWITCHES, "rule", "correct")  # and pytorch's velocity holds no lr that there is to correct
+    known = (*NUMBERS, *SWITCHES, "rule", "correct")  # pytorch's velocity holds no lr, so `correct` does nothing
     for name, value in group.settings.items():
         if name not in known and value is not None and value is not False and (name not in OFF or value != OFF[name]):
             yield name
@@ -206,12 +214,12 @@ def load_velocities(
 
 
 def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> list[Any]:
-    """sign·v, on the host, for each array, if the rule is this one.
+    """Return sign·v, on the host, for each array, after checking that the rule is this one.
 
     Raises
     ------
     ValueError
-        If it is another.
+        If it is another rule.
     """
     for group in engine.groups:
         convention_of(method, group, rule)
@@ -223,28 +231,30 @@ def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> li
 
 
 def refuse_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Refuse settings of these names, which what is moved says already.
+    """Check that no setting has one of these names, as the moved run brings these settings along.
 
     Raises
     ------
     TypeError
-        If there is one.
+        If there is such a setting.
     """
     for name in names:
         if name in settings:
             raise TypeError(
-                f"{name}: expected to come with what is moved; got {checks.describe(settings[name])} beside it"
+                f"{name}: expected to come with the moved run; got {checks.describe(settings[name])} beside it"
             )
 
 
 def _times(sign: int, value: Any, name: str) -> Any:
-    """sign·value, a new array on the host and in order, of an array of whatever framework."""
+    """Return sign·value as a new C-ordered array on the host, from an array of any framework."""
     try:
-        if hasattr(value, "detach"):  # torch's, perhaps on a device; its __array__ lacks what NumPy 2 asks for
+        if hasattr(
+            value, "detach"
+        ):  # a torch tensor, perhaps on a device; its __array__ lacks an argument that NumPy 2 passes
             value = value.detach().cpu().numpy()
         found = (value if isinstance(value, np.ndarray) else np.asarray(value)).copy(order="C")
         np.multiply(found, sign, out=found)
-    except (TypeError, ValueError, RuntimeError) as error:  # none there, bfloat16, bool, a tensor without data
+    except (TypeError, ValueError, RuntimeError) as error:  # None, bfloat16, bool, a tensor without data
         raise TypeError(
             f"{name}: expected an array of float32 or float64; got {checks.describe(value)}: {error}"
         ) from error

@@ -1,7 +1,4 @@
-"""One fused update, without an object.
-
-Many arrays as one: a flat buffer, and views of it in the arrays' shapes.
-"""
+"""One update without an object, and many arrays made one."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -39,7 +36,7 @@ def step(
     stream: Any = None,
     **hyper: float,
 ) -> None:
-    """One update of `param` and `state` in place, in one pass over memory: the raw formula, no first-step case.
+    """Update `param` and `state` in place, in one pass over memory, by the raw formula without a first-step case.
 
     With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v. Options act on the gradient first, in torch's order:
     clip by value, negate (maximize), add weight_decay·p; then p ← p·(1 − lr·decoupled_weight_decay), then the rule.
@@ -47,20 +44,20 @@ def step(
     Parameters
     ----------
     param : array
-        float32 or float64, C-contiguous, of any shape; written. A NumPy array; or one in the memory of a CUDA device:
-        Numba's, CuPy's, a torch tensor, whatever has ``__cuda_array_interface__`` or speaks DLPack.
+        float32 or float64, C-contiguous, of any shape; it is written. A NumPy array, or an array in the memory of a
+        CUDA device: Numba's, CuPy's, a torch tensor, anything with ``__cuda_array_interface__`` or DLPack.
     state : array, tuple of ndarray, or None
-        As the rule declares, like `param` in dtype and shape; written. For most rules it is the velocity, zero
+        As the rule declares, like `param` in dtype and shape; it is written. For most rules the velocity, zero
         before the first step; for heavy_ball and nesterov_positions the previous position, at first a copy of
         `param`; None for sgd.
     grad : array
-        Like `param`; only read. NaN and infinities in it propagate as in NumPy.
+        Like `param`; it is only read. NaN and infinities in it propagate as in NumPy.
     rule : str, Rule or chain
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float
         Learning rate, ≥ 0.
     momentum : float
-        μ (β in the ema forms), in [0, 1]; has no part in rules that do not declare it (sgd).
+        μ (β in the ema forms), in [0, 1]; rules that do not declare it (sgd) ignore it.
     dampening : float
         τ in [0, 1], for the rule "pytorch".
     nesterov : bool
@@ -72,21 +69,21 @@ def step(
     clip_value : float, optional
         Clip every element of the gradient to [−clip_value, clip_value]; > 0.
     backend : {None, "numpy", "cpu", "cuda"}
-        None is the compiled kernel of the place where the arrays are, "cpu" or "cuda"; "numpy" is the reference. All
-        have the same bits.
+        None selects the compiled backend of the arrays' memory, "cpu" or "cuda"; "numpy" is the reference. All give the
+        same bits.
     threads : int
-        How many threads may work, −1 for all; None for what :func:`fastmomentum.set_threads` says, 1 at first. Fewer
-        work where more would be slower or unsafe; the bits are the same.
+        The number of threads that may work, −1 for all; None for the number that :func:`fastmomentum.set_threads` set,
+        1 at first. Fewer threads work if more would be slower or unsafe; the bits are the same.
     stream : optional
-        On a device, the stream to run in: of CUDA, Numba, torch or CuPy, or a handle. None is the arrays' own. Nothing
-        waits for the device.
+        On a device, the stream to run in: of CUDA, Numba, torch or CuPy, or a handle; None for the arrays' own. The
+        call does not wait for the device.
     **hyper : float
-        What else the rule declares (momentum_next, the values of a chain's stages, a user rule's own).
+        The rule's other hyper-parameters (momentum_next, the values of a chain's stages, a user rule's own).
 
     Raises
     ------
     TypeError, ValueError
-        If an argument cannot be served; nothing has been written then.
+        If an argument is refused; nothing has been written then.
 
     Examples
     --------
@@ -109,7 +106,7 @@ def step(
     # fmt: on
     try:
         update, kernel, row = _plan(*settings, **hyper)
-    except (TypeError, ValueError):  # of what cannot be hashed, a 0-d array say, or is refused: both come out here
+    except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is refused
         update, kernel, row = _plan.__wrapped__(*settings, **hyper)
     arrays = (param, *check_state(update, state, param))
     grad = checks.array("grad", grad, like=param, write=False)
@@ -124,7 +121,7 @@ def step(
 
 
 def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
-    """What the arrays on a device tell of themselves."""
+    """Return views of the arrays on a device."""
     backends.choose("cuda", ())
     view = backends.arrays_of("cuda").view
     states = tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state)) if isinstance(state, tuple) else state
@@ -134,7 +131,7 @@ def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
 
 
 def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:
-    """Update arrays on a device, of which the last is the gradient."""
+    """Update arrays on a device; the last one is the gradient."""
     from fastmomentum.backends.cuda import arrays as device_arrays
     from fastmomentum.backends.cuda import kernels, streams
 
@@ -147,7 +144,7 @@ def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream:
 
 
 def _in_threads(update: Rule, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
-    """What the threaded kernel answers; None where it does not serve."""
+    """Run the threaded kernel and return its answer; None if the serial kernel must run."""
     count = thread_pool.worthwhile(grad.size, threads)
     if count == 1:
         return None
@@ -176,13 +173,13 @@ def _plan(
     /,
     **hyper: float,
 ) -> tuple[Rule, Any, tuple[Any, ...]]:
-    """All that a step needs and that does not depend on the arrays' contents, once for each set of settings."""
+    """Return the rule, the kernel and the hyper-parameters of a step, once for each set of settings."""
     name = backends.choose(backend, ())
     checks.threads(threads)
     for option in ("max_norm", "lookahead", "skip_nonfinite", "correct"):
         if option in hyper:
             raise TypeError(
-                f"{option}: expected of Momentum alone, which knows all gradients and steps; got {hyper[option]!r}"
+                f"{option}: expected for Momentum alone, which knows all gradients and steps; got {hyper[option]!r}"
             )
     update, given = resolve_options(
         rule,
@@ -201,27 +198,27 @@ def _plan(
 
 
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
-    """One flat array with what `arrays` hold, one behind the other, and views of it in their shapes.
+    """Return one flat array with the contents of `arrays`, one after another, and views of it in their shapes.
 
-    An update of the flat array is one of all views. For thousands of small arrays that is less work than to update
-    each, and it makes their gradients one argument: flatten them once, and write each step's into the views. What is
-    given up is to leave single arrays out of a step.
+    An update of the flat array updates all views. For thousands of small arrays that is less work than to update each,
+    and it makes their gradients one argument: flatten these once, and write each step's gradients into the views. In
+    exchange, single arrays cannot be left out of a step.
 
     Parameters
     ----------
     arrays : sequence of ndarray
-        Of one dtype, float32 or float64, strided or not; they are copied, not kept.
+        Arrays of one dtype, float32 or float64, strided or not; they are copied, not kept.
 
     Returns
     -------
     flat : ndarray, 1-D
     views : list of ndarray
-        In the order of `arrays`; contiguous, writing to them writes to `flat`.
+        In the order of `arrays`, contiguous; writing to them writes to `flat`.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no sequence of arrays, or one is of another dtype than the first.
+        If it is not a sequence of arrays, or one has another dtype than the first.
 
     Examples
     --------
@@ -235,11 +232,11 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """
     if not isinstance(arrays, list | tuple | Sequence):
         raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
-    # A copy is whole and in order, whatever it was made of.
+    # A copy is contiguous, as a view need not be.
     copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
     given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
     if not given:
-        raise ValueError("arrays: expected one at least; got none")
+        raise ValueError("arrays: expected at least one; got none")
     for i, array in enumerate(given):
         if array.dtype != given[0].dtype:
             raise TypeError(f"arrays[{i}]: expected {given[0].dtype}, as the first has; got {array.dtype}")

@@ -156,8 +156,8 @@ def test_convert_keeps_the_lookahead_point():
         ({}, {"rule": "lion"}, "target: expected one of"),
         ({"lr": halving, "rule": "classical"}, {"rule": "pytorch"}, "lr: expected a number, or correct=True"),
         ({"lr": halving}, {"rule": "ema"}, "lr: expected one that comes to"),
-        ({}, {"rule": "classical", "lr": 0.25}, "lr: expected one that comes to 0.5 now"),
-        ({}, {"rule": "classical", "lr": 0.5 + 1e-9}, "lr: expected one that comes to 0.5 now"),
+        ({}, {"rule": "classical", "lr": 0.25}, "lr: expected a value of 0.5 now"),
+        ({}, {"rule": "classical", "lr": 0.5 + 1e-9}, "lr: expected a value of 0.5 now"),
         ({"momentum": falling}, {"rule": "ema"}, "momentum: expected a number between 'pytorch' and 'ema'"),
         (
             {"momentum": falling, "nesterov": True},

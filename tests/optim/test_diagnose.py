@@ -41,7 +41,7 @@ def test_diagnose_finds_the_article_s_reset_bug_in_an_optimiser(backend):
     assert found[0].steps == (1, 2)
     v = 0.9 * 0.1 * grads[0] + 0.1 * grads[1]
     assert found[0].numbers["left"] == pytest.approx(np.hypot(*v), rel=1e-14)
-    assert "without a reset on the record" in str(found)
+    assert "without a reset on record" in str(found)
 
 
 def sgd_momentum_bugged(theta, grad, v, beta, learning_rate, reset_flag):
@@ -64,7 +64,7 @@ def test_diagnose_finds_the_bug_inside_the_article_s_own_function(bug):
     trace.record(theta, v, None)
     found = fm.diagnose(trace)
     assert found.kinds == ["zeroed"] * bug
-    assert not bug or "threw the velocity away" in str(found)
+    assert not bug or "discarded the velocity" in str(found)
     assert len(trace) == 3
 
 

@@ -1,7 +1,4 @@
-"""The look at all arrays that every step begins with, and which needs no work on the device.
-
-The CUDA backend's launch: a few kernels in one stream, and nothing that waits for the device.
-"""
+"""Runs an optimiser's updates on a CUDA device: a few kernels in one stream, without waiting for the device."""
 
 from collections.abc import Container, Sequence
 from typing import Any
@@ -9,7 +6,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.backends.base import CHUNK, ArrayUpdate, Observer, RowFunction, StepCounter, group_by_code
+from fastmomentum.backends.base import (
+    CHUNK,
+    ArrayUpdate,
+    Observer,
+    RowFunction,
+    StepCounter,
+    group_by_code,
+    uninterrupted,
+)
 from fastmomentum.backends.cuda import arrays as device_arrays
 from fastmomentum.backends.cuda import kernels, reductions, streams
 from fastmomentum.backends.cuda.device_array import ArrayHeader, DeviceArray, find_reader, increment_versions, is_tensor
@@ -20,16 +25,16 @@ from fastmomentum.backends.cuda.tables import LaunchTable, address_of
 
 
 class GradientCheck:
-    """What was last seen of the gradients.
+    """Compares the headers of parameters and gradients with those of the last step.
 
     Parameters
     ----------
     jobs : sequence of Job
         The arrays that must not have changed.
     written : ndarray of int64, shape (m, 2)
-        Where the memory of all that is written begins and ends.
+        The intervals of memory that an update writes to.
     device : int
-        Where all of it must lie.
+        The device on which all arrays must lie.
     """
 
     def __init__(self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], device: int) -> None:
@@ -37,13 +42,13 @@ class GradientCheck:
         self._seen: list[ArrayHeader | None] = [None] * len(jobs)
 
     def forget(self) -> None:
-        """See all gradients as new."""
+        """Forget the gradients' headers, so that all are checked in the next step."""
         self._seen = [None] * len(self._jobs)
 
-    def over(self, grads: Sequence[Any], active: Sequence[bool], tables: LaunchTable) -> list[int | None] | None:
-        """The streams that the arrays belong to; None where anything needs to be checked.
+    def compare(self, grads: Sequence[Any], active: Sequence[bool], tables: LaunchTable) -> list[int | None] | None:
+        """Return the streams that the arrays belong to, or None if an array must be checked in full.
 
-        Gradients that lie elsewhere than in the last step are taken down in the tables.
+        The addresses of gradients that have moved since the last step are written to the tables.
         """
         streams: dict[int | None, None] = {}
         new: dict[int, ArrayHeader] = {}
@@ -53,26 +58,26 @@ class GradientCheck:
                     return None
                 continue
             try:
-                (param, of_param), (look, of_grad) = read_header(job.arrays[0].owner), read_header(grad)
+                (param, of_param), (header, of_grad) = read_header(job.arrays[0].owner), read_header(grad)
             except (TypeError, ValueError, RuntimeError):
-                return None  # the checks will say what it is
+                return None  # the full check says what is wrong
             streams[of_param] = streams[of_grad] = None
             if param != job.arrays[0].header:
                 return None
-            if look != self._seen[i]:
-                if not self._fits(i, DeviceArray(grad, look)):
+            if header != self._seen[i]:
+                if not self._fits(i, DeviceArray(grad, header)):
                     return None
-                new[i] = look
-        for i, look in new.items():
-            tables.set_gradient(i, look.address)
+                new[i] = header
+        for i, header in new.items():
+            tables.set_gradient(i, header.address)
         if new:
             tables.update_words()
-        for i, look in new.items():
-            self._seen[i] = look
+        for i, header in new.items():
+            self._seen[i] = header
         return list(streams)
 
     def is_apart(self, array: DeviceArray) -> bool:
-        """Whether the array has no byte in common with what is written."""
+        """Return whether the array shares no byte with the memory that an update writes to."""
         before = int(np.searchsorted(self._written[:, 0], array.address + array.nbytes)) - 1
         return not array.size or before < 0 or bool(self._written[before, 1] <= array.address)
 
@@ -90,7 +95,13 @@ class GradientCheck:
 
 
 def read_header(array: Any) -> tuple[ArrayHeader, int | None]:
-    """The look of an array, and its stream."""
+    """Return the header of an array, and its stream.
+
+    Raises
+    ------
+    TypeError
+        If it is not in device memory.
+    """
     if type(array) is DeviceArray:
         return array.header, array.stream
     reader = find_reader(array)
@@ -100,14 +111,13 @@ def read_header(array: Any) -> tuple[ArrayHeader, int | None]:
 
 
 KEPT = 16
-"""How many sets of arrays that had a gradient have their tables kept."""
+"""The number of sets of active parameters whose tables are kept."""
 
 
 class CudaExecutor:
-    """See :class:`fastmomentum.launch.Launch`.
+    """The executor of the CUDA backend.
 
-    What a signal's handler interrupts between two of several launches (arrays of two dtypes, or groups with other
-    stages) is not taken up again: whether a launch took place is known to the driver alone.
+    A step is one launch for all arrays that share code and dtype. Ctrl-C is held back until all launches are made.
     """
 
     checks = True
@@ -119,7 +129,7 @@ class CudaExecutor:
         self._counter = counter
         self._jobs, self._device = jobs, device
         self._key, self._order = group_by_code(jobs)
-        self._looks = GradientCheck(jobs, written, device)
+        self._check = GradientCheck(jobs, written, device)
         self._stream: int | None = None
         self._known: dict[tuple[bool, ...], LaunchTable] = {}
         self._frozen: list[LaunchTable] = []
@@ -134,14 +144,14 @@ class CudaExecutor:
             self._address = {name: address_of(memory) for name, memory in self._memory.items()}
 
     def use_stream(self, stream: Any) -> None:
-        """See :class:`fastmomentum.launch.Launch`."""
+        """Run in this stream from now on."""
         self._stream = streams.handle_of(stream)
 
     def observe_with(self, observers: Sequence[Observer]) -> None:
-        """See :class:`fastmomentum.launch.Launch`; there are none, as what they would look at is not on the host."""
+        """Do nothing: updates on a device cannot be observed, as no step waits for it."""
 
     def select(self, active: Sequence[bool]) -> None:
-        """See :class:`fastmomentum.launch.Launch`."""
+        """Update these parameters until the next call."""
         self._active = tuple(active)
         if self._active not in self._known:
             if len(self._known) == KEPT:
@@ -150,18 +160,18 @@ class CudaExecutor:
         self._tables = self._known[self._active]
         owners = [job.arrays[0].owner for job, is_active in zip(self._jobs, active) if is_active]
         self._tensors = [owner for owner in owners if is_tensor(owner)]
-        self._looks.forget()
+        self._check.forget()
 
     def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
-        """See :class:`fastmomentum.launch.Launch`."""
+        """Use these hyper-parameters."""
         self._tables.set_hyper(rows, first)
 
     def run(self, grads: list[Any]) -> bool:
-        """See :class:`fastmomentum.launch.Launch`."""
+        """Do one update by these gradients."""
         return self._run(grads, None, False)
 
     def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
-        """See :class:`fastmomentum.launch.Launch`; what is left out is known to the device alone, which counts it."""
+        """Do one update by gradients clipped to this norm, or skip it; the device counts the updates it skips."""
         if skip_nonfinite and not self._counts:
             self._counter.count_on_device(self._counted)
             self._counts = True
@@ -173,39 +183,40 @@ class CudaExecutor:
         return done, skipped
 
     def _run(self, grads: list[Any], limit: float | None, skip: bool) -> bool:
-        told = self._looks.over(grads, self._active, self._tables)
+        told = self._check.compare(grads, self._active, self._tables)
         if told is None:
             return False
         tables = self._tables
-        told += [stream for name, scalar in tables.scalars() for stream in self._look_at(name, scalar)]
+        told += [stream for name, scalar in tables.scalars() for stream in self._check_scalar(name, scalar)]
         with device_arrays.on(self._device):
             updates = [kernels.many_kernel(part.job.update, part.job.dtype, self._device) for part in tables.parts]
             stream, others = streams.streams_for(self._stream, told, self._device)
-            for other in others:
-                streams.let_wait(stream, other)
             capturing = streams.is_capturing(stream)
-            if capturing and tables not in self._frozen:
-                self._frozen.append(tables)
-                self._counter.keep_alive(self)
-            tables.words.upload(stream, capturing)
-            tables.hyper.upload(stream, capturing)
-            self._settle(stream)
-            if limit is not None and tables.members:
-                self._measure(limit, stream)
-            counts = tables.tiles if skip else tables.counts
-            for number, (part, kernel) in enumerate(zip(tables.parts, updates)):
-                where = tables.address(part.ends), part.arrays, tables.address(counts + number)
-                hyper = tables.hyper.address + part.hyper
-                kernels.launch(kernel, part.tiles, stream, tables.row(part), *where, hyper)
-            for other in others:
-                streams.let_wait(other, stream)
-        increment_versions(self._tensors)
-        if not capturing and not (skip and tables.members):
-            self._counter.add_step()
+            with uninterrupted():
+                for other in others:
+                    streams.let_wait(stream, other)
+                if capturing and tables not in self._frozen:
+                    self._frozen.append(tables)
+                    self._counter.keep_alive(self)
+                tables.words.upload(stream, capturing)
+                tables.hyper.upload(stream, capturing)
+                self._derive(stream)
+                if limit is not None and tables.members:
+                    self._measure(limit, stream)
+                counts = tables.tiles if skip else tables.counts
+                for number, (part, kernel) in enumerate(zip(tables.parts, updates)):
+                    where = tables.address(part.ends), part.arrays, tables.address(counts + number)
+                    hyper = tables.hyper.address + part.hyper
+                    kernels.launch(kernel, part.tiles, stream, tables.row(part), *where, hyper)
+                for other in others:
+                    streams.let_wait(other, stream)
+                increment_versions(self._tensors)
+                if not capturing and not (skip and tables.members):
+                    self._counter.add_step()
         return True
 
-    def _look_at(self, name: str, scalar: DeviceScalar) -> list[int | None]:
-        """The stream of a scalar; where it lies elsewhere than in the last step, it is checked anew."""
+    def _check_scalar(self, name: str, scalar: DeviceScalar) -> list[int | None]:
+        """Return the stream of a scalar; a scalar that has moved since the last step is checked."""
         try:
             look, stream = read_header(scalar.owner)
         except (TypeError, ValueError) as error:
@@ -214,13 +225,13 @@ class CudaExecutor:
             array = view(name, scalar.owner)
             if device_arrays.device_of(array) != self._device:
                 raise ValueError(f"{name}: expected a number on device {self._device}, as the arrays are")
-            if not self._looks.is_apart(array):
+            if not self._check.is_apart(array):
                 raise ValueError(f"{name}: expected memory of its own; got memory that is written to")
             scalar.array, self._scalars[scalar] = array, look
         return [stream]
 
-    def _settle(self, stream: Any) -> None:
-        """Complete hyper-parameters from scalars in device memory."""
+    def _derive(self, stream: Any) -> None:
+        """Compute the hyper-parameters that follow from scalars in device memory."""
         for job, scalars, values, hyper, rows in self._tables.derived_rows:
             dtypes = {name: scalar.array.dtype for name, scalar in scalars.items()}
             kernel = kernels.derive_kernel(job.update, dtypes, job.dtype, self._device)
@@ -228,7 +239,7 @@ class CudaExecutor:
             kernels.launch(kernel, 1, stream, addresses, values, self._tables.hyper.address + hyper, rows)
 
     def _measure(self, limit: float, stream: Any) -> None:
-        """Find the norm; its factor goes into the rows of hyper-parameters."""
+        """Compute the norm, and write its factor to the rows of hyper-parameters."""
         tables, arrays = self._tables, len(self._jobs[0].arrays) + 1
         at = self._address
         for part in tables.parts:
