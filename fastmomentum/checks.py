@@ -64,7 +64,7 @@ RANGES: Mapping[str, Range] = {
     "clip_value": ABOVE_ZERO,
     "max_norm": ABOVE_ZERO,
 }
-"""The ranges of hyper-parameters whose names the field has fixed; others must be finite unless their record says more."""
+"""The ranges of hyper-parameters with names that the field has fixed; others are finite unless their record says more."""
 
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
@@ -141,7 +141,7 @@ def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
 
 
 def unwrap_scalar(value: Any) -> Any:
-    """The number in a 0-d array; anything else as it is."""
+    """Return the number in a 0-d array, and any other value as it is."""
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 

@@ -84,7 +84,7 @@ def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, A
         yield "param_groups: expected at least one; got none"
     for number, group in enumerate(groups):
         for name in sorted(map(str, group.keys() - known)):
-            yield f"param_groups[{number}]: {name} is not a setting of torch.optim.SGD; it has {', '.join(NUMBERS + SWITCHES)}"
+            yield f"param_groups[{number}]: {name} is not a setting of SGD; it has {', '.join(NUMBERS + SWITCHES)}"
         for name in sorted({"lr", "params"} - group.keys()):
             yield f"param_groups[{number}]: {name} is missing"
         if not isinstance(keys := group.get("params", []), list | tuple) or not all(
@@ -250,7 +250,7 @@ def _times(sign: int, value: Any, name: str) -> Any:
     try:
         if hasattr(
             value, "detach"
-        ):  # a torch tensor, perhaps on a device; its __array__ lacks an argument that NumPy 2 passes
+        ):  # of torch, whose __array__ lacks an argument of NumPy 2's
             value = value.detach().cpu().numpy()
         found = (value if isinstance(value, np.ndarray) else np.asarray(value)).copy(order="C")
         np.multiply(found, sign, out=found)

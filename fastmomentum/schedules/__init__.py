@@ -1,8 +1,8 @@
-"""Learning rate and momentum as functions of the step.
+"""Schedules: learning rate and momentum as functions of the step.
 
-A schedule is a small value: it is called with the number of the update to come, from 0, and returns a float; it prints
-as its formula, equals what has the same fields, and pickles. Nothing in it moves on, so that a run taken up again at
-whatever step continues it. What has an end holds its last value from there on.
+A schedule is a small value. It is called with the number of the update to come, from 0, and returns a float; it prints
+as its formula, equals a schedule with equal fields, and can be pickled. It keeps no position, so a run that is resumed
+at any step continues it. A schedule with an end keeps its last value from there on.
 
 >>> import fastmomentum as fm
 >>> annealed = fm.schedules.Linear(0.5, 0.9, steps=1000)
@@ -11,14 +11,14 @@ whatever step continues it. What has an end holds its last value from there on.
 >>> annealed(500), annealed(5000)
 (0.7, 0.9)
 
-``first.then(second, after=steps)`` puts one behind another, ``schedule.warmup(steps)`` a linear rise before it:
+``first.then(second, after=steps)`` joins two schedules, ``schedule.warmup(steps)`` puts a linear rise before one:
 
 >>> print(fm.schedules.Cosine(0.1, 0.0, steps=900).warmup(100))
 0 + (0.1 − 0)·min(t/100, 1) for t < 100, then 0 + (0.1 − 0)·(1 + cos(π·min((t − 100)/900, 1)))/2
 
-:class:`fastmomentum.Momentum` takes these and any other callable, and refuses a value that is NaN or out of range at
-the step where it comes, with nothing changed. A range is therefore no business of a schedule. Saved with a run, these
-come back with it; :func:`pack` and :func:`unpack` are how.
+:class:`fastmomentum.Momentum` takes schedules and any other callable. It refuses a value that is NaN or out of range at
+the step to which it belongs, and changes nothing then; so a schedule checks no range of its values. Schedules are saved
+and loaded with a run, by :func:`pack` and :func:`unpack`.
 """
 
 from fastmomentum.schedules.base import Linear, Schedule, Then

@@ -1,4 +1,4 @@
-"""What every schedule is, and how schedules are put together."""
+"""The base class of schedules, and the composition of schedules."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,10 +11,11 @@ from fastmomentum.checks import FINITE, Range
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """A value for each step, as a formula: what all schedules have in common.
+    """A formula that gives a value for each step: the base class of all schedules.
 
-    Every schedule is a frozen dataclass. Its float fields are finite numbers, in :attr:`ranges` where that says more,
-    its int fields whole numbers from 1; both are checked, and kept as Python's own, when it is made.
+    Every schedule is a frozen dataclass. Its float fields are finite numbers, within :attr:`ranges` if a field has an
+    entry there; its int fields are whole numbers from 1. Both are checked, and converted to Python's numbers, when the
+    schedule is made.
 
     Examples
     --------
@@ -32,7 +33,7 @@ class Schedule(ABC):
     """
 
     ranges: ClassVar[Mapping[str, Range]] = {}
-    """The ranges of float fields that may not be any finite number."""
+    """The ranges of the float fields that are narrower than all finite numbers."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -40,21 +41,23 @@ class Schedule(ABC):
             object.__setattr__(self, field.name, value)
 
     def __call__(self, step: int) -> float:
-        """The value for the update with this number, from 0.
+        """Return the value for the update with this number, from 0.
 
         Raises
         ------
         TypeError, ValueError
-            If `step` is no whole number from 0 to 2⁶².
+            If `step` is not a whole number from 0 to 2⁶².
         """
-        is_plain = type(step) is int and 0 <= step <= 2**62  # in every step of a run: not worth a call
+        is_plain = (
+            type(step) is int and 0 <= step <= 2**62
+        )  # the usual case, in every step of a run, does without a call
         return self._value(step if is_plain else checks.integer("step", step))
 
     def __str__(self) -> str:
         return self._formula("t")
 
     def begins(self, step: int) -> bool:
-        """Whether a period begins at this step, behind another: where ``Momentum(restart="schedule")`` restarts.
+        """Return whether a period after the first begins at this step: ``Momentum(restart="schedule")`` restarts there.
 
         Examples
         --------
@@ -67,30 +70,30 @@ class Schedule(ABC):
 
     @abstractmethod
     def _value(self, t: int) -> float:
-        """The value at step t ≥ 0."""
+        """Return the value at step t ≥ 0."""
 
     @abstractmethod
     def _formula(self, t: str) -> str:
-        """The formula, with the step called `t`: a name, or a difference in brackets."""
+        """Return the formula as text; `t` is the name of the step, or a difference in brackets."""
 
     def then(self, second: "Schedule", *, after: int) -> "Then":
-        """s(t) for t < after, then second(t − after): the second begins at its own beginning.
+        """Return the schedule s(t) for t < after, then second(t − after): the second starts at its own step 0.
 
         Parameters
         ----------
         second : Schedule
-            What comes then.
+            The second schedule.
         after : int
-            The number of steps of this one, ≥ 1.
+            The number of steps of the first schedule, ≥ 1.
 
         Raises
         ------
         TypeError, ValueError
-            If `second` is no schedule, or `after` no whole number ≥ 1.
+            If `second` is not a schedule, or `after` is not a whole number ≥ 1.
 
         Notes
         -----
-        torch.optim.lr_scheduler.SequentialLR, optax.join_schedules.
+        Equivalent to torch.optim.lr_scheduler.SequentialLR and optax.join_schedules.
 
         Examples
         --------
@@ -102,24 +105,26 @@ class Schedule(ABC):
         return Then(self, second, after)
 
     def warmup(self, steps: int, start: float = 0.0) -> "Then":
-        """start + (s(0) − start)·t/steps for t < steps, then s(t − steps): s begins at its own beginning.
+        """Return this schedule after a linear warm-up.
+
+        start + (s(0) − start)·t/steps for t < steps, then s(t − steps).
 
         Parameters
         ----------
         steps : int
-            Steps of the warm-up, ≥ 1; the first after them has s(0).
+            The number of steps of the warm-up, ≥ 1; the step after them has the value s(0).
         start : float
             The value at step 0.
 
         Raises
         ------
         TypeError, ValueError
-            If `steps` is no whole number ≥ 1, or `start` not finite.
+            If `steps` is not a whole number ≥ 1, or `start` is not finite.
 
         Notes
         -----
-        optax.warmup_cosine_decay_schedule, but for its counting the warm-up among the steps of the cosine; in torch
-        LinearLR and SequentialLR. A learning rate that starts from 0 wastes an update; s(0)·(t + 1)/n is
+        Equivalent to optax.warmup_cosine_decay_schedule, except that optax counts the warm-up among the steps of the
+        cosine, and to LinearLR with SequentialLR in torch. A learning rate that starts from 0 wastes an update; s(0)·(t + 1)/n is
         ``s.warmup(n - 1, start=s(0) / n)``.
 
         Examples
@@ -134,24 +139,24 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """start + (end − start)·min(t/steps, 1).
+    """A straight line from one value to another, which then stays: start + (end − start)·min(t/steps, 1).
 
     Parameters
     ----------
     start, end : float
         The values at step 0 and from `steps` on.
     steps : int
-        ≥ 1.
+        The number of steps between them, ≥ 1.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not finite, or `steps` no whole number ≥ 1.
+        If a value is not finite, or `steps` is not a whole number ≥ 1.
 
     Notes
     -----
-    Momentum of 0.5 at first and 0.9 later is Hinton's advice (2010, section 9). optax.linear_schedule; torch's LinearLR
-    with the factors start/lr and end/lr; Keras's PolynomialDecay with power 1.
+    Hinton (2010, section 9) advises a momentum of 0.5 at first and 0.9 later. Equivalent to optax.linear_schedule,
+    torch's LinearLR with the factors start/lr and end/lr, and Keras's PolynomialDecay with power 1.
 
     Examples
     --------
@@ -175,7 +180,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Then(Schedule):
-    """first(t) for t < after, then second(t − after): what :meth:`Schedule.then` makes.
+    """Two schedules, one after the other, as :meth:`Schedule.then` returns them.
+
+    first(t) for t < after, then second(t − after).
 
     Examples
     --------
@@ -189,7 +196,7 @@ class Then(Schedule):
     after: int
 
     def begins(self, step: int) -> bool:
-        """See :class:`Schedule`; going over to the second is no new period.
+        """Return whether a period after the first begins at this step; the change to the second schedule does not count.
 
         Examples
         --------
@@ -209,12 +216,12 @@ class Then(Schedule):
 
 
 def shown(number: float) -> str:
-    """A number as formulas have it: 1 for 1.0, and no digit less than it needs."""
+    """Return a number as formulas show it: 1 for 1.0, and as many digits as it needs."""
     return repr(number).removesuffix(".0")
 
 
 def _checked(name: str, kind: Any, value: Any, allowed: Range) -> Any:
-    if kind in (float, "float"):  # as text where annotations are left as they were written
+    if kind in (float, "float"):  # a text if annotations are not evaluated
         return checks.number(name, value, allowed)
     if kind in (int, "int"):
         return checks.integer(name, value, least=1)

@@ -1,7 +1,4 @@
-"""Schedules that fall, or rise, by a formula of the step.
-
-Schedules that go down and come up again: warm restarts, and one cycle of learning rate and momentum.
-"""
+"""Schedules that follow a curve: constants, cosines, exponentials and stairs, warm restarts, and the 1cycle policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +12,17 @@ from fastmomentum.schedules.base import Schedule, shown
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same number at every step: a piece to put others behind.
+    """The same number at every step; other schedules can follow it.
 
     Parameters
     ----------
     number : float
-        The number.
+        The value.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not finite.
+        If the number is not finite.
 
     Examples
     --------
@@ -45,25 +42,25 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """end + (start − end)·(1 + cos(π·min(t/steps, 1)))/2: half a cosine.
+    """Half a cosine from one value to another: end + (start − end)·(1 + cos(π·min(t/steps, 1)))/2.
 
     Parameters
     ----------
     start, end : float
         The values at step 0 and from `steps` on.
     steps : int
-        ≥ 1.
+        The number of steps between them, ≥ 1.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not finite, or `steps` no whole number ≥ 1.
+        If a value is not finite, or `steps` is not a whole number ≥ 1.
 
     Notes
     -----
-    Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts; :class:`WarmRestarts` has them. torch's
-    CosineAnnealingLR(T_max=steps, eta_min=end) up to T_max, where it turns round and this holds;
-    optax.cosine_decay_schedule and Keras's CosineDecay with alpha = end/start.
+    Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts, which :class:`WarmRestarts` has. Equivalent to
+    torch's CosineAnnealingLR(T_max=steps, eta_min=end) up to T_max (from there torch's rises again, this one stays),
+    to optax.cosine_decay_schedule and to Keras's CosineDecay with alpha = end/start.
 
     Examples
     --------
@@ -86,24 +83,24 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """start·factor^t.
+    """An exponential: start·factor^t.
 
     Parameters
     ----------
     start : float
         The value at step 0.
     factor : float
-        What each step multiplies it by, > 0; what has grown beyond double precision is infinite.
+        The factor of each step, > 0; a value beyond double precision becomes infinite.
 
     Raises
     ------
     TypeError, ValueError
-        If `start` is not finite, or `factor` not finite and > 0.
+        If `start` is not finite, or `factor` is not finite and > 0.
 
     Notes
     -----
-    torch's ExponentialLR(gamma=factor), optax.exponential_decay and Keras's ExponentialDecay with one step a decay. A
-    half-life of n steps is the factor 0.5**(1/n).
+    Equivalent to torch's ExponentialLR(gamma=factor), and to optax.exponential_decay and Keras's ExponentialDecay with
+    one step a decay. A half-life of n steps is the factor 0.5**(1/n).
 
     Examples
     --------
@@ -126,26 +123,26 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """start·factor^⌊t/every⌋: a staircase.
+    """A staircase: start·factor^⌊t/every⌋.
 
     Parameters
     ----------
     start : float
         The value of the first `every` steps.
     factor : float
-        What each stair multiplies it by, > 0; what has grown beyond double precision is infinite.
+        The factor from one stair to the next, > 0; a value beyond double precision becomes infinite.
     every : int
-        Steps a stair, ≥ 1.
+        The number of steps of a stair, ≥ 1.
 
     Raises
     ------
     TypeError, ValueError
-        If `start` is not finite, `factor` not finite and > 0, or `every` no whole number ≥ 1.
+        If `start` is not finite, `factor` is not finite and > 0, or `every` is not a whole number ≥ 1.
 
     Notes
     -----
-    torch's StepLR(step_size=every, gamma=factor); optax.exponential_decay and Keras's ExponentialDecay with
-    staircase=True. Stairs of unequal length are constants put behind one another with :meth:`Schedule.then`.
+    Equivalent to torch's StepLR(step_size=every, gamma=factor), and to optax.exponential_decay and Keras's
+    ExponentialDecay with staircase=True. Stairs of unequal lengths are constants joined by :meth:`Schedule.then`.
 
     Examples
     --------
@@ -168,45 +165,47 @@ class Step(Schedule):
 
 
 def half_cosine(start: float, end: float, share: float) -> float:
-    """From start to end as the share goes from 0 to 1; exactly these at both."""
+    """Return half a cosine from start to end at a share from 0 to 1; it is exact at both ends."""
     return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0) if share else start
 
 
 def half_cosine_formula(start: float, end: float, share: str) -> str:
-    """What :func:`half_cosine` computes, written out."""
+    """Return the formula of :func:`half_cosine` as text."""
     return f"{shown(end)} + ({shown(start)} − {shown(end)})·(1 + cos(π·{share}))/2"
 
 
 def grown(start: float, factor: float, count: int) -> float:
-    """start·factor^count, by halves: the power alone may leave double precision where the product does not."""
+    """Return start·factor^count by halves, as the power alone may overflow when the product does not."""
     try:
         return start * factor ** (count // 2) * factor ** (count - count // 2)
-    except OverflowError:  # Python's own way; infinity is what optimisers know to refuse
+    except OverflowError:  # Python raises; optimisers refuse an infinity with their own message
         return start * inf if start else start
 
 
 @dataclass(frozen=True)
 class WarmRestarts(Schedule):
-    """end + (start − end)·(1 + cos(π·u/T))/2, u steps into a period of T; the next period has growth·T.
+    """Cosines that start again and again: end + (start − end)·(1 + cos(π·u/T))/2.
+
+    u is the number of steps into a period of T steps; the next period has growth·T steps.
 
     Parameters
     ----------
     start, end : float
-        The value at the beginning of each period, and what it falls towards.
+        The value at the beginning of each period, and the value that it falls towards.
     period : int
-        Steps of the first period, ≥ 1.
+        The number of steps of the first period, ≥ 1.
     growth : int
-        What each period's length is multiplied by for the next, ≥ 1.
+        The factor from a period's length to the next one's, ≥ 1.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not finite, or `period` or `growth` no whole number ≥ 1.
+        If a value is not finite, or `period` or `growth` is not a whole number ≥ 1.
 
     Notes
     -----
-    Loshchilov and Hutter 2017 (SGDR), equation 5; torch's CosineAnnealingWarmRestarts(T_0=period, T_mult=growth),
-    optax.sgdr_schedule, Keras's CosineDecayRestarts.
+    Loshchilov and Hutter 2017 (SGDR), equation 5. Equivalent to torch's CosineAnnealingWarmRestarts(T_0=period,
+    T_mult=growth), optax.sgdr_schedule and Keras's CosineDecayRestarts.
 
     Examples
     --------
@@ -222,7 +221,7 @@ class WarmRestarts(Schedule):
     growth: int = 1
 
     def begins(self, step: int) -> bool:
-        """See :class:`Schedule`.
+        """Return whether a period after the first begins at this step.
 
         Examples
         --------
@@ -237,7 +236,7 @@ class WarmRestarts(Schedule):
         return half_cosine(self.start, self.end, t / period)
 
     def _within(self, t: int) -> tuple[int, int]:
-        """How many steps into a period, and how many it has."""
+        """Return the number of steps into the current period, and its length."""
         period = self.period
         if self.growth == 1:
             t %= period
@@ -255,26 +254,26 @@ class WarmRestarts(Schedule):
 
 @dataclass(frozen=True)
 class Cycle(Schedule):
-    """Half cosines from start to peak, over rise·steps − 1 steps, and on to the end, at step steps − 1.
+    """Two half cosines: from start to peak in rise·steps − 1 steps, then to the end at step steps − 1.
 
     Parameters
     ----------
     start, peak, end : float
-        The values between which it goes; the peak may be the lowest. It lies between two steps where rise·steps is not
-        whole.
+        The values at these three places; the peak may be the lowest. It lies between two steps if rise·steps is not a
+        whole number.
     steps : int
-        Steps in all, ≥ 1.
+        The number of all steps, ≥ 1.
     rise : float
-        The share of them before the peak, in (0, 1), more than 1/steps.
+        The share of steps before the peak, in (0, 1), more than 1/steps.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not finite, `steps` no whole number ≥ 1, or `rise` out of its range.
+        If a value is not finite, `steps` is not a whole number ≥ 1, or `rise` is out of its range.
 
     Notes
     -----
-    What :func:`one_cycle` is made of.
+    :func:`one_cycle` is made of two of these.
 
     Examples
     --------
@@ -298,7 +297,7 @@ class Cycle(Schedule):
 
     @property
     def turn(self) -> float:
-        """Where the peak lies, in steps from 0."""
+        """The place of the peak, in steps from 0."""
         return self.rise * self.steps - 1.0
 
     def _value(self, t: int) -> float:
@@ -315,7 +314,7 @@ class Cycle(Schedule):
 
 
 class Pair(NamedTuple):
-    """Learning rate and momentum that belong together."""
+    """A learning rate and a momentum that belong together."""
 
     lr: Schedule
     momentum: Schedule
@@ -331,18 +330,20 @@ def one_cycle(
     low_momentum: float = 0.85,
     high_momentum: float = 0.95,
 ) -> Pair:
-    """The 1cycle policy: lr peak/25 → peak → peak/25/10⁴, and momentum 0.95 → 0.85 → 0.95, by half cosines.
+    """Return learning rate and momentum of the 1cycle policy.
+
+    lr goes peak/25 → peak → peak/25/10⁴, and momentum 0.95 → 0.85 → 0.95, each by half cosines.
 
     Parameters
     ----------
     peak : float
         The greatest learning rate, > 0.
     steps : int
-        Updates in all; afterwards both hold their last values.
+        The number of all updates; afterwards both keep their last values.
     rise : float
-        The share of them before the peak, in (0, 1), more than 1/steps.
+        The share of steps before the peak, in (0, 1), more than 1/steps.
     start_ratio, end_ratio : float
-        The peak over the first learning rate, and the first over the last; > 0.
+        The peak divided by the first learning rate, and the first divided by the last; > 0.
     low_momentum, high_momentum : float
         The momentum at the peak, and at both ends, in [0, 1].
 
@@ -360,7 +361,7 @@ def one_cycle(
     -----
     Smith 2018 (arXiv:1803.09820), in the form of torch's OneCycleLR(max_lr=peak, total_steps=steps, pct_start=rise,
     div_factor=start_ratio, final_div_factor=end_ratio, base_momentum=low_momentum, max_momentum=high_momentum), which
-    anneals by cosines; Smith's own went in straight lines. optax.cosine_onecycle_schedule peaks and ends a step later,
+    anneals by cosines, while Smith used straight lines. optax.cosine_onecycle_schedule peaks and ends one step later,
     at ⌊rise·steps⌋ and at `steps`.
 
     Examples

@@ -1,7 +1,4 @@
-"""Sequences of momentum that theory, or long practice, has given.
-
-Chebyshev semi-iteration: the momentum method that is optimal at every finite number of steps.
-"""
+"""Momentum sequences of the theory: Nesterov's, Sutskever's, and the Chebyshev semi-iteration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,17 +15,19 @@ from fastmomentum.schedules.base import Schedule, shown
 
 @dataclass(frozen=True)
 class Nesterov(Schedule):
-    """μ_k = (t_k − 1)/t_{k+1}, t_{k+1} = (1 + √(1 + 4t_k²))/2, t_0 = 1, where k is the step.
+    """Nesterov's momentum for convex functions: μ_k = (t_k − 1)/t_{k+1} at step k.
+
+    t_{k+1} = (1 + √(1 + 4t_k²))/2, t_0 = 1.
 
     Notes
     -----
     Nesterov 1983; Beck and Teboulle 2009 (FISTA), equations 4.2 and 4.3, where k counts from 1. With the rule
     nesterov_positions, which extrapolates at the end of its update, this is FISTA. The rules with a velocity, folded or
-    with a look-ahead, multiply by a step's momentum what the step before it has left, so there it is
+    with a look-ahead, multiply the velocity that the step before has left by a step's momentum, so they take
     ``Constant(0.0).then(Nesterov(), after=1)``.
 
     For convex functions without strong convexity, and lr = 1/L: f(x_k) − f* ≤ 2L‖x_0 − x*‖²/(k + 1)² after k updates.
-    The values are right to 3e-16 at every step, and the millionth is found as fast as the hundredth.
+    The values are right to 3e-16 at every step, and the millionth is computed as fast as the hundredth.
 
     Examples
     --------
@@ -47,12 +46,12 @@ class Nesterov(Schedule):
 
 @dataclass(frozen=True)
 class NesterovSimple(Schedule):
-    """(k − 1)/(k + 2) for the k-th update, k = t + 1: t/(t + 3), the simple form of Nesterov's sequence.
+    """The simple form of Nesterov's sequence: (k − 1)/(k + 2) for the k-th update, which is t/(t + 3) at step t.
 
     Notes
     -----
-    Su, Boyd and Candès 2016, with the bound f(x_k) − f* ≤ 2L‖x_0 − x*‖²/(k + 1)² of :class:`Nesterov`, and like it for
-    nesterov_positions as it stands; Tseng 2008. The limit of small steps is ẍ + (3/t)ẋ + ∇f = 0.
+    Su, Boyd and Candès 2016, with the bound f(x_k) − f* ≤ 2L‖x_0 − x*‖²/(k + 1)² of :class:`Nesterov`, and like it
+    made for nesterov_positions; Tseng 2008. The limit of small steps is ẍ + (3/t)ẋ + ∇f = 0.
 
     Examples
     --------
@@ -70,19 +69,21 @@ class NesterovSimple(Schedule):
 
 @dataclass(frozen=True)
 class Sutskever(Schedule):
-    """min(1 − 2^(−1 − log₂(⌊t/every⌋ + 1)), limit): 1/2, 3/4, 5/6, 7/8, … up to the limit.
+    """Sutskever's stairs of momentum: 1/2, 3/4, 5/6, 7/8, … up to the limit.
+
+    min(1 − 2^(−1 − log₂(⌊t/every⌋ + 1)), limit)
 
     Parameters
     ----------
     limit : float
         μ_max, in [0, 1]; 0.999, 0.995, 0.99 and 0.9 in the paper.
     every : int
-        Steps a stair, ≥ 1.
+        The number of steps of a stair, ≥ 1.
 
     Raises
     ------
     TypeError, ValueError
-        If `limit` is out of range, or `every` no whole number ≥ 1.
+        If `limit` is out of range, or `every` is not a whole number ≥ 1.
 
     Notes
     -----
@@ -113,7 +114,7 @@ def _following(t: float) -> float:
 
 
 def _beyond(t: float) -> float:
-    """2t − φ(t) for φ(t) = 2t − log(t)/2 − 1/192t² − 1/576t³ + O(t⁻⁴), which each step raises by 1.
+    """Return 2t − φ(t) for φ(t) = 2t − log(t)/2 − 1/192t² − 1/576t³ + O(t⁻⁴), which each step raises by 1.
 
     The coefficients are those with which φ((1 + √(1 + 4t²))/2) − φ(t) = 1 as a series in 1/t.
     """
@@ -121,17 +122,18 @@ def _beyond(t: float) -> float:
 
 
 _FIRST = tuple(accumulate(range(255), lambda t, _: _following(t), initial=1.0))
-"""t_0 … t_255, by the recurrence. From there on, where t > 130, the series' next term, t⁻⁴/3840, moves μ by 3e-17."""
+"""The numbers t_0 … t_255, by the recurrence. After them t > 130, and the next term of the series, t⁻⁴/3840, moves μ by
+3e-17."""
 
 _OFFSET = 2.0 * _FIRST[-1] - _beyond(_FIRST[-1]) - (len(_FIRST) - 1)
-"""φ(t_k) − k, the same for all k."""
+"""The constant φ(t_k) − k."""
 
 
 def _nesterov_t(k: int) -> float:
     if k < len(_FIRST):
         return _FIRST[k]
     t = k / 2.0
-    for _ in range(5):  # the error, of 2 or so where t is least, falls by 4t > 500 each time
+    for _ in range(5):  # the error, at most about 2 for the least t, falls by a factor of 4t > 500 each time
         t = (k + _OFFSET + _beyond(t)) / 2.0
     return t
 
@@ -141,7 +143,7 @@ FORMS = ("heavy_ball", "classical", "pytorch")
 
 @dataclass(frozen=True)
 class Chebyshev:
-    """Learning rate and momentum, step by step, of the Chebyshev semi-iteration on spectra in [m, L].
+    """Learning rate and momentum of the Chebyshev semi-iteration on spectra in [m, L].
 
     p_{t+1} = p_t − α_t g + μ_t(p_t − p_{t−1}) with α_t = ω_t·2/(L + m), μ_t = ω_t − 1, where ω_0 = 1 and
     ω_t = 2σT_t(σ)/T_{t+1}(σ), σ = (L + m)/(L − m), T_t Chebyshev's polynomials. After t steps the error of every
@@ -153,16 +155,16 @@ class Chebyshev:
     m, L : float
         The ends of the spectrum, 0 < m ≤ L.
     rule : {"heavy_ball", "classical", "pytorch"}
-        The rule whose learning rate and momentum these are.
+        The rule for which learning rate and momentum are given.
 
     Raises
     ------
     TypeError, ValueError
-        If an end is no curvature, m > L, or the rule is another.
+        If an end is not a curvature, m > L, or the rule is another one.
 
     Notes
     -----
-    Golub and Varga 1961. :attr:`lr` and :attr:`momentum` are schedules: functions of the step alone.
+    Golub and Varga 1961. :attr:`lr` and :attr:`momentum` are schedules, functions of the step alone.
 
     Examples
     --------
@@ -199,7 +201,7 @@ class Chebyshev:
         return ChebyshevMomentum(self)
 
     def bound(self, t: int) -> float:
-        """1/T_t(σ): what ‖e_t‖/‖e_0‖ is at most after t steps, and for some start is.
+        """Return 1/T_t(σ), the bound on ‖e_t‖/‖e_0‖ after t steps, which some start reaches.
 
         Examples
         --------
@@ -211,7 +213,7 @@ class Chebyshev:
         return 2.0 * power / (1.0 + power * power)
 
     def excess(self, t: int) -> float:
-        """ω_t − 1 = (q² + q^(2t))/(1 + q^(2t + 2)): nothing cancels however near to 1 ω_t is.
+        """Return ω_t − 1 = (q² + q^(2t))/(1 + q^(2t + 2)), a form in which nothing cancels as ω_t nears 1.
 
         Examples
         --------
@@ -224,12 +226,12 @@ class Chebyshev:
         return (self._power(2) + self._power(2 * t)) / (1.0 + self._power(2 * t + 2))
 
     def _power(self, exponent: int) -> float:
-        """q^exponent, q = (√L − √m)/(√L + √m): T_t(σ) = (q^t + q^−t)/2, and q is Polyak's rate."""
+        """Return q^exponent for Polyak's rate q = (√L − √m)/(√L + √m); T_t(σ) = (q^t + q^−t)/2."""
         part = 2.0 * sqrt(self.m) / (sqrt(self.L) + sqrt(self.m))
         return exp(exponent * (log1p(-part) if part < 1.0 else -inf)) if exponent else 1.0
 
     def omega(self, t: str) -> str:
-        """What ω is, for formulas.
+        """Return the definition of ω as text, for formulas.
 
         Examples
         --------
@@ -243,7 +245,7 @@ class Chebyshev:
 
 @dataclass(frozen=True)
 class ChebyshevLR(Schedule):
-    """ω_t·2/(L + m): the learning rate of :class:`Chebyshev`, as its attribute `lr` gives it.
+    """The learning rate of :class:`Chebyshev`, its attribute `lr`: ω_t·2/(L + m).
 
     Examples
     --------
@@ -263,10 +265,10 @@ class ChebyshevLR(Schedule):
 
 @dataclass(frozen=True)
 class ChebyshevMomentum(Schedule):
-    """ω_t − 1: the momentum of :class:`Chebyshev`, as its attribute `momentum` gives it.
+    """The momentum of :class:`Chebyshev`, its attribute `momentum`: ω_t − 1.
 
-    For the rule pytorch (ω_t − 1)·ω_{t−1}/ω_t: the velocity of classical has the last step's lr in it, that of pytorch
-    is multiplied by this step's.
+    For the rule pytorch it is (ω_t − 1)·ω_{t−1}/ω_t: the velocity of classical carries the last step's lr, while that of
+    pytorch is multiplied by this step's.
 
     Examples
     --------

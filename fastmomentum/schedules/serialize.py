@@ -1,4 +1,4 @@
-"""Schedules as plain JSON, so that a saved run brings its own back."""
+"""Converts schedules to plain JSON and back, so that a saved run brings its schedules along."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,8 +16,8 @@ from fastmomentum.schedules.sequences import (
     Sutskever,
 )
 
-NAME = "schedule"  # among a schedule's fields, none of which is called so
-# A fixed table: what a file says is only ever looked up here.
+NAME = "schedule"  # no field of a schedule has this name
+# A fixed table: the names in a file are looked up here, and nowhere else.
 KNOWN: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
@@ -28,7 +28,7 @@ KNOWN: dict[str, type[Any]] = {
 
 
 def is_packable(value: object) -> bool:
-    """Whether this is a schedule made of the package's own alone: a class of somebody else's cannot be looked up.
+    """Return whether this is a schedule made of the package's own classes alone, as other classes cannot be looked up.
 
     Examples
     --------
@@ -46,22 +46,22 @@ def is_packable(value: object) -> bool:
 
 
 def pack(schedule: Schedule | Chebyshev) -> dict[str, Any]:
-    """{"schedule": the name of its class, **its fields}, and so in turn for fields that are schedules.
+    """Return a schedule as a dict: {"schedule": the name of its class, **its fields}, and so on for nested schedules.
 
     Parameters
     ----------
     schedule : Schedule or Chebyshev
-        Of the package's own classes.
+        A schedule made of the package's own classes.
 
     Returns
     -------
     dict
-        Of str, int, float and such dicts: json.dumps takes it, and :func:`unpack` gives an equal schedule back.
+        A dict of str, int, float and such dicts: json.dumps takes it, and :func:`unpack` returns an equal schedule.
 
     Raises
     ------
     TypeError
-        If it is none, or one of its parts is of a class of somebody else's.
+        If it is not a schedule, or a part of it is of another class.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def pack(schedule: Schedule | Chebyshev) -> dict[str, Any]:
 
 def _packed(schedule: Schedule | Chebyshev) -> dict[str, Any]:
     packed: dict[str, Any] = {NAME: type(schedule).__name__}
-    # No comprehension, which is a call more in Python 3.11: long sequences nest as deeply as calls can.
+    # A comprehension is one more call in Python 3.11; long sequences nest as deeply as calls can.
     for field in fields(schedule):
         value = getattr(schedule, field.name)
         packed[field.name] = _packed(value) if isinstance(value, Schedule | Chebyshev) else value
@@ -84,14 +84,14 @@ def _packed(schedule: Schedule | Chebyshev) -> dict[str, Any]:
 
 
 def unpack(packed: Mapping[str, Any]) -> Any:
-    """The schedule that :func:`pack` wrote down.
+    """Return the schedule that :func:`pack` converted.
 
     Its class is looked up in a fixed table and called with the fields, so that its checks run; nothing is evaluated.
 
     Parameters
     ----------
     packed : mapping
-        As pack() gives it, from JSON or not.
+        The dict that pack() returned, from JSON or not.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def unpack(packed: Mapping[str, Any]) -> Any:
     Raises
     ------
     ValueError
-        If its class is unknown, or a field is missing, unknown, or not as the class must have it.
+        If its class is unknown, or a field is missing, unknown, or refused by the class.
 
     Examples
     --------
