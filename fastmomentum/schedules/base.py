@@ -123,9 +123,9 @@ class Schedule(ABC):
 
         Notes
         -----
-        Equivalent to optax.warmup_cosine_decay_schedule, except that optax counts the warm-up among the steps of the
-        cosine, and to LinearLR with SequentialLR in torch. A learning rate that starts from 0 wastes an update; s(0)·(t + 1)/n is
-        ``s.warmup(n - 1, start=s(0) / n)``.
+        Equivalent to optax.warmup_cosine_decay_schedule, except that optax counts the warm-up as part of the
+        cosine, and to LinearLR with SequentialLR in torch. A learning rate that starts from 0 wastes an update;
+        s(0)·(t + 1)/n is ``s.warmup(n - 1, start=s(0) / n)``.
 
         Examples
         --------
@@ -196,7 +196,7 @@ class Then(Schedule):
     after: int
 
     def begins(self, step: int) -> bool:
-        """Return whether a period after the first begins at this step; the change to the second schedule does not count.
+        """Return whether a period after the first begins here; the change to the second schedule does not count.
 
         Examples
         --------

@@ -267,8 +267,8 @@ class ChebyshevLR(Schedule):
 class ChebyshevMomentum(Schedule):
     """The momentum of :class:`Chebyshev`, its attribute `momentum`: ω_t − 1.
 
-    For the rule pytorch it is (ω_t − 1)·ω_{t−1}/ω_t: the velocity of classical carries the last step's lr, while that of
-    pytorch is multiplied by this step's.
+    For the rule pytorch it is (ω_t − 1)·ω_{t−1}/ω_t: the velocity of classical carries the last step's lr, while that
+    of pytorch is multiplied by this step's.
 
     Examples
     --------

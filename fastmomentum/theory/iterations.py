@@ -1,7 +1,4 @@
-"""How many iterations a run needs: exactly if its initial error is known, else a bound for every start.
-
-Theorem 1 made useful: a bound on the error with its constant, from a Lyapunov equation.
-"""
+"""The number of iterations that a run needs, and a bound on its error with its constant."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +26,7 @@ from fastmomentum.theory.rates import ROUNDING, eigenvalues
 NEVER = float("inf")
 TINY = 1e-300
 BLOCK = 1 << 17
-"""Steps times curvatures looked at together."""
+"""The number of steps times curvatures computed together."""
 
 
 def iterations(
@@ -42,11 +39,11 @@ def iterations(
     error: Any = None,
     **hyper: Any,
 ) -> float:
-    """How many steps from rest bring the error of a quadratic down to tol·‖e_0‖.
+    """Return the number of steps from the initial state that bring the error of a quadratic down to tol·‖e_0‖.
 
-    With the initial `error` the first t with ‖e_t‖ ≤ tol·‖e_0‖, where e_t is the sum of :func:`response` at every
-    eigenvalue times its initial error: exact. Without it a bound for every start: the step from which on even the worst
-    eigenvalue's response stays ≤ tol.
+    With the initial `error` it is exact: the first t with ‖e_t‖ ≤ tol·‖e_0‖, where e_t is the sum of :func:`response`
+    at every eigenvalue times its initial error. Without it, it is a bound for every start: the step from which on even
+    the worst eigenvalue's response stays ≤ tol.
 
     Parameters
     ----------
@@ -56,29 +53,29 @@ def iterations(
         The eigenvalues h > 0 of the Hessian. Two numbers without `error` are the ends of the spectrum: then the bound
         holds for every curvature between them, too, and is that of the envelope of an oscillation.
     tol : float
-        In (0, 1).
+        The part of the initial error to reach, in (0, 1).
     rule : str, Rule or chain
         A rule that is linear in p, state and g.
     error : array_like, optional
         e_0 = p_0 − p* in the eigenbasis: one number for each eigenvalue.
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step`.
+        The rule's other hyper-parameters, and options of :func:`fastmomentum.step`.
 
     Returns
     -------
     int, or float inf
-        inf where the run does not converge (ρ ≥ 1 at an eigenvalue, with an error there where it is given).
+        inf if the run does not converge (ρ ≥ 1 at an eigenvalue, and an error there if `error` is given).
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range or the rule is not linear, or the error oscillates for so long that to
-        look at every step and curvature would take minutes (some 10⁹ of both).
+        If an argument is out of range or the rule is not linear, or if the error oscillates too long, and computing
+        every step and curvature would take minutes (some 10⁹ of both).
 
     Notes
     -----
-    log(tol)/log(ρ) is neither: it leaves out that the error grows before it decays, which at the optimal tunings
-    (critical damping at both ends of the spectrum) costs a fifth more.
+    log(tol)/log(ρ) is neither exact nor a bound: it ignores that the error grows before it decays, which at the optimal
+    tunings (critical damping at both ends of the spectrum) costs a fifth more steps.
 
     Examples
     --------
@@ -115,7 +112,7 @@ def iterations(
 
 
 def _only_shrinks(map: Linear) -> bool:
-    """Whether |e_t| provably never grows: one eigenvalue, or two that are ≥ 0 while the steps keep their sign.
+    """Return whether |e_t| provably never grows: for one eigenvalue, or two ≥ 0 if the steps keep their sign.
 
     The steps d_t = e_{t+1} − e_t obey the same recurrence: with roots λ₁ ≥ λ₂ ≥ 0 all are ≤ 0 if d_0 ≤ 0 and
     d_1 ≤ λ₂d_0.
@@ -142,7 +139,7 @@ def _bisected(map: Linear, weight: Floats | None, tol: float) -> int:
 
 
 def _first(holds: Callable[[Any], Any], low: Any) -> Any:
-    """The first numbers above `low`, each on its own, for which it holds, as it then does for all that follow."""
+    """Return for each element the first number above `low` for which the condition holds, as it does from there on."""
     step = np.ones_like(low)
     while not (done := np.asarray(holds(low + step))).all():
         step = np.where(done, step, 2 * step)
@@ -158,15 +155,15 @@ def _is_small(response: Floats, weight: Floats | None, tol: float) -> bool:
     if weight is None:
         return bool((np.abs(response) <= tol).all())
     with np.errstate(over="ignore"):
-        return bool(np.linalg.norm(response * (weight / tol)) <= 1.0)  # so that squares do not underflow
+        return bool(np.linalg.norm(response * (weight / tol)) <= 1.0)  # scaled, as the squares would underflow
 
 
 def _under_envelope(map: Linear, tol: float) -> int:
-    """The first step at which the envelopes of all curvatures are ≤ tol, and from which on they only fall.
+    """Return the first step at which the envelopes of all curvatures are ≤ tol, and from which on they only fall.
 
     e_t = c₁λ₁^t + c₂λ₂^t = λ₁^t + (e_1 − λ₁)u_t, where u_t is the impulse response, |u_t| ≤ t·ρ^(t−1). So |e_t| is at
     most the smaller of (|c₁| + |c₂|)·ρ^t and (1 + bt)·ρ^t with b = |e_1 − λ₁|/ρ. Unlike the error itself both are
-    smooth in the curvature, and what lies between the curvatures looked at is no worse than they are.
+    smooth in the curvature, so curvatures between those computed are no worse.
     """
     roots = eigenvalues(map)
     lead, gap = roots[:, 0], roots[:, 0] - roots[:, 1]
@@ -184,7 +181,7 @@ def _under_envelope(map: Linear, tol: float) -> int:
 
 
 def _blocks(map: Linear) -> Iterator[tuple[int, Floats]]:
-    """Block after block: the number t of its first step, and e_t, e_{t+1}, …, of shape (steps, curvatures)."""
+    """Yield block after block: the number t of its first step, and e_t, e_{t+1}, …, of shape (steps, curvatures)."""
     matrix = map.matrix
     orbit = run(matrix, max(len(map.rows), BLOCK // len(matrix)))
     rows, leap = np.ascontiguousarray(orbit[:, :, 0]), orbit[-1] @ matrix
@@ -197,7 +194,9 @@ def _blocks(map: Linear) -> Iterator[tuple[int, Floats]]:
 def _first_crossing(map: Linear, weight: Floats, tol: float) -> int:
     for start, responses in _blocks(map):
         with np.errstate(over="ignore"):
-            reached = np.linalg.norm(responses * (weight / tol), axis=1) <= 1.0  # so that squares do not underflow
+            reached = (
+                np.linalg.norm(responses * (weight / tol), axis=1) <= 1.0
+            )  # scaled, as the squares would underflow
         if reached.any():
             return start + int(reached.argmax())
     raise AssertionError("a run that converges gets there")
@@ -205,7 +204,7 @@ def _first_crossing(map: Linear, weight: Floats, tol: float) -> int:
 
 def _last_crossing(map: Linear, tol: float, radius: float) -> int:
     count = len(map.rows)
-    limit = tol / growth(radius, count)  # below it for so many steps in a row, no response comes back above tol
+    limit = tol / growth(radius, count)  # if a response is below it for `count` steps in a row, it stays below tol
     last = 0
     for start, responses in _blocks(map):
         sizes = np.abs(responses).max(axis=1)
@@ -217,17 +216,17 @@ def _last_crossing(map: Linear, tol: float, radius: float) -> int:
 
 
 def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: str | Rule, **hyper: Any) -> float:
-    """The constant C with ‖e_t‖ ≤ C·r^t·‖e_0‖ for every t, of every run from rest on a quadratic with this spectrum.
+    """Return a constant C with ‖e_t‖ ≤ C·r^t·‖e_0‖ for every t and every run on a quadratic with this spectrum.
 
     For every r > ρ(A) the equation P = I + (A/r)ᵀP(A/r) has a positive definite solution, and then
-    ‖z_t‖ ≤ √cond(P)·r^t·‖z_0‖ for z = (e_t, e_{t−1}), whatever z_0 is. C is the largest √cond(P) over the spectrum, or
-    what a start at rest needs where that is more. It is finite at critical damping, too; as r comes
-    down to ρ it grows without bound there: that is the price which O(ρ^t) hides.
+    ‖z_t‖ ≤ √cond(P)·r^t·‖z_0‖ for z = (e_t, e_{t−1}) and any z_0. C is the largest √cond(P) over the spectrum, or the
+    constant of a start from the initial state if that is larger. It is finite at critical damping, too; as r falls to
+    ρ it grows without bound there, which O(ρ^t) does not show.
 
     Parameters
     ----------
     lr, momentum, spectrum, rule, **hyper
-        As :func:`iterations` takes them; two numbers are the ends of the spectrum.
+        As for :func:`iterations`; two numbers are the ends of the spectrum.
     r : float
         The rate to certify, above the spectral radius everywhere in the spectrum.
 
@@ -261,7 +260,7 @@ def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: st
     matrix = companion(map)
     size = matrix.shape[-1]
     energy = lyapunov(matrix / r, np.eye(size))
-    # From rest, the first errors as they are, then |e_t|² ≤ (P⁻¹)₀₀·r^(2(t − s))·zᵀPz with z = (e_s, …, e_0).
+    # From the initial state: the first errors are computed, then |e_t|² ≤ (P⁻¹)₀₀·r^(2(t − s))·zᵀPz with z = (e_s, …, e_0).
     first = (run(map.matrix, size) @ map.rest)[..., 0] / r ** np.arange(size)[:, None]
     z = (first * r ** np.arange(size)[:, None])[::-1] / r ** (size - 1)
     reach = np.linalg.inv(energy)[:, 0, 0] * np.einsum("ik,kij,jk->k", z, energy, z)

@@ -1,15 +1,9 @@
-"""Curvatures: the eigenvalues of a Hessian, one by one or as the ends of an interval.
+"""A rule as a linear map on a quadratic, read off the rule's own function, and the algebra of such maps.
 
-A rule as a linear map, read off the rule itself.
-
-The function of a rule is applied to linear forms (weighted sums of unit vectors) with the gradient g = h·p + noise.
-What comes back is its iteration matrix on a quadratic of curvature h, and the column with which noise in the gradient
-enters. Nothing is written down a second time: the theory speaks of the very code that the kernels run, also for a rule
-that a user adds, as long as it is linear in p, state and g.
-
-The discrete Lyapunov equation, for many small matrices at once.
-
-Powers of small matrices, of many at once, at steps as large as one likes.
+The rule's function is applied to linear forms (weighted sums of unit vectors) with the gradient g = h·p + noise. The
+results are its iteration matrix on a quadratic of curvature h, and the column with which noise in the gradient enters.
+No formula is written a second time: the theory describes the code that the kernels run, also for a rule that a user
+adds, if it is linear in p, state and g.
 """
 
 from collections.abc import Mapping
@@ -31,16 +25,16 @@ from fastmomentum.rules.record import resolve_values
 Floats = npt.NDArray[np.float64]
 
 BETWEEN = 256
-"""Curvatures looked at between the ends of a spectrum, where only these are known."""
+"""The number of curvatures tried between the ends of a spectrum, if only the ends are known."""
 
 
 def check_curvature(value: Any, name: str = "curvature") -> Floats:
-    """`value` as an array of curvatures, each > 0.
+    """Return `value` as an array of curvatures, each > 0.
 
     Raises
     ------
     ValueError
-        If one is not: without curvature nothing calls the parameter back, and there is no rate.
+        If one is not: without curvature no force brings the parameter back, and there is no rate.
     """
     try:
         return checks.numbers(name, value, ABOVE_ZERO)
@@ -49,7 +43,7 @@ def check_curvature(value: Any, name: str = "curvature") -> Floats:
 
 
 def check_spectrum(value: Any) -> Floats:
-    """`value` as a 1-D array of curvatures, one at least."""
+    """Return `value` as a 1-D array of at least one curvature."""
     found = check_curvature(value, "spectrum")
     if found.ndim != 1 or not found.size:
         raise ValueError(f"spectrum: expected the eigenvalues in one dimension, or (m, L); got shape {found.shape}")
@@ -57,32 +51,32 @@ def check_spectrum(value: Any) -> Floats:
 
 
 def check_ends(m: Any, L: Any) -> tuple[float, float]:
-    """The ends of a spectrum, 0 < m ≤ L, as floats."""
+    """Return the ends of a spectrum as floats, if 0 < m ≤ L."""
     check_curvature(m, "m")
     check_curvature(L, "L")
     return checks.ends(m, L)
 
 
 def curvatures(spectrum: Any) -> Floats:
-    """The eigenvalues; where only two are given, these are the ends (m, L), and others are taken between them."""
+    """Return the eigenvalues; two numbers are the ends (m, L), and curvatures between them are added."""
     found = check_spectrum(spectrum)
     return between(*check_ends(*found)) if found.size == 2 else found
 
 
 def between(m: float, L: float, count: int = BETWEEN) -> Floats:
-    """m and L, to the bit, and so many curvatures between them, spread evenly in their logarithm."""
+    """Return m and L, unrounded, and curvatures between them, spread evenly in their logarithm."""
     return np.concatenate([[m], np.geomspace(m, L, count + 2)[1:-1], [L]])
 
 
 NOISE = -1
-"""The key of the noise in a form; the others are 0 for p, and 1, 2, … for the state slots."""
+"""The key of the noise in a linear form; the others are 0 for p, and 1, 2, … for the state slots."""
 
 
 class LinearForm:
-    """A linear form Σ weight·key; weights are numbers or arrays of them. A sum with a number is no linear form."""
+    """A linear form Σ weight·key; the weights are numbers or arrays. A sum with a number is not a linear form."""
 
     __slots__ = ("weights",)
-    __array_ufunc__ = None  # so that array * form comes here, and minimum or sqrt of a form is a TypeError
+    __array_ufunc__ = None  # array * form calls __rmul__, and minimum or sqrt of a form is a TypeError
 
     def __init__(self, weights: Mapping[int, Any]) -> None:
         self.weights = weights
@@ -116,16 +110,16 @@ class LinearForm:
 
 
 class Linear(NamedTuple):
-    """x ← A·x + b·noise, where x = (p − p*, state).
+    """The linear map x ← A·x + b·noise, with x = (p − p*, state).
 
     Attributes
     ----------
-    rows : tuple of Form
-        One for p and each state slot: A's rows and, under NOISE, b.
+    rows : tuple of LinearForm
+        One for p and one for each state slot: the rows of A and, under the key NOISE, of b.
     rest : ndarray
-        x at rest, with p − p* = 1.
+        x with the initial state, and p − p* = 1.
     shape : tuple of int
-        To which learning rate, momentum, curvature and what else users gave broadcast.
+        The shape to which learning rate, momentum, curvature and the other hyper-parameters broadcast.
     """
 
     rows: tuple[LinearForm, ...]
@@ -134,12 +128,12 @@ class Linear(NamedTuple):
 
     @property
     def matrix(self) -> Floats:
-        """A, of shape (*shape, n, n)."""
+        """The matrix A, of shape (*shape, n, n)."""
         return np.stack([self._vector([row[key] for key in range(len(self.rows))]) for row in self.rows], axis=-2)
 
     @property
     def noise(self) -> Floats:
-        """b, of shape (*shape, n)."""
+        """The column b, of shape (*shape, n)."""
         return self._vector([row[NOISE] for row in self.rows])
 
     def _vector(self, entries: list[Any]) -> Floats:
@@ -147,13 +141,13 @@ class Linear(NamedTuple):
 
 
 class ResolvedRule(NamedTuple):
-    """A rule with its options, and what else users gave it."""
+    """A rule with its options, and the other hyper-parameters that users gave it."""
 
     update: Rule
     given: Mapping[str, Any]
 
     def has(self, name: str) -> bool:
-        """Whether lr or momentum has a part in the rule."""
+        """Return whether the rule takes lr or momentum, as named."""
         return name in self.update.parameters
 
     @property
@@ -162,14 +156,14 @@ class ResolvedRule(NamedTuple):
         return any(np.ndim(value) for value in self.given.values())
 
     def inputs(self, lr: Any, momentum: Any) -> tuple[Floats, Floats]:
-        """Both as arrays, checked also where they have no part in the rule."""
+        """Return both as arrays; they are checked even if the rule does not take them."""
         return (
             checks.numbers("lr", lr, self.update.range_of("lr")),
             checks.numbers("momentum", momentum, self.update.range_of("momentum")),
         )
 
     def linear(self, lr: Any, momentum: Any, curvature: Any) -> Linear:
-        """The rule as a linear map at this learning rate, momentum and curvature, which broadcast.
+        """Return the rule as a linear map at this learning rate, momentum and curvature, which broadcast.
 
         Raises
         ------
@@ -185,38 +179,38 @@ class ResolvedRule(NamedTuple):
         try:
             arguments = _evaluate(update, values)
             forms = [LinearForm({key: 1.0}) for key in range(size)]
-            if ahead is not None:  # the point is no state of its own: p and velocity say where it lies
+            if ahead is not None:  # the point is not independent state: it follows from p and the velocity
                 forms.append(ahead(*forms, values["lr_next"], values["momentum_next"]))
             gradient = curvature * forms[update.gradient_at] + LinearForm({NOISE: 1.0})
             rows = update.build()(*forms, gradient, *arguments)[:size]
         except TypeError as error:
             raise ValueError(
-                f"rule: expected one that is linear in p, state and g, for which there is a rate; got {update}: {error}"
+                f"rule: expected one that is linear in p, state and g, as others have no rate; got {update}: {error}"
             ) from error
         rest = np.array([1.0, *(float(at == "param") for _, at in update.state)])[:size]
         return Linear(rows, rest, np.broadcast_shapes(*(np.shape(value) for value in inputs)))
 
 
 def linear_map(rule: str | Rule, lr: Any, momentum: Any, curvature: Any, hyper: Mapping[str, Any]) -> Linear:
-    """`rule` with the options and hyper-parameters in `hyper` as a linear map, all arguments checked."""
+    """Return `rule` as a linear map, with these options and hyper-parameters, all checked."""
     return resolve_rule(rule, hyper).linear(lr, momentum, check_curvature(curvature))
 
 
 def resolve_rule(rule: str | Rule, hyper: Mapping[str, Any]) -> ResolvedRule:
-    """`rule` with the options and hyper-parameters in `hyper`, which takes neither lr nor momentum."""
+    """Return `rule` with the options and hyper-parameters in `hyper`, which must not hold lr and momentum."""
     if hyper.get("max_norm") is not None:
         raise ValueError(f"max_norm: expected None, as clipping is not linear; got {hyper['max_norm']!r}")
     for name in ("lr", "momentum"):
         if name in hyper:
             raise TypeError(
-                f"{name}: expected in its own place, or as what is looked for; got {hyper[name]!r} beside it"
+                f"{name}: expected as an argument of its own, or as the result; got {hyper[name]!r} among the others"
             )
     update, given = resolve_options(rule, lr=0.0, momentum=0.0, **hyper)
     return ResolvedRule(update, {name: value for name, value in given.items() if name not in ("lr", "momentum")})
 
 
 def _evaluate(update: Rule, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of the rule's function; element by element where a user's derivation takes only numbers."""
+    """Return the arguments of the rule's function; element by element if a user's derived function takes only numbers."""
     try:
         return update.arguments(values)
     except (TypeError, ValueError):
@@ -227,11 +221,12 @@ def _evaluate(update: Rule, values: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def lyapunov(matrix: Floats, weight: Any) -> Floats:
-    """P = weight + Aᵀ P A, for matrices A of shape (..., n, n) with ρ(A) < 1; positive definite where the weight is.
+    """Return the solution of P = weight + Aᵀ P A for matrices A of shape (..., n, n) with ρ(A) < 1.
 
-    By scipy.linalg.solve_discrete_lyapunov, in units of the state that balance its exchange with p (velocity and
-    position may be millions of times apart), and by the bilinear transform: near ρ = 1 the direct method loses
-    thousands of times more digits (measured at critical damping with ρ = 1 − 1e-4: 1e-3 against 3e-8, relatively).
+    P is positive definite if the weight is. It is computed by scipy.linalg.solve_discrete_lyapunov, in units of the
+    state that balance its exchange with p (velocity and position may differ by factors of millions), and by the
+    bilinear transform: near ρ = 1 the direct method loses thousands of times more digits (measured at critical damping
+    with ρ = 1 − 1e-4: a relative error of 1e-3 against 3e-8).
     """
     to_state, from_state = np.abs(matrix[..., :, 0]), np.abs(matrix[..., 0, :])
     both = (to_state > 0.0) & (from_state > 0.0)
@@ -240,7 +235,9 @@ def lyapunov(matrix: Floats, weight: Any) -> Floats:
     balanced = matrix * units[..., None, :] / units[..., :, None]
     scale = units[..., None, :] * units[..., :, None]
     with catch_warnings():
-        simplefilter("ignore", RuntimeWarning)  # SciPy's, that it perturbs what is singular to rounding, as r → ρ is
+        simplefilter(
+            "ignore", RuntimeWarning
+        )  # SciPy warns that it perturbs a matrix that is singular up to rounding, as for r → ρ
         found: Floats = _each(np.swapaxes(balanced, -2, -1), weight * scale) / scale
     return found
 
@@ -252,14 +249,14 @@ _each = np.vectorize(
 Ints = npt.NDArray[np.int64]
 
 FARTHEST = 2**60
-"""The greatest exponent that is kept: sums of two still fit."""
+"""The greatest exponent that is kept, so that the sum of two still fits."""
 
 LIMIT = 4e9
-"""Steps times coordinates that may be looked at one by one: half a minute or so."""
+"""The number of steps times coordinates that may be computed one by one, in about half a minute."""
 
 
 def check_steps(value: Any, name: str = "t") -> Ints:
-    """`value` as an array of numbers of steps, each a whole number from 0 up to 2⁶²."""
+    """Return `value` as an array of numbers of steps, each a whole number from 0 up to 2⁶²."""
     found = np.asarray(value)
     found = found.astype(np.int64) if not found.size else found
     if found.dtype.kind not in "iu" or isinstance(value, np.ma.MaskedArray):
@@ -270,9 +267,9 @@ def check_steps(value: Any, name: str = "t") -> Ints:
 
 
 def powers(matrix: Floats, t: Ints) -> tuple[Floats, Ints]:
-    """matrix^t as a mantissa, of shape (..., n, n), and an exponent of 2, so that nothing leaves double precision.
+    """Return matrix^t as a mantissa, of shape (..., n, n), and an exponent of 2, so that no number overflows.
 
-    By repeated squaring; the relative error grows like t·ε, as that of t exact multiplications would.
+    It is computed by repeated squaring; the relative error grows like t·ε, as that of t exact multiplications would.
     """
     shape, size = np.broadcast_shapes(matrix.shape[:-2], t.shape), matrix.shape[-1]
     result = np.broadcast_to(np.eye(size), (*shape, size, size))
@@ -296,7 +293,7 @@ def _normalised(matrix: Floats) -> tuple[Floats, Ints]:
 
 
 def run(matrix: Floats, count: int) -> Floats:
-    """A^0, …, A^(count − 1), of shape (count, ..., n, n)."""
+    """Return A^0, …, A^(count − 1), of shape (count, ..., n, n)."""
     found = np.broadcast_to(np.eye(matrix.shape[-1]), matrix.shape)[None]
     while len(found) < count:
         found = np.concatenate([found, found @ (found[-1] @ matrix)])
@@ -304,22 +301,22 @@ def run(matrix: Floats, count: int) -> Floats:
 
 
 def growth(radius: float, count: int) -> float:
-    """What |e_s|, …, |e_{s+count−1}| can grow to at most, over the largest of them, at whatever later step.
+    """Return a bound on the growth of |e_s|, …, |e_{s+count−1}| at any later step, over the largest of them.
 
     The impulse response of a recurrence whose `count` = n roots are at most ρ in modulus is at most
-    C(t + n − 1, n − 1)·ρ^t, and its coefficients are at most C(n, j)·ρ^j; this is the supremum over t of what follows.
+    C(t + n − 1, n − 1)·ρ^t, and its coefficients are at most C(n, j)·ρ^j; the bound is the supremum over t of the resulting product.
     """
     n, fall = count, min(-log(radius), 1.0) if radius > 0.0 else 1.0
     return n * 2.0**n * max(1.0, ((n - 1) / fall) ** (n - 1) * exp((fall - 1.0) * (n - 1)) / factorial(n - 1))
 
 
 def check_affordable(steps: float, cost: int) -> None:
-    """Refuse to look at so many steps one by one, each of which costs as much as so many coordinates.
+    """Check that it is affordable to compute this number of steps one by one, each at the cost of this number of coordinates.
 
     Raises
     ------
     ValueError
-        If that would take minutes.
+        If it would take minutes.
     """
     if steps * cost > LIMIT:
         raise ValueError(
@@ -329,10 +326,10 @@ def check_affordable(steps: float, cost: int) -> None:
 
 
 def companion(map: Linear) -> Floats:
-    """The map in the coordinates (e_t, e_{t−1}, …), as many as it has eigenvalues, two at least.
+    """Return the map in the coordinates (e_t, e_{t−1}, …), as many as it has eigenvalues, and at least two.
 
     e_{t+1} = c₁e_t + c₂e_{t−1} + …, where λⁿ − c₁λⁿ⁻¹ − c₂λⁿ⁻² − … is the characteristic polynomial (Cayley and
-    Hamilton). All rules that draw the same trajectory have the same one, whatever units their state has.
+    Hamilton). Rules that draw the same trajectory share it, in any units their state is.
     """
     matrix = map.matrix
     size = max(2, matrix.shape[-1])
@@ -340,7 +337,7 @@ def companion(map: Linear) -> Floats:
     result[..., 1:, :-1] = np.eye(size - 1)
     product, unit = np.zeros_like(matrix), np.eye(matrix.shape[-1])
     coefficient = np.full(map.shape, -1.0)
-    for k in range(matrix.shape[-1]):  # Faddeev and LeVerrier
+    for k in range(matrix.shape[-1]):  # the method of Faddeev and LeVerrier
         product = matrix @ product - coefficient[..., None, None] * unit
         coefficient = np.trace(matrix @ product, axis1=-2, axis2=-1) / (k + 1)
         result[..., 0, k] = coefficient

@@ -1,7 +1,4 @@
-"""How fast one coordinate of a quadratic converges: iteration matrix, spectral radius, regime.
-
-What a finite number of steps does to the error of one coordinate.
-"""
+"""The convergence of one coordinate of a quadratic: iteration matrix, rate, regime, and its error at finite steps."""
 
 from typing import Any, NamedTuple
 
@@ -27,14 +24,14 @@ from fastmomentum.theory.linear import (
 )
 
 GRID_BLOCK = 1 << 12
-"""Points taken at a time, few enough to stay in the cache (measured: twice to eight times as fast as 10⁷ at once)."""
+"""The number of points computed at a time, few enough for the cache (measured: 2 to 8 times as fast as 10⁷ at once)."""
 
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
-"""Two roots closer than what rounding the hyper-parameters does to them count as one, and 1 − ρ below it as 0."""
+"""Two roots closer than this count as one, and 1 − ρ below it as 0: rounding the hyper-parameters moves them so far."""
 
 
 def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Floats:
-    """A of x_{t+1} = A x_t, where x = (p − p*, state), on the quadratic ½h(p − p*)².
+    """Return the matrix A of x_{t+1} = A x_t, with x = (p − p*, state), on the quadratic ½h(p − p*)².
 
     It is read off the rule's own function, applied to unit vectors with the gradient g = h·p. For heavy_ball
     A = [[1 + μ − αh, −μ], [1, 0]]; the matrices of the rules that draw the same trajectory are similar to it.
@@ -42,11 +39,11 @@ def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule
     Parameters
     ----------
     lr, momentum, curvature : array_like
-        α ≥ 0, μ in [0, 1] and h > 0; they broadcast. momentum has no part in rules that do not declare it.
+        α ≥ 0, μ in [0, 1] and h > 0; they broadcast. rules that do not declare momentum ignore it.
     rule : str, Rule or chain
         A rule that is linear in p, state and g. The state of a position rule is taken relative to p*.
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step` (nesterov, lookahead, weight_decay).
+        The rule's other hyper-parameters, and options of :func:`fastmomentum.step` (nesterov, lookahead, weight_decay).
 
     Returns
     -------
@@ -59,8 +56,8 @@ def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule
 
     Notes
     -----
-    On f = ½xᵀHx − bᵀx this holds in every eigenvector of H, with h its eigenvalue; elsewhere near a smooth minimum. All
-    of the state counts for the rate, also what p never sees.
+    On f = ½xᵀHx − bᵀx this holds for every eigenvector of H, with h its eigenvalue; on other functions near a smooth
+    minimum. The rate counts all of the state, also slots that p does not depend on.
 
     Examples
     --------
@@ -73,7 +70,7 @@ def iteration_matrix(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule
 
 
 def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
-    """ρ(A), the largest modulus of the eigenvalues of the :func:`iteration_matrix`; it broadcasts.
+    """Return ρ(A), the largest modulus of the eigenvalues of the :func:`iteration_matrix`; it broadcasts.
 
     ‖e_t‖^(1/t) → ρ(A) for almost every start, and ‖A^t‖ ≤ C(ε)·(ρ + ε)^t for every ε > 0 (Gelfand). It is *not* true
     that ‖e_t‖ = O(ρ^t): at critical damping, where the optimal tunings lie, ‖A^t‖ grows like t·ρ^(t−1).
@@ -83,11 +80,11 @@ def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule,
     Returns
     -------
     float64 or ndarray of float64
-        Closed forms for up to one state slot, numpy.linalg.eigvals beyond.
+        By closed forms for up to one state slot, else by numpy.linalg.eigvals.
 
     Notes
     -----
-    For heavy ball it is √μ wherever (1 − √(αh))² ≤ μ ≤ (1 + √(αh))², whatever h is (Polyak 1964).
+    For heavy ball it is √μ if (1 − √(αh))² ≤ μ ≤ (1 + √(αh))², for any h (Polyak 1964).
 
     Examples
     --------
@@ -100,11 +97,14 @@ def spectral_radius(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule,
 
 
 def radius(rule: ResolvedRule, lr: Any, momentum: Any, curvature: Floats) -> Any:
-    """The :func:`spectral_radius` of a rule that has been settled, with arguments that have been checked."""
+    """Return the :func:`spectral_radius` of a resolved rule, for checked arguments."""
     if rule.sweeps:
         return _radius(rule.linear(lr, momentum, curvature))
     operands: Any = [lr, momentum, curvature, None]
-    purpose: Any = [*[["readonly"]] * 3, ["writeonly", "allocate"]]  # NumPy's annotations know one for all only
+    purpose: Any = [
+        *[["readonly"]] * 3,
+        ["writeonly", "allocate"],
+    ]  # NumPy's annotations allow one entry for all operands only
     arrays = np.nditer(
         operands,
         flags=["external_loop", "buffered", "zerosize_ok"],
@@ -126,18 +126,18 @@ def _radius(map: Linear) -> Any:
     centre, split = centre_and_split(map)
     real = np.abs(centre) + np.sqrt(np.maximum(split, 0.0))
     found = np.where(split >= 0.0, real, np.sqrt(np.maximum(centre * centre - split, 0.0)))
-    return np.where(np.isfinite(split), found, np.inf)  # squares beyond double precision: it diverges at once
+    return np.where(np.isfinite(split), found, np.inf)  # an overflow of the squares: it diverges at once
 
 
 def centre_and_split(map: Linear) -> tuple[Any, Any]:
-    """c and d of a 2 × 2 map's eigenvalues c ± √d."""
+    """Return c and d of the eigenvalues c ± √d of a 2 × 2 map."""
     (a, b), (c, d) = ([row[key] for key in range(2)] for row in map.rows)
     half = 0.5 * (a - d)
     return 0.5 * (a + d), half * half + b * c
 
 
 def eigenvalues(map: Linear) -> npt.NDArray[np.complex128]:
-    """All of them, the largest modulus first; of the two of a 2 × 2 map in closed form, exactly real or conjugate."""
+    """Return all eigenvalues, the largest modulus first; the two of a 2 × 2 map are exactly real or conjugate."""
     if len(map.rows) != 2:
         found = np.linalg.eigvals(map.matrix).astype(np.complex128)
     else:
@@ -148,10 +148,10 @@ def eigenvalues(map: Linear) -> npt.NDArray[np.complex128]:
 
 
 def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
-    """How the error of one coordinate behaves in the long run; it broadcasts.
+    """Return how the error of one coordinate behaves in the long run; it broadcasts.
 
     "divergent"
-        ρ ≥ 1: it does not converge.
+        ρ ≥ 1: the error does not converge.
     "critical"
         A double root, in one Jordan block: the error goes like t·ρ^t. For heavy ball at μ = (1 − √(αh))². Only here
         ‖e_t‖ = O(ρ^t) is false.
@@ -180,7 +180,7 @@ def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper:
     size = np.abs(lead)
     names = np.where(lead.imag != 0.0, "oscillating", np.where(lead.real < 0.0, "alternating", "monotone"))
     if found.shape[-1] > 1:
-        # Rounding moves a double root by the square root of what it moves the matrix.
+        # Rounding that moves the matrix by ε moves a double root by √ε.
         gap = np.abs(lead - found[..., 1])
         double = (size > 0.0) & (gap * gap <= 4.0 * ROUNDING * size * size)
         block = (map.matrix != lead[..., None, None].real * np.eye(found.shape[-1])).any(axis=(-2, -1))
@@ -189,29 +189,29 @@ def regime(lr: Any, momentum: Any, curvature: Any, *, rule: str | Rule, **hyper:
 
 
 ORBIT_BLOCK = 1024
-"""Steps looked at together when all steps are looked at."""
+"""The number of steps computed together, if all steps are computed."""
 
 NORM = 600
-"""What a norm costs, in steps of one coordinate."""
+"""The cost of a norm, in steps of one coordinate."""
 
 
 def transient(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Rule, **hyper: Any) -> Any:
-    """‖A^t‖₂ in the coordinates (e_t, e_{t−1}), for every rule: how much t steps can magnify an error; it broadcasts.
+    """Return ‖A^t‖₂ in the coordinates (e_t, e_{t−1}): how much t steps can magnify an error; it broadcasts.
 
-    The coordinates are the same for rules that draw the same trajectory, so their transients are, too; a rule with two
-    state slots or more, s of them, has (e_t, …, e_{t−s}). At critical damping ‖A^t‖/ρ^t grows like t.
+    The coordinates are the same for rules that draw the same trajectory, and so are their transients; a rule with
+    s ≥ 2 state slots has (e_t, …, e_{t−s}). At critical damping ‖A^t‖/ρ^t grows like t.
 
     Parameters
     ----------
     lr, momentum, curvature, rule, **hyper
-        As :func:`iteration_matrix` takes them.
+        As for :func:`iteration_matrix`.
     t : array_like of int
-        Numbers of steps, ≥ 0.
+        The numbers of steps, ≥ 0.
 
     Returns
     -------
     float64 or ndarray of float64
-        inf where it is beyond double precision.
+        inf if it exceeds double precision.
 
     Raises
     ------
@@ -232,13 +232,13 @@ def transient(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Rul
 
 
 def response(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Rule, **hyper: Any) -> Any:
-    """e_t / e_0 of a run started from rest, by the raw formula of :func:`fastmomentum.step`; it broadcasts.
+    """Return e_t / e_0 of a run from the initial state, by the raw formula of :func:`fastmomentum.step`; it broadcasts.
 
-    A run on a quadratic is the sum of these over the eigenvectors of its Hessian, each times its initial error: this
-    predicts it to the digits, where ρ^t and ‖A^t‖ do not.
+    A run on a quadratic is the sum of these responses over the eigenvectors of its Hessian, each times its initial
+    error. So they predict the run to the last digits, while ρ^t and ‖A^t‖ do not.
 
-    Parameters and errors are those of :func:`transient`. Momentum's undamped first step of a dampened pytorch rule is
-    not in it.
+    Parameters and errors are those of :func:`transient`. The undamped first step that Momentum takes with
+    a dampened pytorch rule is not included.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def response(lr: Any, momentum: Any, curvature: Any, t: Any, *, rule: str | Rule
 
 
 class Peak(NamedTuple):
-    """The largest transient, and the step at which it is reached.
+    """The largest transient, and the step at which it occurs.
 
     Examples
     --------
@@ -270,7 +270,7 @@ class Peak(NamedTuple):
 
 
 def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | Rule, **hyper: Any) -> Peak:
-    """The step t at which :func:`transient` is largest, and how large: what an error can grow to before it decays.
+    """Return the step t at which :func:`transient` is largest, and its value: how far an error can grow first.
 
     Parameters and errors are those of :func:`iteration_matrix`, for numbers, not arrays.
 
@@ -282,7 +282,7 @@ def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | 
     Raises
     ------
     ValueError
-        Where ρ ≥ 1, so that there is no largest one.
+        If ρ ≥ 1, as there is no largest one then.
 
     Examples
     --------
