@@ -1,11 +1,11 @@
-"""How fast momentum converges, known in advance.
+"""Predicts how fast momentum methods converge.
 
-Everything here speaks of the rules that the kernels run: their iteration matrices are read off their own functions.
+The theory describes the rules that the kernels run: iteration matrices are read off the rules' own functions.
 
-A rate is exact on quadratics, where a run is the sum of what it does at every eigenvalue of the Hessian, and local
-elsewhere: near the minimum of a smooth function. It says how fast the error falls in the long run, not how large it is;
-at critical damping, where the optimal tunings lie, the error grows like t·ρ^t before it falls. :func:`iterations` and
-:func:`certificate` take that in.
+A rate is exact on quadratics, where a run is the sum of its responses at every eigenvalue of the Hessian; on other
+smooth functions it holds near the minimum. It says how fast the error falls in the long run, not how large the error
+is: at critical damping, where the optimal tunings lie, the error goes like t·ρ^t. :func:`iterations` and
+:func:`certificate` account for that.
 """
 
 from fastmomentum.schedules.sequences import Chebyshev

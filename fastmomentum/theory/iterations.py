@@ -260,7 +260,8 @@ def certificate(lr: float, momentum: float, spectrum: Any, r: float, *, rule: st
     matrix = companion(map)
     size = matrix.shape[-1]
     energy = lyapunov(matrix / r, np.eye(size))
-    # From the initial state: the first errors are computed, then |e_t|² ≤ (P⁻¹)₀₀·r^(2(t − s))·zᵀPz with z = (e_s, …, e_0).
+    # From the initial state: the first errors are computed, then |e_t|² ≤ (P⁻¹)₀₀·r^(2(t − s))·zᵀPz with z = (e_s, …,
+    # e_0).
     first = (run(map.matrix, size) @ map.rest)[..., 0] / r ** np.arange(size)[:, None]
     z = (first * r ** np.arange(size)[:, None])[::-1] / r ** (size - 1)
     reach = np.linalg.inv(energy)[:, 0, 0] * np.einsum("ik,kij,jk->k", z, energy, z)

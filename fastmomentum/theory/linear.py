@@ -210,7 +210,7 @@ def resolve_rule(rule: str | Rule, hyper: Mapping[str, Any]) -> ResolvedRule:
 
 
 def _evaluate(update: Rule, values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the arguments of the rule's function; element by element if a user's derived function takes only numbers."""
+    """Return the arguments of the rule's function, element by element if a derived function takes only numbers."""
     try:
         return update.arguments(values)
     except (TypeError, ValueError):
@@ -304,14 +304,15 @@ def growth(radius: float, count: int) -> float:
     """Return a bound on the growth of |e_s|, …, |e_{s+count−1}| at any later step, over the largest of them.
 
     The impulse response of a recurrence whose `count` = n roots are at most ρ in modulus is at most
-    C(t + n − 1, n − 1)·ρ^t, and its coefficients are at most C(n, j)·ρ^j; the bound is the supremum over t of the resulting product.
+    C(t + n − 1, n − 1)·ρ^t, and its coefficients are at most C(n, j)·ρ^j; the bound is the supremum over t of the
+    resulting product.
     """
     n, fall = count, min(-log(radius), 1.0) if radius > 0.0 else 1.0
     return n * 2.0**n * max(1.0, ((n - 1) / fall) ** (n - 1) * exp((fall - 1.0) * (n - 1)) / factorial(n - 1))
 
 
 def check_affordable(steps: float, cost: int) -> None:
-    """Check that it is affordable to compute this number of steps one by one, each at the cost of this number of coordinates.
+    """Check that this number of steps can be computed one by one, each at the cost of this number of coordinates.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""What momentum does to a stream of gradients: the small facts that users ask for.
-
-Where noise in the gradient keeps a run from settling.
-"""
+"""The effect of momentum on a stream of gradients: averages, and the variance that noise in the gradient keeps up."""
 
 from typing import Any
 
@@ -16,23 +13,23 @@ from fastmomentum.theory.rates import ROUNDING, eigenvalues
 
 
 def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Rule, t: Any = None, **hyper: Any) -> Any:
-    """What the state comes to under a constant gradient g, or to what it has come after t steps from rest.
+    """Return the limit of the velocity under a constant gradient g, or its value after t steps from zero.
 
-    classical lr·g/(1 − μ), pytorch g/(1 − μ), ema g; after t steps from rest times 1 − μ^t. Of a position rule q − p,
-    which for heavy_ball is what classical keeps.
+    classical lr·g/(1 − μ), pytorch g/(1 − μ), ema g; after t steps times 1 − μ^t. For a position rule it is q − p,
+    which for heavy_ball equals the velocity of classical.
 
     Parameters
     ----------
     grad : array_like
-        The gradient; broadcasts with lr, momentum and t.
+        The gradient; it broadcasts with lr, momentum and t.
     lr, momentum : array_like
         α ≥ 0, μ in [0, 1).
     rule : str, Rule or chain
-        A rule that is linear in p, state and g, with one state slot, not moved by where p lies (no weight decay).
+        A rule that is linear in p, state and g, with one state slot that does not depend on p (no weight decay).
     t : array_like of int, optional
-        Numbers of steps.
+        The numbers of steps.
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step`.
+        The rule's other hyper-parameters, and options of :func:`fastmomentum.step`.
 
     Returns
     -------
@@ -41,7 +38,7 @@ def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Rule, t:
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, or the rule has no such state.
+        If an argument is out of range, or the rule keeps no such state.
 
     Examples
     --------
@@ -68,7 +65,7 @@ def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Rule, t:
 
 
 def effective_window(momentum: Any) -> Any:
-    """1/(1 − μ), the number of steps over which momentum averages; μ in [0, 1), broadcasts.
+    """Return 1/(1 − μ), the number of steps over which momentum averages; μ in [0, 1) broadcasts.
 
     Examples
     --------
@@ -80,16 +77,17 @@ def effective_window(momentum: Any) -> Any:
 
 
 def ema_weights(momentum: float, t: int) -> Floats:
-    """The weights (1 − β)β^k, k = 0, …, t − 1, that the average of rule "ema" gives to the gradient k steps back.
+    """Return the weights (1 − β)β^k, k = 0, …, t − 1, of the gradient k steps back in the average of rule "ema".
 
-    Their sum is 1 − β^t: what is missing to 1 is the zero that the average started from. Those of "pytorch" are β^k.
+    Their sum is 1 − β^t; the rest to 1 is the weight of the zero that the average started from. In "pytorch" the
+    weights are β^k.
 
     Parameters
     ----------
     momentum : float
         β in [0, 1].
     t : int
-        Steps done, ≥ 0.
+        The number of steps done, ≥ 0.
 
     Returns
     -------
@@ -109,16 +107,16 @@ def ema_weights(momentum: float, t: int) -> Floats:
 
 
 def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
-    """v/(1 − β^t): the velocity of rule "ema" after t steps from zero as a weighted mean of the gradients.
+    """Return v/(1 − β^t): the velocity of rule "ema" after t steps from zero as a weighted mean of the gradients.
 
     Parameters
     ----------
     velocity : array_like
-        v after t steps.
+        The velocity v after t steps.
     momentum : array_like
         β in [0, 1).
     t : array_like of int
-        Steps done, ≥ 1.
+        The number of steps done, ≥ 1.
 
     Returns
     -------
@@ -144,22 +142,22 @@ def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
 def stationary_variance(
     lr: Any, momentum: Any, curvature: Any, noise_variance: Any, *, rule: str | Rule, **hyper: Any
 ) -> Any:
-    """The variance of p about p* that independent noise of variance σ² in every gradient keeps up; it broadcasts.
+    """Return the stationary variance of p about p* under independent noise of variance σ² in every gradient.
 
-    The (0, 0) entry of X = AXAᵀ + σ²bbᵀ, where b is the rule applied to p = 0, state 0 and g = 1. For heavy ball
-    ασ²(1 + μ) / (h(1 − μ)(2(1 + μ) − αh)).
+    It broadcasts. It is the (0, 0) entry of X = AXAᵀ + σ²bbᵀ, where b is the rule applied to p = 0, state 0 and g = 1.
+    For heavy ball ασ²(1 + μ) / (h(1 − μ)(2(1 + μ) − αh)).
 
     Parameters
     ----------
     lr, momentum, curvature, rule, **hyper
-        As :func:`iteration_matrix` takes them.
+        As for :func:`iteration_matrix`.
     noise_variance : array_like
         σ² ≥ 0, in the gradient's units squared.
 
     Returns
     -------
     float64 or ndarray of float64
-        inf where ρ ≥ 1, and no state is stationary, unless there is no noise.
+        inf if ρ ≥ 1, as no state is stationary then, unless there is no noise.
 
     Raises
     ------
@@ -168,8 +166,8 @@ def stationary_variance(
 
     Notes
     -----
-    Momentum averages the gradient's noise, but not for nothing: at the same effective learning rate α/(1 − μ) a small
-    step's variance is that of gradient descent, ασ²/(2h(1 − μ)), whatever μ is.
+    Momentum averages the gradient's noise, but gains nothing by it: at the same effective learning rate α/(1 − μ), the
+    variance for small steps is that of gradient descent, ασ²/(2h(1 − μ)), for any μ.
 
     Examples
     --------

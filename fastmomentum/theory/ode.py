@@ -41,14 +41,16 @@ class Motion(NamedTuple):
 
 
 def two_step(step: float, friction: float) -> TwoStep:
-    """The heavy ball that central differences make of the ball: α = s²/(1 + γs/2), μ = (1 − γs/2)/(1 + γs/2).
+    """Return the heavy-ball method that discretises the ball by central differences.
+
+    α = s²/(1 + γs/2), μ = (1 − γs/2)/(1 + γs/2)
 
     Parameters
     ----------
     step : float
-        s > 0, in units of time.
+        The time step s > 0, in units of time.
     friction : float
-        γ ≥ 0, per unit of time; γs ≤ 2, so that μ ≥ 0.
+        The friction γ ≥ 0, per unit of time; γs ≤ 2, so that μ ≥ 0.
 
     Returns
     -------
@@ -57,8 +59,9 @@ def two_step(step: float, friction: float) -> TwoStep:
 
     Notes
     -----
-    A run from rest has p_{−1} = p_0, a ball that stood still half a step before: its error is of first order in s. With
-    heavy_ball's state set to p_{−1} = p_0 − ½s²∇f(p_0) it starts at rest at time 0, and the error is of second order.
+    A run from the initial state has p_{−1} = p_0, as a ball that stood still half a step before: its error is of first
+    order in s. With heavy_ball's state set to p_{−1} = p_0 − ½s²∇f(p_0) the ball stands still at time 0, and the error
+    is of second order.
 
     Examples
     --------
@@ -79,7 +82,9 @@ def two_step(step: float, friction: float) -> TwoStep:
 
 
 def motion(lr: float, momentum: float) -> Motion:
-    """The ball that a heavy ball follows: s = √(2α/(1 + μ)), γ = 2(1 − μ)/((1 + μ)s); the inverse of :func:`two_step`.
+    """Return the ball that a heavy-ball method follows, the inverse of :func:`two_step`.
+
+    s = √(2α/(1 + μ)), γ = 2(1 − μ)/((1 + μ)s)
 
     Parameters
     ----------
@@ -103,18 +108,18 @@ def motion(lr: float, momentum: float) -> Motion:
 
 
 def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> Floats:
-    """Where the ball is that starts at rest at `x` at time 0 and rolls by ẍ + γẋ + ∇f(x) = 0.
+    """Return the positions of a ball that starts at `x` without speed and follows ẍ + γẋ + ∇f(x) = 0.
 
     Parameters
     ----------
     grad : callable
-        ∇f, of one point.
+        The function ∇f of one point.
     x : array_like, shape (n,)
         The start.
     friction : float
-        γ ≥ 0.
+        The friction γ ≥ 0.
     times : array_like, shape (k,)
-        When to look, ≥ 0 and in ascending order: s·t for the t-th step of the heavy ball with step s.
+        The times, ≥ 0 and in ascending order: s·t for the t-th step of the heavy ball with step s.
 
     Returns
     -------
@@ -123,11 +128,11 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
     Raises
     ------
     RuntimeError
-        If the solver does not get through.
+        If the solver fails.
 
     Notes
     -----
-    scipy.integrate.solve_ivp with DOP853, which keeps the error of each of its steps at 1e-10, relatively.
+    It uses scipy.integrate.solve_ivp with DOP853, which keeps the relative error of each of its steps at 1e-10.
 
     Examples
     --------

@@ -1,7 +1,4 @@
-"""What users' functions return, checked.
-
-The spectrum of a user's problem, estimated from gradients, and the settings that follow from it.
-"""
+"""Estimates the spectrum of a user's problem from gradients, and tunes learning rate and momentum for it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +15,9 @@ from fastmomentum.theory.tuning import max_stable_lr, optimal
 
 
 def checked(name: str, function: Any, like: Any) -> Callable[..., Floats]:
-    """`function`, whose values must be finite numbers of this shape; they come as flat copies, in double precision.
+    """Return `function` with its values checked: finite numbers of this shape, as flat copies in double precision.
 
-    Copies, as many a gradient writes to the same array at every call.
+    They are copied, as many gradient functions write to the same array at every call.
     """
     if not callable(function):
         raise TypeError(f"{name}: expected a function; got {checks.describe(function)}")
@@ -35,20 +32,20 @@ def checked(name: str, function: Any, like: Any) -> Callable[..., Floats]:
 
 
 DENSE = 128
-"""Up to so many parameters the whole Hessian is measured: cheaper than what Lanczos takes for its least eigenvalue."""
+"""Up to this number of parameters the whole Hessian is measured: cheaper than Lanczos for the least eigenvalue."""
 
 LANCZOS = 64
-"""Vectors that Lanczos keeps: with eigsh's own 20 the least eigenvalue takes several times the products."""
+"""The number of vectors that Lanczos keeps; eigsh's default of 20 takes several times as many products."""
 
 STRETCHES = (1.0, 2.0, 3.0, 4.0)
-"""Steps of differences, over the one that balances their errors: what these differ by is how sure they are."""
+"""Difference steps, over the step that balances both errors; the spread of their results estimates the error."""
 
 Gradient = Callable[[Any], Any]
 Product = Callable[..., Floats]
 
 
 class Spectrum(NamedTuple):
-    """The least and the greatest curvature at a point, and by how much each may be off."""
+    """The least and the greatest curvature at a point, each with a bound on its error."""
 
     m: float
     L: float
@@ -59,39 +56,40 @@ class Spectrum(NamedTuple):
 def spectrum(
     grad: Gradient | None, x: Any, *, hessp: Callable[[Floats, Floats], Any] | None = None, tol: float = 1e-3
 ) -> Spectrum:
-    """The least and the greatest eigenvalue (m, L) of the Hessian at `x`, from gradients alone, and how sure they are.
+    """Estimate the least and the greatest eigenvalue (m, L) of the Hessian at `x`, with their errors, from gradients.
 
-    Hv ≈ (∇f(x + εv) − ∇f(x − εv))/2ε, exact but for rounding on a quadratic. Up to 128 parameters the whole Hessian is
-    measured so, at ε, 2ε, 3ε and 4ε: the errors are twice what these differ by, and H − Hᵀ. Beyond, Lanczos finds both
-    ends (scipy.sparse.linalg.eigsh), and the errors are the residuals ‖Hv − λv‖ of what it found.
+    Hv ≈ (∇f(x + εv) − ∇f(x − εv))/2ε, exact up to rounding on a quadratic. Up to 128 parameters the whole
+    Hessian is measured so, at ε, 2ε, 3ε and 4ε; the errors are twice the spread of these, and H − Hᵀ. For more
+    parameters Lanczos finds both ends (scipy.sparse.linalg.eigsh), and the errors are its residuals ‖Hv − λv‖.
 
     Parameters
     ----------
     grad : callable
-        ∇f(x), an array like `x`; None where `hessp` is given.
+        The function ∇f(x), whose value is an array like `x`; None if `hessp` is given.
     x : array_like of float32 or float64
-        The point. On a quadratic any; else one near the minimum, as curvature changes from point to point.
+        The point: any on a quadratic, else one near the minimum, as curvature changes from point to point.
     hessp : callable, optional
         ``hessp(x, v)`` → Hv, in place of differences (scipy.optimize's convention).
     tol : float
-        Relative accuracy asked of Lanczos, in (0, 1).
+        The relative accuracy that Lanczos is asked for, in (0, 1).
 
     Returns
     -------
     Spectrum
-        (m, L, m_error, L_error). m may be ≤ 0: there the function is not convex, and has no rate.
+        (m, L, m_error, L_error). m may be ≤ 0: the function is not convex there, and has no rate.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument cannot be served, or a gradient is not like `x` or not finite.
+        If an argument is refused, or a gradient is not like `x` or not finite.
     RuntimeError
-        If Lanczos does not converge: ask for less, or measure m otherwise (ridge regression's is at least the ridge).
+        If Lanczos does not converge: ask for a larger tol, or find m otherwise (for ridge regression m is at least the
+        ridge).
 
     Notes
     -----
-    A residual says that *an* eigenvalue lies that near. Lanczos practically never misses the ends from a random start,
-    but no number of products proves it. :func:`tune` keeps a margin.
+    A residual proves that *some* eigenvalue lies within it. From a random start Lanczos practically never misses the
+    ends, but no number of products proves that. :func:`tune` keeps a margin.
 
     Examples
     --------
@@ -110,7 +108,7 @@ def spectrum(
 
 
 def _differences(grad: Gradient | None, x: Any) -> Product:
-    """Hv by central differences, over a step that balances their two errors, times `stretch`."""
+    """Return Hv by central differences, over the step that balances their two errors, times `stretch`."""
     slope = checked("grad", grad, x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
     step = float(np.cbrt(np.finfo(dtype).eps)) * (1.0 + float(np.linalg.norm(x)))
@@ -118,7 +116,9 @@ def _differences(grad: Gradient | None, x: Any) -> Product:
     def product(v: Floats, stretch: float = 1.0) -> Floats:
         towards = v.reshape(x.shape) * (step * stretch / float(np.linalg.norm(v)))
         there, here = ((x + sign * towards).astype(dtype) for sign in (1.0, -1.0))
-        way = there.astype(np.float64) - here  # as rounded: in float32 it differs from 2εv by parts in a thousand
+        way = (
+            there.astype(np.float64) - here
+        )  # the rounded difference: in float32 it differs from 2εv by parts in a thousand
         return (slope(there) - slope(here)) * float(np.linalg.norm(v) / np.linalg.norm(way))
 
     return product
@@ -139,7 +139,7 @@ def _whole(product: Product, size: int) -> Spectrum:
 
 
 def _ends(product: Product, size: int, tol: float) -> Spectrum:
-    rng = np.random.default_rng(0)  # any, but the same each time
+    rng = np.random.default_rng(0)  # any seed, so that results repeat
     start = rng.standard_normal(size)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     if not product(start).any():
@@ -155,7 +155,7 @@ def _ends(product: Product, size: int, tol: float) -> Spectrum:
 
 
 def check_spectrum(value: Any) -> Spectrum:
-    """`value` as a Spectrum: m ≤ L, with errors of at least 0."""
+    """Return `value` as a Spectrum, if m ≤ L and the errors are at least 0."""
     if not isinstance(value, tuple | list) or not 2 <= len(value) <= 4:
         raise TypeError(f"spectrum: expected a Spectrum, or (m, L); got {checks.describe(value)}")
     found = Spectrum(*(checks.number(name, each, FINITE) for name, each in zip(Spectrum._fields, value)))
@@ -167,20 +167,20 @@ def check_spectrum(value: Any) -> Spectrum:
 
 
 class Tuned(NamedTuple):
-    """Settings for a problem, and what they will do there.
+    """Settings for a problem, and their predicted convergence.
 
     Attributes
     ----------
     lr, momentum : float
-        For the rule asked for.
+        The settings of the rule that was asked for.
     rate : float
         The largest ρ on spectra in [m, L].
     iterations : int
-        A bound for every start from rest with a spectrum in [m, L].
+        A bound on the number of iterations, for every start and every spectrum in [m, L].
     m, L : float
-        The ends that were reckoned with: those estimated, with their errors and the margin.
+        The ends that were used: the estimated ends, widened by their errors and the margin.
     headroom : float
-        By how much of itself lr may be too large at the L estimated (or L be larger than estimated) before it diverges.
+        The relative amount by which lr may be too large (or L larger than estimated) before the run diverges.
     """
 
     lr: float
@@ -200,25 +200,25 @@ def tune(
     margin: float = 0.02,
     **hyper: Any,
 ) -> Tuned:
-    """Learning rate and momentum for a problem with this spectrum, and how fast they converge.
+    """Return learning rate and momentum for a problem with this spectrum, and their predicted convergence.
 
-    The :func:`optimal` tuning for L plus its error and m minus its own, both widened by `margin`: the optimum for the
-    estimates themselves would diverge if L were underestimated by 1/κ. The margin costs nothing worth having: with it
-    L is no longer at critical damping (measured on three real problems and κ = 10⁴, with L estimated 1 % low: 0.76 to
-    1.01 times the steps of the optimal tuning).
+    They are the :func:`optimal` tuning for L plus its error and m minus its error, both widened by `margin`: the
+    optimum for the estimates themselves would diverge if L were underestimated by 1/κ. The margin costs next to
+    nothing, as L is no longer at critical damping with it (measured on three real problems and κ = 10⁴, with L
+    estimated 1 % low: 0.76 to 1.01 times the steps of the optimal tuning).
 
     Parameters
     ----------
     spectrum : Spectrum or (m, L)
-        As :func:`spectrum` estimates it.
+        The result of :func:`spectrum`, or both ends.
     tol : float
-        To what part of its start the error is to come, in (0, 1).
+        The part of the initial error to reach, in (0, 1).
     rule : str, Rule or chain
         A rule that is linear in p, state and g.
     margin : float
-        In [0, 1).
+        The relative margin, in [0, 1).
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step`.
+        The rule's other hyper-parameters, and options of :func:`fastmomentum.step`.
 
     Returns
     -------
@@ -227,11 +227,11 @@ def tune(
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, or m − m_error is not above 0: then no rate can be promised.
+        If an argument is out of range, or m − m_error is not above 0, as no rate can be promised then.
 
     Notes
     -----
-    Exact on quadratics, local elsewhere: near the minimum of a smooth function, with the spectrum taken there.
+    The prediction is exact on quadratics. On other functions it holds near the minimum, with the spectrum taken there.
 
     Examples
     --------

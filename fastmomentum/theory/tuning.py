@@ -1,10 +1,8 @@
-"""The methods behind the rules: gradient descent, Polyak's heavy ball, Nesterov's.
+"""Tunings: the largest learning rate that converges, and the settings that converge fastest.
 
-Every rule of the package draws the trajectory of one of these, at an effective learning rate that is a multiple of its
-own. Which, is found by looking at its iteration matrix; so closed forms hold also for a rule or chain that a user adds,
-if its matrix is that of a method.
-
-The largest learning rate that converges, and the settings that converge fastest.
+Every rule of the package draws the trajectory of gradient descent, of Polyak's heavy ball or of Nesterov's method, at
+an effective learning rate that is a multiple of its own. The method is recognised by the rule's iteration matrix, so
+the closed forms also hold for a rule or chain that a user adds, if its matrix is that of a method.
 """
 
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from fastmomentum.theory.rates import ROUNDING, centre_and_split, radius
 
 
 class Tuning(NamedTuple):
-    """Learning rate, momentum, and the rate ρ that they give on the worst curvature of the spectrum.
+    """A learning rate, a momentum, and their rate ρ on the worst curvature of the spectrum.
 
     Examples
     --------
@@ -38,7 +36,7 @@ class Tuning(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What is known of a method in closed form, with the effective learning rate α and momentum μ.
+    """The closed forms of a method, in its effective learning rate α and momentum μ.
 
     Attributes
     ----------
@@ -49,7 +47,7 @@ class Method(NamedTuple):
     best : callable
         (m, L) → the tuning with the least rate on that spectrum.
     standard : callable
-        (m, L) → the tuning usually given, where that is another.
+        (m, L) → the tuning usually given, if it is another one.
     """
 
     trace: Callable[[Any, Any], Any]
@@ -107,18 +105,18 @@ NESTEROV = Method(
 """Nesterov 1983; the best tuning on quadratics is that of Lessard, Recht and Packard 2016, proposition 1."""
 
 FAR = 2.0**60
-"""lr·h beside which the rest of a matrix is rounding, so that the effective learning rate can be read off."""
+"""A value of lr·h beside which the rest of a matrix is rounding, so that the effective rate can be read off."""
 
 
 class Known(NamedTuple):
-    """A method, and how to get at its effective learning rate α = share(μ)·lr."""
+    """A method, and the share by which its effective learning rate is α = share(μ)·lr."""
 
     method: Method
     share: Callable[[Any], Any]
 
 
 def known(rule: ResolvedRule, curvature: Any) -> Known | None:
-    """The method whose trajectory `rule` draws on these curvatures; None if it is none of the three."""
+    """Return the method whose trajectory `rule` draws on these curvatures; None if it is not one of the three."""
     if not rule.has("lr"):
         return None
     momenta = np.array([0.2, 0.6, 0.95])
@@ -127,7 +125,7 @@ def known(rule: ResolvedRule, curvature: Any) -> Known | None:
     for method in methods:
 
         def share(mu: Any, method: Method = method) -> Any:
-            # trace(αh) is linear in αh: what it falls by from 0 to αh, over what it falls by from 0 to 1.
+            # trace(αh) is linear in αh: its fall from 0 to αh, divided by its fall from 0 to 1, is αh.
             fall = method.trace(0.0, mu) - _invariants(rule.linear(FAR / h[0, 0], mu, h[0, 0]))[0]
             return fall / (method.trace(0.0, mu) - method.trace(1.0, mu)) / FAR
 
@@ -135,7 +133,7 @@ def known(rule: ResolvedRule, curvature: Any) -> Known | None:
         if not np.isfinite(shares).all():
             continue
         units = np.abs(np.where(shares == 0.0, 1.0, shares)) * h
-        for ah in (0.3, 0.02):  # lr is chosen so that αh is of order 1, whatever units the gradient has
+        for ah in (0.3, 0.02):  # lr is chosen so that αh is of order 1, in any units of the gradient
             found = _invariants(rule.linear(ah / units, momenta, h))
             effective = np.sign(shares) * ah + 0.0 * h
             wanted = method.trace(effective, momenta), method.determinant(effective, momenta)
@@ -147,7 +145,7 @@ def known(rule: ResolvedRule, curvature: Any) -> Known | None:
 
 
 def _invariants(map: Linear) -> tuple[Any, Any]:
-    """Trace and determinant; a map of one row gets a second, of zeros; one of more than two has no place here."""
+    """Return trace and determinant of a map of one row, completed by zeros, or of two rows."""
     if len(map.rows) == 1:
         return map.rows[0][0], 0.0
     if len(map.rows) > 2:
@@ -157,14 +155,14 @@ def _invariants(map: Linear) -> tuple[Any, Any]:
 
 
 OCTAVES = np.exp2(np.arange(-120.0, 120.0, 0.5))
-"""Learning rates, over 1/h, among which the last that converges is sought, whatever units the gradient has."""
+"""Learning rates, over 1/h, among which the last that converges is searched, for any units of the gradient."""
 
 
 def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
-    """The learning rate below which the rule converges on curvatures up to h; it broadcasts.
+    """Return the learning rate below which the rule converges on curvatures up to h; it broadcasts.
 
-    Heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h, each over 1 − β or 1 − τ where the rule
-    averages or dampens; for other rules where ρ reaches 1 for good, found by root finding.
+    Heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h, each divided by 1 − β or 1 − τ if the
+    rule averages or dampens. For other rules it is the learning rate from which on ρ ≥ 1, found by root finding.
 
     Parameters
     ----------
@@ -173,12 +171,12 @@ def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: A
     rule : str, Rule or chain
         A rule that is linear in p, state and g.
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step`.
+        The rule's other hyper-parameters, and options of :func:`fastmomentum.step`.
 
     Returns
     -------
     float64 or ndarray of float64
-        0 where no learning rate converges (heavy ball with μ = 1, say), inf where all do.
+        0 if no learning rate converges (heavy ball with μ = 1, for example), inf if all do.
 
     Raises
     ------
@@ -203,11 +201,11 @@ def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: A
 
 
 def last_stable(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
-    """Where ρ reaches 1 for good as the learning rate grows, by looking and root finding."""
+    """Return the learning rate from which on ρ ≥ 1, by a search on a grid and root finding."""
     mu, h = np.broadcast_arrays(mu, h)
     tried = OCTAVES / h[..., None]
     good = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
-    # Learning rates too small to tell ρ from 1 come first, then those that converge, and then none.
+    # First come learning rates too small to tell ρ from 1, then those that converge, then those that do not.
     ends = good[..., :-1] & ~good[..., 1:]
     found = np.where(good[..., -1], np.inf, 0.0)
     inside = ends.any(axis=-1)
@@ -222,7 +220,7 @@ def last_stable(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
 
 
 def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
-    """Learning rate and momentum with the least rate on every spectrum in [m, L].
+    """Return learning rate and momentum with the least rate on every spectrum in [m, L].
 
     =====================================  ================  ==============================  ================
     method                                 lr                momentum                        rate
@@ -233,8 +231,8 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     2016, proposition 1)
     =====================================  ================  ==============================  ================
 
-    with κ = L/m, and lr over 1 − β or 1 − τ where the rule averages or dampens. For other rules a minimax over lr and
-    momentum (none lower has been found, which is no proof).
+    with κ = L/m, and lr divided by 1 − β or 1 − τ if the rule averages or dampens. For other rules it is a minimax over
+    lr and momentum by numerical search: no lower rate was found, which proves nothing.
 
     Parameters
     ----------
@@ -243,12 +241,12 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     rule : str, Rule or chain
         A rule that is linear in p, state and g.
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step`.
+        The rule's other hyper-parameters, and options of :func:`fastmomentum.step`.
 
     Returns
     -------
     Tuning
-        (lr, momentum, rate); momentum is 0 where the rule has none.
+        (lr, momentum, rate); momentum is 0 if the rule takes none.
 
     Raises
     ------
@@ -257,9 +255,9 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
 
     Notes
     -----
-    The rate holds on quadratics, and near a smooth minimum. Polyak's tuning sits on the edge: it diverges when L is
-    underestimated by more than about 1/κ, relatively, and away from the minimum it may never converge (Lessard, Recht
-    and Packard's example). :func:`tune` keeps a margin.
+    The rate holds on quadratics, and near a smooth minimum. Polyak's tuning lies on the edge of stability: it diverges
+    if L is underestimated by more than about 1/κ, relatively, and away from the minimum it may never converge (Lessard,
+    Recht and Packard's example). :func:`tune` keeps a margin.
 
     Examples
     --------
@@ -278,12 +276,16 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
 
 
 def standard(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
-    """The tuning usually given: lr 1/L for gradient descent and Nesterov, with μ = (√κ − 1)/(√κ + 1) for Nesterov.
+    """Return the tuning usually given: lr 1/L for gradient descent and Nesterov's method.
 
-    Its rate is 1 − 1/κ, or 1 − 1/√κ (Nesterov 1983); for heavy ball it is Polyak's, as :func:`optimal` is. Slower than
-    that on quadratics, but proven on all convex functions with curvature in [m, L], for Nesterov's method.
+    For Nesterov's method μ = (√κ − 1)/(√κ + 1).
 
-    Parameters and errors are those of :func:`optimal`; a rule that draws no known method's trajectory is a ValueError.
+    Its rate is 1 − 1/κ, or 1 − 1/√κ (Nesterov 1983); for heavy ball it is Polyak's tuning, as in :func:`optimal`. On
+    quadratics it is slower than :func:`optimal`, but for Nesterov's method it is proven on all convex functions with
+    curvature in [m, L].
+
+    Parameters and errors are those of :func:`optimal`; a rule that does not draw a known method's trajectory is a
+    ValueError.
 
     Examples
     --------
@@ -300,7 +302,7 @@ def standard(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
 
 
 def minimax(rule: ResolvedRule, m: float, L: float) -> Tuning:
-    """The least of the largest ρ over [m, L], by SciPy: over the learning rate within, over the momentum without."""
+    """Return the tuning with the least of the largest ρ over [m, L], by nested minimisation with SciPy."""
     h = between(m, L, 31)
 
     def worst(lr: Any, mu: float) -> Any:
@@ -310,14 +312,14 @@ def minimax(rule: ResolvedRule, m: float, L: float) -> Tuning:
         top = float(last_stable(rule, np.array(mu), np.array(L)))
         if not 0.0 < top < np.inf:
             return Tuning(0.0, mu, np.inf)
-        # The best lr lies close to 0 or to the last stable one (gradient descent's 2/(L + m) is it but for 1/κ).
+        # The best lr lies close to 0 or to the last stable one (for gradient descent 2/(L + m), up to 1/κ).
         tried = top * np.concatenate([np.geomspace(1e-9, 0.5, 40), 1.0 - np.geomspace(0.5, 1e-9, 40)[1:]])
         lr = _least(lambda lr: float(worst(lr, mu)), tried, worst(tried, mu))
         return Tuning(lr, mu, float(worst(lr, mu)))
 
     if not rule.has("momentum"):
         return _converging(best(0.0))
-    # In 1 − μ, as the best momentum tends to 1 like 1 − O(1/√κ).
+    # The search is over 1 − μ, as the best momentum tends to 1 like 1 − O(1/√κ).
     tried = np.geomspace(1e-2 * np.sqrt(m / L), 1.0, 32)
     rates = np.array([best(1.0 - rest).rate for rest in tried])
     return _converging(best(1.0 - _least(lambda rest: best(1.0 - rest).rate, tried, rates)))
@@ -330,7 +332,7 @@ def _converging(found: Tuning) -> Tuning:
 
 
 def _least(function: Callable[[float], float], tried: Floats, values: Floats) -> float:
-    """Where `function` is least, near the least of the `values` that it has where it was tried."""
+    """Return the argument at which `function` is least, near the least of its `values` at the points tried."""
     k = int(np.argmin(values))
     ends = np.log(tried[[max(k - 1, 0), min(k + 1, len(tried) - 1)]])
     found = minimize_scalar(
@@ -351,5 +353,5 @@ def _in_its_own_lr(found: Known, tuning: Tuning) -> Tuning:
 def _tunable(rule: str | Rule, hyper: Any) -> ResolvedRule:
     chosen = resolve_rule(rule, hyper)
     if not chosen.has("lr"):
-        raise ValueError(f"rule: expected one that takes lr, which is what is looked for; got {rule}")
+        raise ValueError(f"rule: expected one that takes lr, as lr is the result; got {rule}")
     return chosen
