@@ -1,9 +1,4 @@
-"""Where a minimiser starts, and the bounds within which it stays.
-
-Who hears of a minimiser under way: SciPy's two forms of callback, and whoever reads what is printed.
-
-`minimize`: momentum methods as compiled solvers, with SciPy's manners.
-"""
+"""minimize(): momentum methods as compiled solvers, with the arguments and results of scipy.optimize.minimize."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,17 +12,17 @@ from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from fastmomentum import checks, theory
 from fastmomentum.checks import AT_LEAST_ZERO, FINITE
 from fastmomentum.solvers.objective import objective_of
-from fastmomentum.solvers.run import MinimizeRun, Told
+from fastmomentum.solvers.run import MinimizeRun, Callback
 from fastmomentum.solvers.step_sizes import choose_step_sizes
 
 
 def start_of(x0: Any) -> Any:
-    """x0 as an array of our own, of one dimension, float32 or float64.
+    """Return x0 as a new array of one dimension, float32 or float64.
 
     Raises
     ------
     TypeError, ValueError
-        If it holds no finite numbers, or has more dimensions.
+        If it does not hold finite numbers, or has more dimensions.
     """
     checks.numbers("x0", x0, FINITE)
     start = np.atleast_1d(np.array(x0))
@@ -37,12 +32,13 @@ def start_of(x0: Any) -> Any:
 
 
 def limits_of(bounds: Any, start: Any) -> tuple[Any, ...]:
-    """(low, high), each like `start`; () where nothing is bounded.
+    """Return (low, high), each like `start`; () if there are no bounds.
 
     Raises
     ------
     TypeError, ValueError
-        If `bounds` are no Bounds and no sequence of pairs, not as many as there are parameters, NaN, or crossing.
+        If `bounds` is neither a Bounds nor a sequence of pairs, has another length than `start`, holds a NaN, or if a
+        lower bound exceeds an upper one.
     """
     if bounds is None:
         return ()
@@ -68,15 +64,15 @@ def limits_of(bounds: Any, start: Any) -> tuple[Any, ...]:
 
 
 def brought_within(start: Any, limits: tuple[Any, ...]) -> Any:
-    """`start`, or the nearest point within the limits, with a warning in SciPy's words."""
+    """Return `start`, or the nearest point within the bounds, with SciPy's warning."""
     if not limits or ((limits[0] <= start) & (start <= limits[1])).all():
         return start
     warnings.warn("Initial guess is not within the specified bounds", OptimizeWarning, stacklevel=3)
     return np.clip(start, *limits)
 
 
-def told_of(callback: Callable[..., Any] | None, disp: bool) -> Told | None:
-    """What hears of a run: SciPy's two forms of callback, and lines that are printed about each second."""
+def make_callback(callback: Callable[..., Any] | None, disp: bool) -> Callback | None:
+    """Return the function to call after steps: SciPy's two forms of callback, and a line printed about every second."""
     if callback is None and not disp:
         return None
     if callback is not None and not callable(callback):
@@ -84,7 +80,7 @@ def told_of(callback: Callable[..., Any] | None, disp: bool) -> Told | None:
     whole = callback is not None and set(signature(callback).parameters) == {"intermediate_result"}
     last = perf_counter()
 
-    def told(run: MinimizeRun) -> bool:
+    def report(run: MinimizeRun) -> bool:
         nonlocal last
         if disp and perf_counter() - last > 1.0:
             last = perf_counter()
@@ -100,7 +96,7 @@ def told_of(callback: Callable[..., Any] | None, disp: bool) -> Told | None:
             return True
         return False
 
-    return told
+    return report
 
 
 def minimize(
@@ -127,42 +123,44 @@ def minimize(
     disp: bool = False,
     **unknown: Any,
 ) -> OptimizeResult:
-    """min f(x) + l1·‖x‖₁ within bounds, by gradients and momentum: x⁺ = prox(p − lr·g), then the rule's extrapolation.
+    """Minimise f(x) + l1·‖x‖₁ within bounds, by gradients and momentum.
 
-    With `fun` and `jac` compiled by Numba the whole loop is compiled. Also SciPy's custom method:
+    x⁺ = prox(p − lr·g), then the rule's extrapolation.
+
+    If `fun` and `jac` are compiled by Numba, the whole loop is compiled. It also serves as a custom method of SciPy:
     ``scipy.optimize.minimize(fun, x0, jac=..., method=fm.minimize, options={"rule": ...})``.
 
     Parameters
     ----------
     fun : callable
-        ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) where `jac` is True. x must be left as it is.
+        ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) if `jac` is True. It must not write to x.
     x0 : array_like
-        Where to start, of one dimension. float32 stays float32, all else is float64. Brought within the bounds, with an
-        OptimizeWarning, if it lies outside.
+        The start, of one dimension. float32 stays float32, other dtypes become float64. A start outside of the bounds
+        is moved to the nearest point within, with an OptimizeWarning.
     args : tuple
-        What `fun`, `jac`, `hess` and `hessp` take beside x.
+        Further arguments of `fun`, `jac`, `hess` and `hessp`.
     jac : callable, True, None, "2-point" or "3-point"
         ``jac(x, *args)`` → gradient, like x; None and "2-point" take differences of `fun`, "3-point" central ones
-        (scipy.optimize.minimize hands all strings on as None).
+        (scipy.optimize.minimize passes all strings on as None).
     hess, hessp : callable, optional
-        ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector; used where a spectrum is to be estimated.
+        ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector; used if a spectrum is to be estimated.
     bounds : scipy.optimize.Bounds or sequence of (low, high), optional
-        None and infinities are no bound. `fun` and `jac` are asked within them alone, but where a spectrum is to be
-        estimated around x0.
+        None and infinities stand for no bound. `fun` and `jac` are called within the bounds alone, except to estimate a
+        spectrum around x0.
     constraints : None
-        Others are refused.
+        Constraints are refused.
     callback : callable, optional
-        ``callback(x)`` or ``callback(intermediate_result)`` behind each step, as SciPy has it, with the point where the
-        next gradient is taken; StopIteration ends it.
+        ``callback(x)`` or ``callback(intermediate_result)`` after each step, as in SciPy, with the point at which
+        the next gradient is taken; StopIteration ends the run.
     tol : float, optional
-        `gtol`, where that is not given.
+        The value of `gtol`, if `gtol` is not given.
     rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev"}
         Nesterov's method, gradient descent, Polyak's heavy ball, Chebyshev's semi-iteration.
     lr, momentum : float or callable, optional
-        Numbers, or functions of the step since the last restart. Where they are not given, by `rule`:
+        Numbers, or functions of the step since the last restart. If they are not given, they depend on `rule`:
         heavy_ball and chebyshev take both from the spectrum (:func:`fastmomentum.theory.tune`, with its margin of 2 %),
-        heavy_ball momentum 0.9 where lr is given. sgd takes lr from a spectrum that is given, else by backtracking.
-        nesterov_positions takes both from a spectrum that is given (1/L and (√κ − 1)/(√κ + 1), proven for all convex
+        heavy_ball has momentum 0.9 if lr is given. sgd takes lr from a given spectrum, else by backtracking.
+        nesterov_positions takes both from a given spectrum (1/L and (√κ − 1)/(√κ + 1), proven for all convex
         functions with these curvatures); else lr by backtracking and momentum from Nesterov's own sequence
         (:class:`fastmomentum.schedules.Nesterov`).
     spectrum : (m, L), Spectrum or True, optional
@@ -170,46 +168,47 @@ def minimize(
     l1 : float
         λ₁ ≥ 0 of the term λ₁‖x‖₁, which is not in `fun`.
     restart : {"gradient", "function", False}, optional
-        When a step is taken again with the rule's state at rest, and lr and momentum from their beginning: where it
-        would go up the gradient, or where the objective rises; unless given, by gradient with Nesterov's own sequence,
-        else never.
+        The condition under which a step is repeated with the rule's initial state, and with lr and momentum from their
+        start: if the step would go up the gradient, or if the objective rises. If it is not given: "gradient" with
+        Nesterov's own sequence, else never.
     gtol : float
-        Ends where max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is within it; 1e-5 unless given.
+        The run ends when max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is at most gtol; 1e-5
+        unless given.
     ftol : float
-        Ends where 10 steps in a row change the objective f by no more than ftol·max(|f|, 1); 0 for never.
+        The run ends when 10 steps in a row change the objective f by at most ftol·max(|f|, 1); 0 for never.
     maxiter : int
-        Steps at most.
+        The greatest number of steps.
     disp : bool
-        Whether to print how it goes, about each second, and how it ended.
+        Whether to print the progress, about every second, and the result.
     **unknown
-        Other options get an OptimizeWarning.
+        Other options cause an OptimizeWarning.
 
     Returns
     -------
     scipy.optimize.OptimizeResult
         x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
-        diverged, 3 no step found, 99 stopped by the callback), message, optimality (what gtol is compared with),
-        restarts, lr and momentum of the last step. Without success, but for the callback's, x is the last or the best
-        point met, whichever has the lower objective; the best one has the lowest objective, or, where values are not
-        asked for, the least prox-gradient.
+        diverged, 3 no step found, 99 stopped by the callback), message, optimality (compared with gtol),
+        restarts, lr and momentum of the last step. Without success, except after the callback's stop, x is the last or
+        the best point, the one with the lower objective; the best point has the lowest objective or, if values are not
+        computed, the least prox-gradient.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument cannot be served; `fun` or its gradient is not finite at x0 or not of the right shape; or a
-        spectrum is asked of a function that has no positive curvature there.
+        If an argument is refused, if `fun` or its gradient is not finite at x0 or has another shape, or if a spectrum
+        is to be estimated of a function that has no positive curvature there.
 
     Notes
     -----
-    A step costs a gradient and two passes over memory. `fun` itself is evaluated where that is asked for: by
-    backtracking, restart="function", ftol, callback, disp. Compiling takes seconds, for each pair of functions and each
-    set of such options once. Ctrl-C is heard between slices of a twentieth of a second, or of one step.
+    A step costs a gradient and two passes over memory. `fun` itself is evaluated only for backtracking,
+    restart="function", ftol, callback and disp. Compilation takes seconds, once for each pair of functions and each set
+    of such options. Ctrl-C takes effect between slices of a twentieth of a second, or of one step.
 
-    Backtracking: Beck and Teboulle 2009, with steps that may grow again by a twentieth. Restarts: O'Donoghue and Candès
+    Backtracking: Beck and Teboulle 2009, with steps that may grow again by 5 %. Restarts: O'Donoghue and Candès
     2015. The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L that keeps
-    Beck and Teboulle's bound: their proof needs the point's distance from ((t − 1)x + x*)/t alone, which lies within
-    the bounds, so that the projection does not add to it. With l1 or bounds x is what the proximal map gave, so that
-    its zeros are zeros and its bounds are met.
+    Beck and Teboulle's bound: their proof needs only the point's distance from ((t − 1)x + x*)/t, which lies within
+    the bounds, so the projection does not increase it. With l1 or bounds, x is the result of the proximal map, so its
+    zeros are exact and it lies within the bounds.
 
     Examples
     --------
@@ -246,7 +245,7 @@ def minimize(
 
     descent = MinimizeRun(objective_of(fun, jac, limits), start, args, limits, l1, gtol, ftol)
     pace = choose_step_sizes(rule, lr, momentum, spectrum, restart, estimate)
-    found = descent.result(descent.run(pace, maxiter, told_of(callback, bool(disp)), often=callback is not None))
+    found = descent.result(descent.run(pace, maxiter, make_callback(callback, bool(disp)), often=callback is not None))
     if disp:
         print(f"{found.message}: {found.nit:,} steps, objective {found.fun:.10g}, optimality {found.optimality:.2g}")
     return found

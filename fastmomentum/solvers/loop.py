@@ -1,9 +1,7 @@
-"""What a minimiser decides in a step, a function each: a loop is made of those that it needs.
+"""The loop of a minimiser: update, measure, decide, evaluate; compiled if the user's functions are, else in Python.
 
-The loop of a minimiser: update, measure, decide, evaluate; compiled where the user's functions are, else in Python.
-
-What may be asked of a step (backtracking, a restart) is a function of its own: a loop that does not ask for it does not
-hold it.
+Each decision that a step may need (backtracking, a restart) is a function. A loop that does not need it does not hold
+it.
 """
 
 from collections.abc import Callable
@@ -19,19 +17,19 @@ from fastmomentum.rules.assemble import Wrap, identity
 from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measure
 
 SHORTER, LONGER, LEAST = 0.5, 1.05, 1e-30
-"""What backtracking multiplies the learning rate by, where it is too long and where not; and where it gives up, as it
-does where the step is lost in the rounding of p."""
+"""The factors by which backtracking shortens a learning rate that is too long and lengthens another one, and the scale at
+which it gives up; it also gives up if the step is lost in the rounding of p."""
 
 
 @register_jitable
 def no_value(x: Any, value: Any, size: Any, size_next: Any, calls: Any, args: Any) -> Any:
-    """f and the size at p, where nothing asks for those at x⁺."""
+    """Return f and Σ|x| at p, if no option needs their values at x⁺."""
     return value, size
 
 
 @register_jitable
 def too_long(value: Any, smooth: Any, descent: Any, squares: Any, lr: Any, noise: Any) -> Any:
-    """Whether f(x⁺) is above f(p) − ⟨g, p − x⁺⟩ + ‖p − x⁺‖²/2lr by more than rounding, or no finite number.
+    """Return whether f(x⁺) exceeds f(p) − ⟨g, p − x⁺⟩ + ‖p − x⁺‖²/2lr by more than rounding, or is not finite.
 
     Beck and Teboulle 2009, (2.5) and section 4.
     """
@@ -40,61 +38,61 @@ def too_long(value: Any, smooth: Any, descent: Any, squares: Any, lr: Any, noise
 
 @register_jitable
 def lengthen(scale: Any, value: Any, squares: Any, lr: Any, noise: Any) -> Any:
-    """A longer step next time, unless rounding hides what is too long."""
+    """Return the scale of a longer next step, unless rounding hides whether it is too long."""
     return scale * LONGER if squares / (2.0 * lr) > 100.0 * noise * abs(value) else scale
 
 
 @register_jitable
 def unchanged(scale: Any, value: Any, squares: Any, lr: Any, noise: Any) -> Any:
-    """The same step next time."""
+    """Return the scale unchanged."""
     return scale
 
 
 @register_jitable
 def not_finite(value: Any) -> Any:
-    """Whether p lies where `fun` is no number."""
+    """Return whether `fun` is not finite at p."""
     return not np.isfinite(value)
 
 
 @register_jitable
 def goes_uphill(slope: Any, there: Any, objective: Any) -> Any:
-    """O'Donoghue and Candès's gradient scheme: the step goes up the gradient."""
+    """Return whether the step goes up the gradient (O'Donoghue and Candès's gradient scheme)."""
     return slope > 0.0
 
 
 @register_jitable
 def increases(slope: Any, there: Any, objective: Any) -> Any:
-    """Their function scheme."""
+    """Return whether the objective rises (O'Donoghue and Candès's function scheme)."""
     return there > objective
 
 
 @register_jitable
 def never(*told: Any) -> Any:
-    """No, whatever is told."""
+    """Return False for any arguments."""
     return False
 
 
 @register_jitable
 def by_objective(objective: Any, norm: Any) -> Any:
-    """What makes a point better than another, where values are known."""
+    """Return the objective, by which points are compared if values are known."""
     return objective
 
 
 @register_jitable
 def by_norm(objective: Any, norm: Any) -> Any:
-    """What does, where they are not."""
+    """Return the norm of the prox-gradient, by which points are compared if values are not known."""
     return norm
 
 
 @register_jitable
 def of_state(next_p: Any, next_q: Any, p: Any, q: Any) -> Any:
-    """The step of the minimising sequence, where the state is that."""
+    """Return the step of the minimising sequence, if the state is that sequence."""
     return next_q, q
 
 
 @register_jitable
 def of_point(next_p: Any, next_q: Any, p: Any, q: Any) -> Any:
-    """The same, where p is."""
+    """Return the step of the minimising sequence, if p is that sequence."""
     return next_p, p
 
 
@@ -102,21 +100,21 @@ Function = Callable[..., Any]
 
 RUNNING, CONVERGED, SETTLED, DIVERGED, STUCK = range(5)
 ENOUGH = 10
-"""Steps in a row that must change the objective by no more than ftol: where momentum turns round, one does so, too."""
+"""The number of consecutive steps that must change the objective by at most ftol; a single one may by chance."""
 
 
 class ObjectiveFunctions(NamedTuple):
-    """What is minimised, as a loop calls it.
+    """The smooth function to minimise, as a loop calls it.
 
     Attributes
     ----------
     evaluate : function
-        ``evaluate(x, g, calls, args) -> f``: the gradient at x to g, and the value where `valued`, else 0. `calls`
-        counts values and gradients.
+        ``evaluate(x, g, calls, args) -> f``: writes the gradient at x to g, and returns the value if `valued`, else 0.
+        `calls` counts values and gradients.
     value_at : function
         ``value_at(x, calls, args) -> f``.
     valued : bool
-        Whether `evaluate` tells the value.
+        Whether `evaluate` returns the value.
     """
 
     evaluate: Function
@@ -125,16 +123,16 @@ class ObjectiveFunctions(NamedTuple):
 
 
 class LoopOptions(NamedTuple):
-    """What a loop is made for.
+    """The options for which a loop is made.
 
     Attributes
     ----------
     rule : str
         "heavy_ball" or "nesterov_positions".
     terms : Terms
-        What is minimised beside `fun`.
+        The terms beside `fun`.
     backtracking : bool
-        Whether the learning rate is looked for.
+        Whether the learning rate is found by backtracking.
     restart : str
         "gradient", "function" or "never".
     """
@@ -146,7 +144,7 @@ class LoopOptions(NamedTuple):
 
     @property
     def sums(self) -> frozenset[str]:
-        """What is to be measured of each step."""
+        """The names of the sums to measure in each step."""
         asked = {"absolute": True, "slope": self.restart == "gradient"}
         asked |= dict.fromkeys(("squares", "descent"), self.backtracking)
         asked |= dict.fromkeys(("size", "size_next"), self.terms.l1)
@@ -155,32 +153,32 @@ class LoopOptions(NamedTuple):
 
 NUMBERS = ("value", "objective", "least", "norm", "scale")
 COUNTS = ("since", "restarts", "quiet", "done")
-"""What goes from step to step beside arrays. `fun` at p, 0 where it is not evaluated; the last step's objective, for
-restarts and ftol; the merit of the best point, its objective or, where values are unknown, the norm of its
-prox-gradient; the largest element of the last prox-gradient; what the learning rate is multiplied by. Steps since the
-last restart, restarts, steps in a row that changed the objective little, steps done."""
+"""The numbers that a loop passes from step to step: `fun` at p, or 0 if it is not evaluated; the last step's objective,
+for restarts and ftol; the merit of the best point, its objective or, if values are unknown, the norm of its
+prox-gradient; the largest element of the last prox-gradient; the scale of the learning rate. The counts: steps since
+the last restart, restarts, consecutive steps that changed the objective little, steps done."""
 
 P, Q, NEXT_P, NEXT_Q, BEST = range(5)
-"""The arrays: p, q, room for the next two, and the best p so far; which of them is which, `order` says."""
+"""The arrays p, q, the next p and q, and the best p so far; `order` says which array plays which part."""
 
 
 def make_run(plan: LoopOptions, forms: ObjectiveFunctions, compiled: bool) -> Any:
-    """``run(steps, arrays, g, order, numbers, counts, lrs, mus, settings, limits, calls, args) -> status``.
+    """Return ``run(steps, arrays, g, order, numbers, counts, lrs, mus, settings, limits, calls, args) -> status``.
 
     Parameters
     ----------
-    plan : Plan
-        What it is made for.
-    forms : Forms
-        What is minimised.
+    plan : LoopOptions
+        The options of the loop.
+    forms : ObjectiveFunctions
+        The function to minimise.
     compiled : bool
-        Whether `forms` are compiled, and the loop is to be.
+        Whether `forms` are compiled, and the loop is to be compiled.
 
     Notes
     -----
-    `g` is the gradient at p; `lrs` and `mus` hold lr and momentum by the steps since a restart, the last of each for
-    all that follow; `settings` are l1, gtol, ftol, and how exact values of `fun` are. It returns a number and nothing
-    else, because of signals: see :func:`fastmomentum.backends.passes.make_measure`.
+    `g` is the gradient at p; `lrs` and `mus` hold lr and momentum by the number of steps since a restart, the last
+    entry for all later steps; `settings` are l1, gtol, ftol, and the relative error of values of `fun`. It returns a
+    number and nothing else, because of signals, as :func:`fastmomentum.solvers.passes.make_measure` explains.
     """
     return _compiled(plan, forms) if compiled else _make_run(plan, forms, identity)
 
@@ -193,7 +191,7 @@ def _compiled(plan: LoopOptions, forms: ObjectiveFunctions) -> Any:
 def _make_run(plan: LoopOptions, forms: ObjectiveFunctions, wrap: Wrap) -> Callable[..., int]:
     advance, measure = make_advance(plan.rule, plan.terms), make_measure(plan.terms, plan.sums)
     evaluate, value_at = forms.evaluate, forms.value_at
-    positions = plan.rule == "nesterov_positions"  # where the state is x⁺
+    positions = plan.rule == "nesterov_positions"  # the state is x⁺ then
     follows = positions and (plan.backtracking or plan.restart == "function")
     look = wrap(lambda x, value, size, size_next, *asked: (value_at(x, *asked), size_next)) if follows else no_value
     is_too_far, grown, is_lost = never, unchanged, never
@@ -224,7 +222,7 @@ def _make_run(plan: LoopOptions, forms: ObjectiveFunctions, wrap: Wrap) -> Calla
         lanes, status = np.empty(SCRATCH), RUNNING
         while status == RUNNING and done < steps:
             if since > 0 and is_lost(value):
-                # The extrapolated point is where `fun` is no number; the one before it was accepted.
+                # `fun` is not finite at the extrapolated point; the point before it was accepted.
                 p[:] = q
                 since, restarts = 0, restarts + 1
                 value = evaluate(p, g, calls, args)
@@ -250,7 +248,7 @@ def _make_run(plan: LoopOptions, forms: ObjectiveFunctions, wrap: Wrap) -> Calla
                     status = STUCK
                 continue
             if since > 0 and is_astray(slope, there, objective):
-                # The same step again, from rest.
+                # The step is repeated from the initial state.
                 q[:] = p
                 since, restarts = 0, restarts + 1
                 continue

@@ -1,4 +1,4 @@
-"""A user's function and its gradient, in the form in which a minimiser's loop calls them."""
+"""Prepares a user's function and its gradient for the loop of a minimiser."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,14 +16,14 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Objective(NamedTuple):
-    """What is minimised, beside terms with a proximal map.
+    """The smooth function to minimise.
 
     Attributes
     ----------
     fun, jac : function
-        x → f and x → gradient; where `jac` is None, `fun` returns both.
+        x → f and x → gradient; if `jac` is None, `fun` returns both.
     compiled : bool
-        Whether they are compiled by Numba.
+        Whether Numba has compiled them.
     """
 
     fun: Function
@@ -31,30 +31,30 @@ class Objective(NamedTuple):
     compiled: bool
 
     def forms(self, valued: bool) -> ObjectiveFunctions:
-        """What loops call; with the value beside each gradient, where it is wanted or comes for nothing."""
+        """Return the functions that loops call; gradients come with the value if it is wanted or costs nothing."""
         return _compiled(self.fun, self.jac, valued or self.jac is None) if self.compiled else self.checked(valued)
 
     def checked(self, valued: bool) -> ObjectiveFunctions:
-        """The same in Python, which looks at what the functions return."""
+        """Return these functions in Python, with checks of the results of the user's functions."""
         return _interpreted(self.fun, self.jac, valued or self.jac is None)
 
 
 def objective_of(fun: Any, jac: Any, limits: tuple[Any, ...]) -> Objective:
-    """The objective whose value is ``fun(x, *args)``, with a gradient in one of the ways that SciPy knows.
+    """Return the objective with the value ``fun(x, *args)``, and a gradient given in one of SciPy's ways.
 
     Parameters
     ----------
     fun : callable
-        x → f, or (f, gradient) where `jac` is True.
+        x → f, or (f, gradient) if `jac` is True.
     jac : callable, True, None, "2-point" or "3-point"
         x → gradient; None and "2-point" take differences, "3-point" central ones.
     limits : tuple of two arrays, or ()
-        Bounds that differences stay within.
+        The bounds within which differences are taken.
 
     Raises
     ------
     TypeError, ValueError
-        If `fun` or `jac` is none of these.
+        If `fun` or `jac` is something else.
     """
     if not callable(fun):
         raise TypeError(f"fun: expected a function; got {checks.describe(fun)}")
@@ -139,19 +139,19 @@ def _number(value: Any) -> float:
 
 
 class Differences:
-    """The gradient by differences of `fun`, in double precision, within the bounds; `asked` counts values."""
+    """The gradient by differences of `fun`, in double precision, within the bounds; `asked` counts the values."""
 
     def __init__(self, fun: Function, central: bool, limits: tuple[Any, ...]) -> None:
         self._fun, self._central, self._limits = fun, central, limits
         self.asked = 0
 
     def __call__(self, x: Any, *args: Any) -> Any:
-        """The gradient at x."""
+        """Return the gradient at x."""
         x = x.astype(np.float64)
         low, high = self._limits or (-np.inf, np.inf)
         size = np.cbrt(EPSILON) if self._central else np.sqrt(EPSILON)
         step, above, below = size * np.maximum(np.abs(x), 1.0), high - x, x - low
-        # Where neither side has room for a step, as far as the wider one goes; a fixed parameter has no slope.
+        # If neither side has room for a full step, the wider side decides; the slope of a fixed parameter is 0.
         narrow = np.where(above >= below, above, -below)
         first = np.where(step <= above, step, np.where(step <= below, -step, narrow))
         both = self._central & (step <= above) & (step <= below)

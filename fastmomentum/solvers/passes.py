@@ -1,6 +1,6 @@
-"""The two passes over memory that a step of a minimiser makes: the update, and what is measured of it.
+"""The two passes over memory in a step of a minimiser: the update, and the sums that are measured of it.
 
-Both are made of the rule's own scalar function, with its proximal maps between gradient step and extrapolation.
+Both are made of the rule's own scalar function, with proximal maps between gradient step and extrapolation.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from fastmomentum.rules.compose import chain
 from fastmomentum.rules.stages import box, negative_threshold, positive_zero, soft_threshold, threshold_of
 
 LANES, FEW = 128, 16
-"""Sums that are formed at once, in a fixed order (with 32 the pass takes twice as long, measured), and those that are
-left when vectors of them have been added."""
+"""The number of partial sums kept side by side, in a fixed order (with 32 the pass takes twice as long, measured), and
+the number left after vectors of them have been added."""
 
 
 SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
-"""Of p, x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
+"""The sums, with x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
 
 SCRATCH = (1 + len(SUMS)) * LANES
 
@@ -35,11 +35,11 @@ SUMMED: dict[str, Any] = {
     "size": lambda d, step, g, p: abs(p),
     "size_next": lambda d, step, g, p: abs(p - d),
 }
-"""What each sum adds for one coordinate, where d = p − x⁺."""
+"""The term of each sum for one coordinate, with d = p − x⁺."""
 
 
 class Terms(NamedTuple):
-    """What is minimised beside a smooth function: l1·‖x‖₁, and whether x has bounds."""
+    """The terms beside the smooth function: whether there is l1·‖x‖₁, and whether x has bounds."""
 
     l1: bool
     bounds: bool
@@ -52,10 +52,10 @@ class Terms(NamedTuple):
 
 @lru_cache(maxsize=64)
 def make_advance(rule: str, terms: Terms) -> Any:
-    """``advance(new, old, g, lr, mu, l1, limits)``: from (p, q) to (p⁺, q⁺), which are other arrays.
+    """Return ``advance(new, old, g, lr, mu, l1, limits)``, which writes (p⁺, q⁺) to `new` from (p, q) in `old`.
 
-    `limits` holds the bounds, an array each, if there are any. The extrapolated point is projected, too, so that the
-    gradient is taken within the bounds alone.
+    `limits` holds two arrays of bounds, or nothing. The extrapolated point is projected, too, so that gradients are
+    taken within the bounds alone.
     """
     behind = (replace(box, kind="param"),) if terms.bounds else ()
     update = chain(*_proximal(terms), rule, *behind).build(register_jitable)
@@ -74,10 +74,10 @@ def make_advance(rule: str, terms: Terms) -> Any:
 
 @lru_cache(maxsize=64)
 def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
-    """``measure(lanes, p, g, a, b, lr, l1, limits)``: max|p − x⁺|, and :data:`SUMS`, 0 where not `wanted`.
+    """Return ``measure(lanes, p, g, a, b, lr, l1, limits)``: max|p − x⁺| and the :data:`SUMS`, 0 if not `wanted`.
 
-    In double precision; `lanes` is scratch, SCRATCH numbers. It answers a tuple of plain numbers: while Numba makes a
-    Python object of anything else, a signal ends the process.
+    It works in double precision; `lanes` is scratch memory of SCRATCH numbers. It returns a tuple of plain numbers: if
+    a signal came while Numba made any other Python object, it would end the process.
     """
     gap, limit, numbers = _gap(terms), _limit(terms), _numbers(terms)
     cast, width = make_cast(2 + 3 * terms.l1), (1 + len(wanted)) * LANES
@@ -105,7 +105,7 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
 
 
 def _make_add(names: Sequence[str]) -> Any:
-    """``add(lanes, lane, d, step, g, p)``: to the sums of these names, which lie LANES apart."""
+    """Return ``add(lanes, lane, d, step, g, p)``, which adds to the sums of these names, LANES numbers apart."""
     if not names:
         return register_jitable(lambda lanes, lane, d, step, g, p: None)
     term, rest = register_jitable(SUMMED[names[0]]), _make_add(names[1:])
@@ -118,7 +118,7 @@ def _make_add(names: Sequence[str]) -> Any:
 
 
 def _make_folded(places: Sequence[int]) -> Any:
-    """``folded(lanes)``: what the sums at these places come to; 0 where there is none."""
+    """Return ``folded(lanes)``: the totals of the sums at these places; 0 for a sum that is not wanted."""
     if not places:
         return register_jitable(lambda lanes: ())
     first, rest = LANES * (1 + places[0]), _make_folded(places[1:])
@@ -128,7 +128,7 @@ def _make_folded(places: Sequence[int]) -> Any:
 
 
 def _make_joined(joined: Any) -> Any:
-    """``all_of(lanes, first)``: what LANES numbers come to; the bounds are known while compiling, so it is unrolled."""
+    """Return ``all_of(lanes, first)``, which combines LANES numbers; its loops are unrolled."""
 
     def all_of(lanes: Any, first: Any) -> Any:
         for k in range(FEW, LANES, FEW):
@@ -151,7 +151,7 @@ def _proximal(terms: Terms) -> tuple[Any, ...]:
 
 
 def _numbers(terms: Terms) -> Any:
-    """The hyper-parameters that all coordinates share, derived in double precision."""
+    """Return the hyper-parameters that all coordinates share, derived in double precision."""
     if not terms.l1:
         return register_jitable(lambda lr, mu, l1: (lr, mu))
     low, high, zero = (register_jitable(how) for how in (negative_threshold, threshold_of, positive_zero))
@@ -159,16 +159,16 @@ def _numbers(terms: Terms) -> Any:
 
 
 def _limit(terms: Terms) -> Any:
-    """What the box takes for one coordinate."""
+    """Return the hyper-parameters of the box for one coordinate."""
     if not terms.bounds:
         return register_jitable(lambda limits, i: ())
     return register_jitable(lambda limits, i: (limits[0][i], limits[1][i], limits[0].dtype.type(0)))
 
 
 def _gap(terms: Terms) -> Any:
-    """``gap(p, g, row, limit)``: p − x⁺, formed from s = lr·g, so that the rounding of p − s cannot hide it.
+    """Return ``gap(p, g, row, limit)``: p − x⁺, computed from s = lr·g, so that the rounding of p − s cannot hide it.
 
-    For the soft threshold p − (u − clip(u, −τ, τ)) = s + clip(u, −τ, τ), where u = p − s; for a box behind it
+    For the soft threshold p − (u − clip(u, −τ, τ)) = s + clip(u, −τ, τ), with u = p − s; for a box after it
     p − clip(p − d, low, high) = clip(d, p − high, p − low).
     """
     soft = register_jitable(lambda p, s, row: s + np.minimum(np.maximum(p - s, row[2]), row[3]))

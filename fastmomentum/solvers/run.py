@@ -1,4 +1,4 @@
-"""A minimiser under way: its arrays and numbers, taken on slice by slice, and what it comes to."""
+"""One run of a minimiser: its arrays and numbers, advanced slice by slice, and its result."""
 
 from collections.abc import Callable
 from time import perf_counter
@@ -26,10 +26,10 @@ from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measu
 from fastmomentum.solvers.step_sizes import StepSizes, StepTable
 
 LEAST = 1e-300
-"""No learning rate is below it: 0 is none."""
+"""The least learning rate, as 0 is not one."""
 
 SLICE = 0.05
-"""Seconds that compiled code should work before Python is asked for signals and told how it goes."""
+"""The seconds that compiled code works before Python handles signals and calls the callback."""
 
 STOPPED = STUCK + 1
 
@@ -41,11 +41,11 @@ ENDINGS = {
     STUCK: (3, "no shorter step makes fun fall: gtol is beyond the precision of fun, or jac is not its gradient"),
     STOPPED: (99, "`callback` raised `StopIteration`"),
 }
-"""What a loop ends with: SciPy's status, and what is said of it."""
+"""For each status of a loop SciPy's status and message."""
 
 
 class Settings(NamedTuple):
-    """Weight of the l1 term, tolerances as :func:`fastmomentum.minimize` takes them, and how exact `fun` is."""
+    """The weight of the l1 term, the tolerances of :func:`fastmomentum.minimize`, and the relative error of `fun`."""
 
     l1: float
     gtol: float
@@ -53,8 +53,8 @@ class Settings(NamedTuple):
     noise: float
 
 
-Told = Callable[["MinimizeRun"], bool]
-"""What hears of a run after its slices, and ends it by True."""
+Callback = Callable[["MinimizeRun"], bool]
+"""A function that is called with a run after each of its slices, and ends the run by returning True."""
 
 
 class MinimizeRun:
@@ -63,15 +63,15 @@ class MinimizeRun:
     Parameters
     ----------
     objective : Objective
-        What is minimised.
+        The function to minimise.
     start : ndarray
-        Where; within the limits.
+        The start, within the limits.
     args : tuple
-        What the objective takes beside x.
+        Further arguments of the objective.
     limits : tuple of two ndarray, or ()
         Bounds.
     l1, gtol, ftol : float
-        As :func:`fastmomentum.minimize` takes them.
+        As for :func:`fastmomentum.minimize`.
 
     Raises
     ------
@@ -97,33 +97,33 @@ class MinimizeRun:
 
     @property
     def point(self) -> Any:
-        """A copy of p, where the gradient was last taken."""
+        """A copy of p, the point of the last gradient."""
         return self._arrays[self._order[P]].copy()
 
     @property
     def steps(self) -> int:
-        """Steps done."""
-        return int(self._told("done"))
+        """The number of steps done."""
+        return int(self._callback("done"))
 
     @property
     def value(self) -> float:
-        """The objective at :attr:`point`, where values are known."""
-        return self._told("value") + self._size(self.point)
+        """The objective at :attr:`point`, if values are known."""
+        return self._callback("value") + self._size(self.point)
 
-    def _told(self, name: str) -> float:
+    def _callback(self, name: str) -> float:
         return float(self._numbers[NUMBERS.index(name)] if name in NUMBERS else self._counts[COUNTS.index(name)])
 
     def _size(self, x: Any) -> float:
         return float(self._settings.l1 * np.abs(x).sum(dtype=np.float64)) if self._terms.l1 else 0.0
 
     def gradient(self, x: Any) -> Any:
-        """The gradient at a point."""
+        """Return the gradient at a point."""
         g = np.empty_like(self._arrays[0])
         self.objective.checked(False).evaluate(np.asarray(x, g.dtype), g, self._calls, self.args)
         return g
 
     def first_lr(self) -> float:
-        """‖x − y‖/‖∇f(x) − ∇f(y)‖ for a small step against the gradient: what backtracking begins with."""
+        """Return ‖x − y‖/‖∇f(x) − ∇f(y)‖ for a small step against the gradient: the first lr of backtracking."""
         x, largest = self._arrays[self._order[P]], float(np.abs(self._g).max())
         if largest == 0.0:
             return 1.0
@@ -135,10 +135,10 @@ class MinimizeRun:
             return max(way / change, LEAST)
         return max((1.0 + float(np.abs(x).max())) / largest * 1e-4, LEAST)
 
-    def run(self, pace: StepSizes, maxiter: int, told: Told | None = None, often: bool = False) -> int:
-        """Go on until something ends it; `told` hears of it, at each step where `often`, and may end it by True."""
+    def run(self, pace: StepSizes, maxiter: int, callback: Callback | None = None, often: bool = False) -> int:
+        """Run to the end; `callback` is called after slices, or each step if `often`, and ends the run by True."""
         backtracking = pace.lr is None
-        valued = told is not None or self._settings.ftol > 0.0 or backtracking or pace.restart == "function"
+        valued = callback is not None or self._settings.ftol > 0.0 or backtracking or pace.restart == "function"
         compiled = self.objective.compiled
         loop = make_run(
             LoopOptions(pace.rule, self._terms, backtracking, pace.restart), self.objective.forms(valued), compiled
@@ -150,21 +150,21 @@ class MinimizeRun:
         while status == RUNNING and self.steps < maxiter:
             before, begun = self.steps, perf_counter()
             count = min(most, maxiter - before)
-            tables = (table.upto(int(self._told("since")) + count) for table in (self._lr, self._momentum))
+            tables = (table.upto(int(self._callback("since")) + count) for table in (self._lr, self._momentum))
             arrays = tuple(self._arrays[place] for place in self._order)
             kept = (arrays, self._g, self._order, self._numbers, self._counts)
             status = loop(count, *kept, *tables, tuple(self._settings), self.limits, self._calls, self.args)
             spent = perf_counter() - begun
             if not often:
                 most = most * 2 if spent < SLICE / 2.0 else max(1, most // 2) if spent > 2.0 * SLICE else most
-            if self.steps > before and told is not None and told(self):
+            if self.steps > before and callback is not None and callback(self):
                 return STOPPED
         return int(status)
 
     def result(self, status: int) -> OptimizeResult:
-        """What it came to."""
-        step = max(int(self._told("since")) - 1, 0)
-        lr, momentum = self._lr.at(step) * self._told("scale"), self._momentum.at(step)
+        """Return the result."""
+        step = max(int(self._callback("since")) - 1, 0)
+        lr, momentum = self._lr.at(step) * self._callback("scale"), self._momentum.at(step)
         x, value, g, optimality = self._answer(status, lr)
         if status == RUNNING and optimality <= self._settings.gtol:
             status = CONVERGED
@@ -181,19 +181,19 @@ class MinimizeRun:
             status=code,
             message=message,
             optimality=optimality,
-            restarts=int(self._told("restarts")),
+            restarts=int(self._callback("restarts")),
             lr=lr,
             momentum=momentum,
         )
 
     def _answer(self, status: int, lr: float) -> tuple[Any, float, Any, float]:
-        """x, objective, gradient, optimality: of the last point or, where nothing converged, of the best, if better.
+        """Return x, objective, gradient and optimality: of the last point or, without convergence, of a better one.
 
-        With a proximal map x is what that makes of the point.
+        With a proximal map, x is the result of the map at the point.
         """
         last = self._settled(self.point, self._g, lr)
         if status == CONVERGED:
-            return *last[:3], self._told("norm")
+            return *last[:3], self._callback("norm")
         if status in (SETTLED, STOPPED):
             return last
         best = self._arrays[self._order[BEST]].copy()

@@ -1,4 +1,4 @@
-"""Learning rate and momentum of a minimiser: given, from a spectrum, or to be found by backtracking."""
+"""Chooses learning rate and momentum of a minimiser: given, from a spectrum, or by backtracking."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,14 +17,14 @@ Value = float | Callable[[int], float]
 
 
 class StepSizes(NamedTuple):
-    """How a minimiser goes.
+    """The learning rate, momentum and restart scheme of a minimiser.
 
     Attributes
     ----------
     rule : str
         The rule that runs.
     lr, momentum : float or callable
-        Numbers, or functions of the step since the last restart; lr is None where it is to be found by backtracking.
+        Numbers, or functions of the step since the last restart; lr is None if backtracking finds it.
     restart : str
         "gradient", "function" or "never".
     """
@@ -38,23 +38,23 @@ class StepSizes(NamedTuple):
 def choose_step_sizes(
     rule: Any, lr: Any, momentum: Any, spectrum: Any, restart: Any, estimate: Callable[[], Spectrum]
 ) -> StepSizes:
-    """The pace that was asked for.
+    """Return the step sizes that the user's arguments ask for.
 
     Parameters
     ----------
     rule : str
         One of :data:`RULES`.
     lr, momentum : float, callable or None
-        What is given of them.
+        The given ones.
     spectrum : Spectrum, (m, L), True or None
-        True is what `estimate` finds.
+        True stands for the result of `estimate`.
     restart : str, False or None
-        One of :data:`RESTARTS`, or by the rule.
+        One of :data:`RESTARTS`; None leaves it to the rule.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is none of these, or they do not go together.
+        If an argument is something else, or two do not go together.
     """
     name = rule if isinstance(rule, str) else getattr(rule, "name", None)
     if name not in RULES or (rule is not name and find(name) is not rule):
@@ -67,7 +67,7 @@ def choose_step_sizes(
     if restart is not None and (not isinstance(restart, str | bool) or restart not in RESTARTS):
         raise ValueError(f"restart: expected 'gradient', 'function', False or None; got {restart!r}")
     if lr is not None and spectrum is not None and (name != "nesterov_positions" or momentum is not None):
-        raise ValueError("spectrum: expected None where it has nothing to say, as lr is given; got one")
+        raise ValueError("spectrum: expected None, as lr is given and the spectrum would not be used; got one")
     if spectrum is True or (spectrum is None and name in ("heavy_ball", "chebyshev") and lr is None):
         spectrum = estimate()
     found = RULES[name](lr, momentum, spectrum)
@@ -110,18 +110,18 @@ def _chebyshev(lr: Any, momentum: Any, spectrum: Any) -> StepSizes:
 
 
 RULES = {"sgd": _sgd, "heavy_ball": _heavy_ball, "nesterov_positions": _nesterov, "chebyshev": _chebyshev}
-"""What minimises; all run rules that keep positions, as proximal maps go with no others."""
+"""The methods by name; all run rules that keep positions, as proximal maps need these."""
 
 
 class StepTable:
-    """A value for each step since a restart, as an array whose last number stands for all that follow."""
+    """A value for each step since a restart, as an array whose last number holds for all later steps."""
 
     def __init__(self, name: str, value: Value, allowed: Range, most: int) -> None:
         self._name, self._value, self._allowed, self._most = name, value, allowed, most
         self._known = np.empty(0)
 
     def upto(self, steps: int) -> Any:
-        """As many as so many steps need; some more, so that those who ask step by step do not wait for each."""
+        """Return values for at least this number of steps, and some more, so that single steps need not extend it."""
         value, known = self._value, self._known
         if not callable(value):
             wanted = 1
@@ -135,6 +135,6 @@ class StepTable:
         return self._known
 
     def at(self, step: int) -> float:
-        """The value at this step."""
+        """Return the value at this step."""
         known = self.upto(step + 1)
         return float(known[min(step, known.size - 1)])
