@@ -12,7 +12,7 @@ from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 from fastmomentum import checks, theory
 from fastmomentum.checks import AT_LEAST_ZERO, FINITE
 from fastmomentum.solvers.objective import objective_of
-from fastmomentum.solvers.run import MinimizeRun, Callback
+from fastmomentum.solvers.run import Callback, MinimizeRun
 from fastmomentum.solvers.step_sizes import choose_step_sizes
 
 

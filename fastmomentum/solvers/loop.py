@@ -17,8 +17,8 @@ from fastmomentum.rules.assemble import Wrap, identity
 from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measure
 
 SHORTER, LONGER, LEAST = 0.5, 1.05, 1e-30
-"""The factors by which backtracking shortens a learning rate that is too long and lengthens another one, and the scale at
-which it gives up; it also gives up if the step is lost in the rounding of p."""
+"""The factors by which backtracking shortens a learning rate that is too long and lengthens another one, and the scale
+at which it gives up; it also gives up if the step is lost in the rounding of p."""
 
 
 @register_jitable

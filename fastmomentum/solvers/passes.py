@@ -23,7 +23,7 @@ the number left after vectors of them have been added."""
 
 
 SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
-"""The sums, with x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
+"""With x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
 
 SCRATCH = (1 + len(SUMS)) * LANES
 
