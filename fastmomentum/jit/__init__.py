@@ -1,14 +1,18 @@
-"""The rules inside other people's compiled code.
+"""Update rules as functions for other people's compiled code.
 
-``fm.jit.pytorch`` and every other rule's name is that rule as a scalar function, which code compiled by Numba may call
-and which LLVM inlines there::
+``fm.jit.pytorch``, and likewise every other rule's name, is that rule as a function of scalars. Code compiled by Numba
+may call it, and LLVM inlines it there::
 
     p[i], v[i] = fm.jit.pytorch(p[i], v[i], g[i], lr, momentum, keep)
 
-The order is everywhere the same: the parameter, the rule's state, the gradient, the rule's hyper-parameters as its
-record has them (``rule.hyper``; :func:`hyper` computes them). :func:`update` is such a function for a chain or a rule
-of one's own, :func:`kernel` one for whole arrays, :func:`cfunc` a C function, :func:`fuse` and :func:`fuse_stencil`
-make kernels that form the gradient themselves; :mod:`fastmomentum.jit.cuda` has the same for device code.
+All functions take their arguments in one order: the parameter, the rule's state, the gradient, and the hyper-parameters
+in the order of ``rule.hyper`` (:func:`hyper` computes their values).
+
+- :func:`update` returns the function of scalars for any rule, chains and user-defined rules included,
+- :func:`kernel` a function of arrays,
+- :func:`cfunc` a C function,
+- :func:`fuse` and :func:`fuse_stencil` kernels that compute the gradient themselves,
+- :mod:`fastmomentum.jit.cuda` has functions for CUDA kernels.
 """
 
 from importlib import import_module
@@ -22,7 +26,7 @@ __all__ = ["CFunction", "Fused", "cfunc", "cuda", "fuse", "fuse_stencil", "hyper
 
 
 def __getattr__(name: str) -> Any:
-    if name == "cuda":  # loads numba-cuda, which is an extra
+    if name == "cuda":  # loaded on first use, as it imports numba-cuda, which is an extra
         return import_module("fastmomentum.jit.cuda")
     if name in names():
         return update(name)

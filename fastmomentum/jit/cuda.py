@@ -1,28 +1,30 @@
-"""The rules inside other people's CUDA kernels, compiled by numba-cuda; needs the extra `cuda`.
+"""Rules as functions for CUDA kernels that numba-cuda compiles; needs the extra `cuda`.
 
-``fm.jit.cuda.pytorch`` and every other rule's name is that rule as a device function of scalars. Its arithmetic is
-strict: nothing is contracted to FMA, and the bits are the host's (but under ``fastmath=True`` subnormal numbers, which
-that flushes to zero)::
+``fm.jit.cuda.pytorch``, and likewise every other rule's name, is that rule as a device function of scalars::
 
     i = cuda.grid(1)
     if i < p.size:
         p[i], v[i] = pytorch(p[i], v[i], g[i], lr, momentum, keep)
-"""
 
-from typing import Any
+Its arithmetic is strict: nothing is contracted to FMA, and the bits are those of the host. A kernel compiled with
+``fastmath=True`` flushes subnormal numbers to zero; all other results keep their bits.
+"""
 
 from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cuda import device_functions
+from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find, names
 
 __all__ = ["kernel", "update"]
 
 
-def update(rule: str | Rule) -> Any:
-    """``(p, *state, g, *hyper) -> (p, *state)``: one element's update, for device code.
+def update(rule: str | Rule) -> Function:
+    """Return a rule as a device function of scalars, the update of one element.
 
-    As :func:`fastmomentum.jit.update`: everything is cast to the dtype of p, float32 or float64.
+    (p, *state, g, *hyper) → (p, *state)
+
+    Like the function of :func:`fastmomentum.jit.update`, it casts all arguments to the dtype of p, float32 or float64.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ def update(rule: str | Rule) -> Any:
     Returns
     -------
     function
-        For functions decorated with ``numba.cuda.jit``; in Numba's simulator a Python function.
+        For functions decorated with ``numba.cuda.jit``; a Python function in Numba's simulator.
 
     Raises
     ------
@@ -43,12 +45,15 @@ def update(rule: str | Rule) -> Any:
     return cached_kernel(("device scalar", chosen.structure), lambda: device_functions.make_scalar(chosen))
 
 
-def kernel(rule: str | Rule) -> Any:
-    """``(start, stride, p, *state, g, *hyper) -> None``: one fused update of elements start, start + stride, ….
+def kernel(rule: str | Rule) -> Function:
+    """Return a device function that updates the elements start, start + stride, start + 2·stride, … of arrays.
 
-    With ``cuda.grid(1)`` and ``cuda.gridsize(1)``, called by all threads, it updates whole arrays, whatever the grid.
-    Shapes and overlaps are not checked: arrays are of one length, and those written share no memory with another.
-    Behind it a thread may read what it has written itself, and others only behind a barrier of the whole grid.
+    ``(start, stride, p, *state, g, *hyper) -> None``
+
+    If all threads of a grid call it with ``cuda.grid(1)`` and ``cuda.gridsize(1)``, it updates whole arrays, for any
+    size of the grid. It does not check shapes and overlaps: all arrays must have one length, and no written array may
+    share memory with another. After the call a thread may read the elements that it has written itself; the elements of
+    other threads only after a barrier of the whole grid.
 
     Parameters
     ----------
@@ -58,8 +63,8 @@ def kernel(rule: str | Rule) -> Any:
     Returns
     -------
     function
-        For functions decorated with ``numba.cuda.jit``: contiguous arrays of one dtype, float32 or float64, and
-        numbers, which are cast to it.
+        For functions decorated with ``numba.cuda.jit``. It takes contiguous arrays of one dtype, float32 or float64,
+        and numbers, which are cast to that dtype.
 
     Raises
     ------
@@ -70,7 +75,7 @@ def kernel(rule: str | Rule) -> Any:
     return cached_kernel(("device sweep", chosen.structure), lambda: device_functions.make_sweep(chosen))
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Function:
     if name in names():
         return update(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}, and there is no rule of that name")

@@ -1,8 +1,8 @@
-"""Kernels for other people's code, compiled or not: flat arguments, checked where they come in, and a loop.
+"""Makes kernels that Python and code compiled by Numba can call, with checks of their arguments.
 
-What types tell is checked while a compiled caller compiles, and costs it nothing; shapes and overlaps are checked at
-each call, before the first write. Callers in Python have the same checks, and arrays are looked at more closely there:
-Numba takes byte order and alignment of what comes in ``*arguments`` for granted.
+Types are checked while Numba compiles the caller, which costs nothing per call. Shapes and overlaps are checked in each
+call, before the first write. A call from Python has further checks of the arrays, as Numba does not check the byte
+order and alignment of arrays that it gets through ``*arguments``.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,174 +19,200 @@ from fastmomentum import checks
 from fastmomentum.backends.cpu.kernels import STRICT, need_compiler
 from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS
 from fastmomentum.checks import ANY_BOUND
+from fastmomentum.rules.assemble import Function
 
-SHAPES = "arrays: expected one shape; got several"
-SHARED = "arrays: expected what is written to share memory with no other; got some that do"
+SHAPES_DIFFER, MEMORY_SHARED = 1, 2
+"""The problems of a call that only its arrays show; 0 stands for none."""
+
+SHAPES = "arrays: expected one shape for all arrays; got several"
+SHARED = (
+    "arrays: expected each written array to share memory with no other array; got two that overlap. Pass arrays that "
+    "have their own memory"
+)
 WORD = ir.IntType(64)
 
 
-class Call(NamedTuple):
-    """What a kernel is called with.
+class KernelArguments(NamedTuple):
+    """The arguments of a kernel: written arrays, then arrays that are only read, then numbers.
 
     Attributes
     ----------
     names : tuple of str
-        Of its arguments.
+        The names of all arguments.
     written, read : int
-        The arrays that come first, and those that come then; all others are numbers.
-    axes : int
-        Dimensions of the arrays.
+        The numbers of written and of read arrays.
+    dimensions : int
+        The number of dimensions of each array.
     """
 
     names: tuple[str, ...]
     written: int
     read: int
-    axes: int = 1
+    dimensions: int = 1
 
     @property
     def arrays(self) -> int:
-        """Arrays in all."""
+        """The number of all arrays."""
         return self.written + self.read
 
 
-def embed(make_body: Callable[[Any], Callable[..., None]], call: Call, steps: bool = False) -> Any:
-    """A function of arrays and numbers, for Python and for code that Numba compiles.
+def embed(
+    make_body: Callable[[Function], Callable[..., None]], expected: KernelArguments, with_steps: bool = False
+) -> Callable[..., None]:
+    """Return a function of arrays and numbers for Python and for code that Numba compiles.
 
-    ``make_body(parted)`` is it: ``parted(arguments) -> (problem, written, read, numbers)``, the numbers in the arrays'
-    dtype, and in `problem` 1 where shapes differ, 2 where memory is shared. Where `steps`, a whole number comes first.
-    Each body raises by itself: an exception from a function that it calls would keep a reference to every array.
+    Parameters
+    ----------
+    make_body : callable
+        ``make_body(split_arguments)`` returns the function to compile. It calls
+        ``split_arguments(arguments) -> (problem, written, read, numbers)``, which casts the numbers to the arrays'
+        dtype, and raises an error if `problem` is SHAPES_DIFFER or MEMORY_SHARED. The body itself must hold this
+        ``raise``: an exception from a function that it calls would keep a reference to every array.
+    expected : KernelArguments
+        The arguments of the function.
+    with_steps : bool
+        Whether a number of steps comes before these arguments.
     """
     need_compiler()
-    body = njit(**STRICT)(make_body(_make_parted(call)))
-    names = (*("steps",) * steps, *call.names)
+    body = njit(**STRICT)(make_body(_make_split_arguments(expected)))
+    names = (*("steps",) * with_steps, *expected.names)
 
     def kernel(*arguments: Any) -> None:
         check_count(names, arguments, TypeError)
-        counts = [checks.integer("steps", count) for count in arguments[:steps]]
-        body(*counts, *_checked(call, arguments[steps:]))
+        steps = [checks.integer("steps", count) for count in arguments[:with_steps]]
+        body(*steps, *_checked(expected, arguments[with_steps:]))
 
     @overload(kernel, strict=False)
-    def compiled(*arguments: Any) -> Any:
+    def compiled(*arguments: Any) -> Function:
         check_count(names, arguments, TypingError)
-        if steps and not isinstance(arguments[0], types.Integer):
+        if with_steps and not isinstance(arguments[0], types.Integer):
             raise TypingError(f"steps: expected a whole number; got {arguments[0]}")
-        _accept(call, arguments[steps:])
+        _check_types(expected, arguments[with_steps:])
         return lambda *arguments: body(*arguments)
 
-    return named(kernel, names)
+    return with_signature(kernel, names)
 
 
-def check_count(names: Sequence[str], given: Sequence[Any], error: type[Exception]) -> None:
-    """Refuse another number of arguments than there are names."""
+def check_count(names: Sequence[str], given: Sequence[object], error: type[Exception]) -> None:
+    """Raise `error` if the number of given arguments is not the number of names."""
     if len(given) != len(names):
         raise error(f"expected {len(names)} arguments, {', '.join(names)}; got {len(given)}")
 
 
-def named(function: Any, names: Sequence[str]) -> Any:
-    """`function`, with the names of its arguments where help() looks for them."""
-    function.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_ONLY) for name in names])
+def with_signature(function: Function, names: Sequence[str]) -> Function:
+    """Return `function` after setting the names of its arguments that help() shows."""
+    function.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
+    )
     return function
 
 
-def _checked(call: Call, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    first = checks.array(call.names[0], arguments[0])
-    arrays = [first]
-    for k, (name, given) in enumerate(zip(call.names[1 : call.arrays], arguments[1:]), start=1):
-        arrays.append(checks.array(name, given, like=first, write=k < call.written))
-    if first.ndim != call.axes:
-        raise ValueError(f"{call.names[0]}: expected {call.axes} dimensions; got shape {first.shape}")
-    numbers = zip(call.names[call.arrays :], arguments[call.arrays :])
-    return *arrays, *(checks.number(name, given, ANY_BOUND) for name, given in numbers)
+def single_sweep(sweep: Callable[..., None]) -> Callable[[Function], Callable[..., None]]:
+    """Return a ``make_body`` for :func:`embed` whose body calls ``sweep(written, read, numbers)`` once."""
 
-
-def _accept(call: Call, given: Sequence[Any]) -> None:
-    """Refuse to compile for types that are not those of the call."""
-    first = given[0]
-    for k, (name, each) in enumerate(zip(call.names[: call.arrays], given)):
-        if not isinstance(each, types.Array) or (each.layout, each.ndim) != ("C", call.axes):
-            raise TypingError(f"{name}: expected a C-contiguous array, its dimensions {call.axes}; got {each}")
-        if each.dtype not in FLOATS or each.dtype != first.dtype:
-            raise TypingError(f"{name}: expected float32 or float64, and one dtype for all arrays; got {each}")
-        if k < call.written and not each.mutable:
-            raise TypingError(f"{name}: expected a writeable array; got a read-only one")
-    for name, each in zip(call.names[call.arrays :], given[call.arrays :]):
-        if not isinstance(each, NUMBERS):
-            raise TypingError(f"{name}: expected a number; got {each}")
-
-
-def _make_parted(call: Call) -> Any:
-    """An intrinsic, as each function that passes a tuple of arrays on counts references to each of them."""
-
-    @intrinsic
-    def parted(typing_context: Any, arguments: Any) -> Any:
-        kinds = arguments.types[: call.arrays]
-        parts = (
-            types.BaseTuple.from_types(kinds[: call.written]),
-            types.BaseTuple.from_types(kinds[call.written :]),
-            types.BaseTuple.from_types([kinds[0].dtype] * (len(call.names) - call.arrays)),
-        )
-
-        def codegen(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            values = [builder.extract_value(given[0], k) for k in range(len(call.names))]
-            arrays = [context.make_array(kind)(context, builder, value) for kind, value in zip(kinds, values)]
-            problem = builder.select(
-                _alike(builder, arrays, call.axes), _shared(builder, arrays, call.written), WORD(1)
-            )
-            lent = [_lent(context, builder, kind, array) for kind, array in zip(kinds, arrays)]
-            numbers = [
-                context.cast(builder, value, kind, kinds[0].dtype)
-                for value, kind in zip(values[call.arrays :], arguments.types[call.arrays :])
-            ]
-            pieces = (lent[: call.written], lent[call.written :], numbers)
-            tuples = [context.make_tuple(builder, kind, piece) for kind, piece in zip(parts, pieces)]
-            return context.make_tuple(builder, signature.return_type, [problem, *tuples])
-
-        return types.Tuple((types.int64, *parts))(arguments), codegen
-
-    return parted
-
-
-def _alike(builder: Any, arrays: Sequence[Any], axes: int) -> Any:
-    """Whether all have the first one's shape."""
-    alike = ir.Constant(ir.IntType(1), 1)
-    for array in arrays[1:]:
-        for axis in range(axes):
-            lengths = (builder.extract_value(each.shape, axis) for each in (arrays[0], array))
-            alike = builder.and_(alike, builder.icmp_signed("==", *lengths))
-    return alike
-
-
-def _shared(builder: Any, arrays: Sequence[Any], written: int) -> Any:
-    """2 where one of those written has a byte in common with another, else 0."""
-    begins = [builder.ptrtoint(array.data, WORD) for array in arrays]
-    spans = [(a, builder.add(a, builder.mul(array.nitems, array.itemsize))) for a, array in zip(begins, arrays)]
-    meets = ir.Constant(ir.IntType(1), 0)
-    for k, (begin, end) in enumerate(spans[:written]):
-        for other, stop in spans[k + 1 :]:
-            one, two = builder.icmp_unsigned("<", begin, stop), builder.icmp_unsigned("<", other, end)
-            meets = builder.or_(meets, builder.and_(one, two))
-    return builder.select(meets, WORD(2), WORD(0))
-
-
-def _lent(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    """The same array, whose references nobody counts."""
-    lent = context.make_array(kind)(context, builder)
-    populate_array(lent, array.data, array.shape, array.strides, array.itemsize, None)
-    return lent._getvalue()
-
-
-def once(sweep: Any) -> Callable[[Any], Callable[..., None]]:
-    """The body that is one call of ``sweep(written, read, numbers)``."""
-
-    def make_body(parted: Any) -> Callable[..., None]:
+    def make_body(split_arguments: Function) -> Callable[..., None]:
         def body(*arguments: Any) -> None:
-            problem, written, read, numbers = parted(arguments)
-            if problem == 1:
+            problem, written, read, numbers = split_arguments(arguments)
+            if problem == SHAPES_DIFFER:
                 raise ValueError(SHAPES)
-            if problem == 2:
+            if problem == MEMORY_SHARED:
                 raise ValueError(SHARED)
             sweep(written, read, numbers)
 
         return body
 
     return make_body
+
+
+def _checked(expected: KernelArguments, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the arguments of a call from Python as plain arrays and floats, or raise an error."""
+    names, first = expected.names, checks.array(expected.names[0], arguments[0])
+    arrays = [first]
+    for k in range(1, expected.arrays):
+        arrays.append(checks.array(names[k], arguments[k], like=first, write=k < expected.written))
+    if first.ndim != expected.dimensions:
+        raise ValueError(f"{names[0]}: expected an array of dimension {expected.dimensions}; got shape {first.shape}")
+    numbers = zip(names[expected.arrays :], arguments[expected.arrays :])
+    return *arrays, *(checks.number(name, given, ANY_BOUND) for name, given in numbers)
+
+
+def _check_types(expected: KernelArguments, given: Sequence[types.Type]) -> None:
+    """Raise a TypingError if these Numba types are not those of the expected arguments."""
+    dtype = getattr(given[0], "dtype", None)
+    for k, (name, kind) in enumerate(zip(expected.names[: expected.arrays], given)):
+        if not isinstance(kind, types.Array) or (kind.layout, kind.ndim) != ("C", expected.dimensions):
+            raise TypingError(f"{name}: expected a C-contiguous array of dimension {expected.dimensions}; got {kind}")
+        if kind.dtype not in FLOATS or kind.dtype != dtype:
+            raise TypingError(f"{name}: expected float32 or float64, and one dtype for all arrays; got {kind}")
+        if k < expected.written and not kind.mutable:
+            raise TypingError(f"{name}: expected a writeable array; got a read-only one")
+    for name, kind in zip(expected.names[expected.arrays :], given[expected.arrays :]):
+        if not isinstance(kind, NUMBERS):
+            raise TypingError(f"{name}: expected a number; got {kind}")
+
+
+def _make_split_arguments(expected: KernelArguments) -> Function:
+    """Return ``split_arguments(arguments) -> (problem, written, read, numbers)``, for compiled code.
+
+    It is an intrinsic, because a Numba function that takes or returns a tuple of arrays counts references to each.
+    """
+    count, written = expected.arrays, expected.written
+
+    @intrinsic
+    def split_arguments(typing_context: Any, arguments: Any) -> Any:
+        kinds = arguments.types[:count]
+        parts = (
+            types.BaseTuple.from_types(kinds[:written]),
+            types.BaseTuple.from_types(kinds[written:]),
+            types.BaseTuple.from_types([kinds[0].dtype] * (len(expected.names) - count)),
+        )
+
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, given: Any) -> Any:
+            values = [builder.extract_value(given[0], k) for k in range(len(expected.names))]
+            arrays = [context.make_array(kind)(context, builder, value) for kind, value in zip(kinds, values)]
+            same_shape = _have_same_shape(builder, arrays, expected.dimensions)
+            overlap = builder.select(_overlap(builder, arrays, written), WORD(MEMORY_SHARED), WORD(0))
+            problem = builder.select(same_shape, overlap, WORD(SHAPES_DIFFER))
+            borrowed = [_borrowed(context, builder, kind, array) for kind, array in zip(kinds, arrays)]
+            numbers = [
+                context.cast(builder, value, kind, kinds[0].dtype)
+                for value, kind in zip(values[count:], arguments.types[count:])
+            ]
+            pieces = (borrowed[:written], borrowed[written:], numbers)
+            tuples = [context.make_tuple(builder, kind, piece) for kind, piece in zip(parts, pieces)]
+            return context.make_tuple(builder, signature.return_type, [problem, *tuples])
+
+        return types.Tuple((types.int64, *parts))(arguments), codegen
+
+    split: Function = split_arguments
+    return split
+
+
+def _have_same_shape(builder: ir.IRBuilder, arrays: Sequence[Any], dimensions: int) -> ir.Value:
+    """Return the bit that says whether all arrays have the shape of the first one."""
+    same: ir.Value = ir.Constant(ir.IntType(1), 1)
+    for array in arrays[1:]:
+        for axis in range(dimensions):
+            lengths = (builder.extract_value(each.shape, axis) for each in (arrays[0], array))
+            same = builder.and_(same, builder.icmp_signed("==", *lengths))
+    return same
+
+
+def _overlap(builder: ir.IRBuilder, arrays: Sequence[Any], written: int) -> ir.Value:
+    """Return the bit that says whether a written array has a byte in common with another array."""
+    starts = [builder.ptrtoint(array.data, WORD) for array in arrays]
+    stops = [builder.add(start, builder.mul(each.nitems, each.itemsize)) for start, each in zip(starts, arrays)]
+    found: ir.Value = ir.Constant(ir.IntType(1), 0)
+    for k in range(written):
+        for other in range(k + 1, len(arrays)):
+            before_end = builder.icmp_unsigned("<", starts[k], stops[other])
+            after_start = builder.icmp_unsigned("<", starts[other], stops[k])
+            found = builder.or_(found, builder.and_(before_end, after_start))
+    return found
+
+
+def _borrowed(context: Any, builder: ir.IRBuilder, kind: types.Array, array: Any) -> ir.Value:
+    """Return an array on the same memory whose references are not counted."""
+    borrowed = context.make_array(kind)(context, builder)
+    populate_array(borrowed, array.data, array.shape, array.strides, array.itemsize, None)
+    return borrowed._getvalue()

@@ -1,15 +1,12 @@
-"""Updates as C functions, which whatever can call a function pointer can call, without Python's global lock.
-
-Rules as functions of scalars, for code that Numba compiles.
-
-Rules as functions of scalars, of arrays, and of C pointers.
-"""
+"""Makes functions of rules for other people's code: of scalars, of arrays, and of C pointers."""
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import carray, types
 from numba import cfunc as c_callback
 from numba.core.errors import TypingError
@@ -21,55 +18,20 @@ from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.headers import make_views
 from fastmomentum.backends.cpu.kernels import vector
 from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop
-from fastmomentum.jit import fused
-from fastmomentum.jit.embedding import check_count, named
+from fastmomentum.jit.embedding import KernelArguments, check_count, embed, single_sweep, with_signature
+from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
 
-def make_pointer(rule: Rule, dtype: np.dtype[Any]) -> Any:
-    """``void update(int64_t n, T **arrays, const double *hyper)``, as Numba's object for it."""
-    written, taken = 1 + len(rule.state), len(rule.hyper)
-    given = written + 1
-    views = make_views([vector(dtype)] * given)
-    loop, cast = make_loop(make_advance(rule), written), make_cast(taken)
+def update(rule: str | Rule) -> Function:
+    """Return a rule as a function of scalars for code that Numba compiles.
 
-    def update(n: Any, arrays: Any, hyper: Any) -> None:
-        each = views(carray(arrays, (1, given)), 0, 0, n)
-        loop(each[:written], each[written:], cast(to_fixed_tuple(carray(hyper, (taken,)), taken), each[0]))
+    (p, *state, g, *hyper) → (p, *state)
 
-    addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
-    return c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
-
-
-def make_scalar(rule: Rule) -> Any:
-    """``scalar(p, *state, g, *hyper) -> (p, *state)``, all in the dtype of p."""
-    names = ("p", *rule.slots, "g", *rule.hyper)
-    compute, update, cast = rule.build(), rule.build(register_jitable), make_cast(len(names) - 1)
-
-    def scalar(*given: Any) -> Any:
-        check_count(names, given, TypeError)
-        return compute(*given)
-
-    @overload(scalar, strict=False)
-    def compiled(*given: Any) -> Any:
-        check_count(names, given, TypingError)
-        if types.unliteral(given[0]) not in FLOATS:
-            raise TypingError(f"p: expected float32 or float64; got {given[0]}")
-        for name, each in zip(names, given):
-            if not isinstance(each, NUMBERS):
-                raise TypingError(f"{name}: expected a number; got {each}")
-        return lambda *given: update(given[0], *cast(given[1:], given[0]))
-
-    return named(scalar, names)
-
-
-def update(rule: str | Rule) -> Any:
-    """``(p, *state, g, *hyper) -> (p, *state)``: one element's update, for code compiled by Numba.
-
-    It is inlined: the loop around it holds no call, and is vectorised as one written by hand. ``fm.jit.<name>`` is
-    ``fm.jit.update("<name>")``.
+    LLVM inlines the function, so a loop around it holds no call and is vectorised like a loop with the formula written
+    out. ``fm.jit.<name>`` is ``fm.jit.update("<name>")``.
 
     Parameters
     ----------
@@ -79,8 +41,8 @@ def update(rule: str | Rule) -> Any:
     Returns
     -------
     function
-        Takes scalars of float32 or float64; all are cast to the dtype of p first, so that hyper-parameters may be
-        Python's floats. Without state it returns a tuple of one.
+        It takes scalars. p is float32 or float64; all others are cast to the dtype of p first, so hyper-parameters may
+        be Python floats. It returns a tuple, also if the rule has no state.
 
     Raises
     ------
@@ -89,10 +51,10 @@ def update(rule: str | Rule) -> Any:
 
     Notes
     -----
-    How it rounds is up to the function that calls it: under ``fastmath=True`` the bits are others, and with Numba's own
-    ``error_model`` a rule that divides raises ZeroDivisionError in the middle of an array; give
-    ``error_model="numpy"``. :func:`kernel` is strict whoever calls it. Called from Python it is the rule itself, and
-    nothing is cast.
+    The caller's compile options decide how it rounds: ``fastmath=True`` changes the bits, and with Numba's default
+    ``error_model`` a rule that divides raises ZeroDivisionError in the middle of an array; pass
+    ``error_model="numpy"``. :func:`kernel` is strict for every caller. A call from Python runs the rule itself and
+    casts nothing.
 
     Examples
     --------
@@ -109,13 +71,35 @@ def update(rule: str | Rule) -> Any:
     True
     """
     chosen = find(rule)
-    return cached_kernel(("scalar", chosen.structure, chosen.slots, chosen.hyper), lambda: make_scalar(chosen))
+    return cached_kernel(("scalar", chosen.structure, chosen.slots, chosen.hyper), lambda: _make_scalar(chosen))
 
 
-def hyper(rule: str | Rule, dtype: Any = np.float64, /, **values: float) -> tuple[Any, ...]:
-    """The hyper-parameters that the rule's functions take, in their order, derived and checked.
+def _make_scalar(rule: Rule) -> Function:
+    """Return ``scalar(p, *state, g, *hyper) -> (p, *state)``, which computes in the dtype of p."""
+    names = ("p", *rule.slots, "g", *rule.hyper)
+    compute, compiled_update, cast = rule.build(), rule.build(register_jitable), make_cast(len(names) - 1)
 
-    What is derived (1 − τ, 1 − β, 1 − lr·λ) is computed in double precision and then cast to `dtype`, as everywhere in
+    def scalar(*given: Any) -> Any:
+        check_count(names, given, TypeError)
+        return compute(*given)
+
+    @overload(scalar, strict=False)
+    def compiled(*given: Any) -> Function:
+        check_count(names, given, TypingError)
+        if types.unliteral(given[0]) not in FLOATS:
+            raise TypingError(f"p: expected float32 or float64; got {given[0]}")
+        for name, kind in zip(names, given):
+            if not isinstance(kind, NUMBERS):
+                raise TypingError(f"{name}: expected a number; got {kind}")
+        return lambda *given: compiled_update(given[0], *cast(given[1:], given[0]))
+
+    return with_signature(scalar, names)
+
+
+def hyper(rule: str | Rule, dtype: npt.DTypeLike = np.float64, /, **values: float) -> tuple[np.floating, ...]:
+    """Return the hyper-parameters that a rule's functions take, in their order, checked and derived.
+
+    Derived numbers (1 − τ, 1 − β, 1 − lr·λ) are computed in double precision and then cast to `dtype`, as everywhere in
     the package.
 
     Parameters
@@ -123,9 +107,9 @@ def hyper(rule: str | Rule, dtype: Any = np.float64, /, **values: float) -> tupl
     rule : str, Rule or chain
         The update rule.
     dtype : dtype
-        float32 or float64, that of the arrays.
+        The arrays' dtype: float32 or float64.
     **values
-        lr, momentum and whatever else the rule declares.
+        lr, momentum and all others that the rule declares.
 
     Returns
     -------
@@ -134,7 +118,7 @@ def hyper(rule: str | Rule, dtype: Any = np.float64, /, **values: float) -> tupl
     Raises
     ------
     TypeError, ValueError
-        If a value is missing, is none of the rule's, or is out of its range.
+        If a value is missing, is not declared by the rule, or is out of its range.
 
     Examples
     --------
@@ -145,8 +129,10 @@ def hyper(rule: str | Rule, dtype: Any = np.float64, /, **values: float) -> tupl
     return hyper_row(find(rule), values, checks.dtype(dtype))
 
 
-def kernel(rule: str | Rule) -> Any:
-    """``(p, *state, g, *hyper) -> None``: one fused update of arrays in place, for code compiled by Numba.
+def kernel(rule: str | Rule) -> Callable[..., None]:
+    """Return a kernel that updates arrays in place, for code that Numba compiles.
+
+    p, *state ← update(p, *state, g, *hyper)
 
     Parameters
     ----------
@@ -156,16 +142,18 @@ def kernel(rule: str | Rule) -> Any:
     Returns
     -------
     function
-        Compiled for the dtypes that it is called with. Takes C-contiguous arrays of one dimension, one shape and one
-        dtype, float32 or float64, and numbers, which are cast to that dtype; gradients may be read-only. It allocates
-        nothing, holds no lock, and has the bits of :func:`fastmomentum.step`. Python may call it, too. Ranges of
-        hyper-parameters are not checked: :func:`hyper` does that.
+        ``kernel(p, *state, g, *hyper)``. Numba compiles it for each dtype with which it is called. It takes
+        C-contiguous arrays of one dimension, one shape and one dtype, float32 or float64, and numbers, which are cast
+        to that dtype; gradients may be read-only. It allocates nothing, takes no lock, and gives the bits of
+        :func:`fastmomentum.step`. Python may call it, too. It does not check the ranges of hyper-parameters:
+        :func:`hyper` does that.
 
     Raises
     ------
     TypeError, ValueError
-        If there is no such rule. Where it is called: ``numba.TypingError`` while the caller compiles, if a type is not
-        as above; ValueError, with nothing written, if shapes differ or what is written shares memory with another.
+        If there is no such rule. The kernel raises ``numba.TypingError`` while its caller compiles, if a type is not as
+        above, and ValueError in a call, before anything is written, if shapes differ or a written array shares memory
+        with another.
 
     Examples
     --------
@@ -182,21 +170,28 @@ def kernel(rule: str | Rule) -> Any:
     True
     """
     chosen = find(rule)
-    return cached_kernel(("embedded", chosen.structure, chosen.slots, chosen.hyper), lambda: fused.make_kernel(chosen))
+    return cached_kernel(("embedded", chosen.structure, chosen.slots, chosen.hyper), lambda: _make_kernel(chosen))
+
+
+def _make_kernel(rule: Rule) -> Callable[..., None]:
+    """Return ``kernel(p, *state, g, *hyper)``, which does one update with a gradient that is stored in an array."""
+    written = 1 + len(rule.state)
+    loop = make_loop(make_advance(rule), written)
+    return embed(single_sweep(loop), KernelArguments(("p", *rule.slots, "g", *rule.hyper), written, 1))
 
 
 @dataclass(frozen=True)
 class CFunction:
-    """A C function, made by :func:`cfunc`.
+    """A C function made by :func:`cfunc`.
 
     Attributes
     ----------
     prototype : str
-        Its declaration, with what `arrays` and `hyper` hold.
+        Its declaration in C, with the contents of `arrays` and `hyper` as comments.
     address : int
-        Where it is: the value of the function pointer.
-    ctypes : object
-        The same for Python's ctypes.
+        The value of the function pointer.
+    ctypes : callable
+        The function as Python's ctypes calls it.
 
     Examples
     --------
@@ -210,19 +205,21 @@ class CFunction:
 
     prototype: str
     address: int
-    ctypes: Any = field(repr=False, compare=False)
+    ctypes: Callable[..., None] = field(repr=False, compare=False)
 
 
 PROTOTYPE = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_double))
 
 
-def cfunc(rule: str | Rule, dtype: Any) -> CFunction:
-    """One fused update as a C function: ``void update(int64_t n, T **arrays, const double *hyper)``.
+def cfunc(rule: str | Rule, dtype: npt.DTypeLike) -> CFunction:
+    """Return a rule's fused update of arrays as a C function.
 
-    `arrays` points to the addresses of p, the state and g, in this order, of n elements each; `hyper` to the rule's
-    hyper-parameters, which are cast to T (:func:`hyper`; derived ones are given, too). One prototype serves all rules.
-    The function may be called from any thread, allocates nothing, and checks nothing: what is written shares no memory
-    with another array.
+    ``void update(int64_t n, T **arrays, const double *hyper)``
+
+    All rules have this prototype. `arrays` points to the addresses of p, the state and g, in this order, with n
+    elements each; `hyper` points to the rule's hyper-parameters, derived ones included (:func:`hyper` computes them),
+    which are cast to T. Any thread may call the function, without Python's global lock. It allocates nothing and checks
+    nothing: the caller ensures that no written array shares memory with another.
 
     Parameters
     ----------
@@ -234,18 +231,18 @@ def cfunc(rule: str | Rule, dtype: Any) -> CFunction:
     Returns
     -------
     CFunction
-        Its prototype, its address, and itself for ctypes.
+        Its prototype, its address, and a function for ctypes.
 
     Raises
     ------
     TypeError, ValueError
-        If there is no such rule, or dtype is another.
+        If there is no such rule, or for another dtype.
 
     Notes
     -----
-    It stays where it is while this process lives, and means nothing in another. No routine of SciPy takes this
-    prototype: for a scipy.LowLevelCallable write a ``numba.cfunc`` of the one it takes, with a rule's scalar function
-    in it (the tests smooth along an axis so, with scipy.ndimage.generic_filter1d).
+    The address is valid until this process ends, and in this process only. No routine of SciPy takes this prototype:
+    for a scipy.LowLevelCallable write a ``numba.cfunc`` with the prototype that the routine takes, and call a rule's
+    scalar function in it (the tests smooth along an axis in this way, with scipy.ndimage.generic_filter1d).
 
     Examples
     --------
@@ -260,9 +257,25 @@ def cfunc(rule: str | Rule, dtype: Any) -> CFunction:
     (array([0.75, 0.75], dtype=float32), array([1., 1.], dtype=float32))
     """
     chosen, kind = find(rule), checks.dtype(dtype)
-    made: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: make_pointer(chosen, kind))
+    made: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: _make_c_update(chosen, kind))
     names, name = ("p", *chosen.slots, "g"), "float" if kind == np.float32 else "double"
     arrays = f"{name} *arrays[{len(names)}] /* {', '.join(names)} */"
     numbers = f"const double hyper[{len(chosen.hyper)}] /* {', '.join(chosen.hyper)} */"
     prototype = f"void update(int64_t n, {arrays}, {numbers})"
     return CFunction(prototype, made.address, PROTOTYPE(made.address))
+
+
+def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
+    """Return Numba's object for ``void update(int64_t n, T **arrays, const double *hyper)``."""
+    written, count = 1 + len(rule.state), len(rule.hyper)
+    arrays_count = written + 1
+    views = make_views([vector(dtype)] * arrays_count)
+    loop, cast = make_loop(make_advance(rule), written), make_cast(count)
+
+    def update(n: Any, arrays: Any, hyper: Any) -> None:
+        each = views(carray(arrays, (1, arrays_count)), 0, 0, n)
+        loop(each[:written], each[written:], cast(to_fixed_tuple(carray(hyper, (count,)), count), each[0]))
+
+    addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
+    function: Function = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
+    return function

@@ -1,11 +1,4 @@
-"""Kernels that form the gradient of a coordinate and use it at once; :mod:`fastmomentum.jit` says what they are for.
-
-Kernels whose gradient at a point follows from the parameters around it, as they were before the update.
-
-The parameters are read in one array and written to another.
-
-Kernels that form the gradient themselves, so that it is never written to memory.
-"""
+"""Makes kernels that compute the gradient themselves, so that it is never written to memory."""
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
@@ -20,148 +13,43 @@ from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.loops import (
     as_like,
     inlined,
-    make_advance,
     make_cut,
     make_descent,
     make_load,
     make_loop,
     make_store,
 )
-from fastmomentum.jit.embedding import SHAPES, SHARED, Call, embed, once
+from fastmomentum.jit.embedding import (
+    MEMORY_SHARED,
+    SHAPES,
+    SHAPES_DIFFER,
+    SHARED,
+    KernelArguments,
+    embed,
+    single_sweep,
+)
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
 
 BLOCK = 16_384
-"""Coordinates that take all their steps before the next ones do, so that their arrays stay in the cache (from 2,048 to
-16,384 measured within a fifth of each other)."""
-
-
-def make_kernel(rule: Rule) -> Any:
-    """``kernel(p, *state, g, *hyper)``: one update, with a gradient that lies in an array."""
-    arrays = 1 + len(rule.state)
-    loop = make_loop(make_advance(rule), arrays)
-    return embed(once(loop), Call(("p", *rule.slots, "g", *rule.hyper), arrays, 1))
-
-
-def make_fused(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Any:
-    """``kernel(p, *state, *data, *hyper)``: one update, with a gradient that follows from p and the data."""
-    arrays = 1 + len(rule.state)
-    loop = make_loop(make_descent(rule, gradient), arrays, len(data))
-    return embed(once(loop), _call(rule, data))
-
-
-def make_many_fused(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Any:
-    """``kernel(steps, p, *state, *data, *hyper)``: so many updates, block by block."""
-    arrays, advance = 1 + len(rule.state), make_descent(rule, gradient)
-    single = make_loop(advance, arrays, len(data))
-    # Two steps for each load and store of a coordinate: more leave too few coordinates under way at once (measured: 1,
-    # 2, 4, 8 steps: 7, 12, 10, 7 times the speed of a gradient in memory).
-    double = make_loop(_twice(advance), arrays, len(data))
-    cut, cut_data = make_cut(arrays), make_cut(len(data))
-
-    def make_body(parted: Any) -> Any:
-        def body(steps: Any, *arguments: Any) -> None:
-            problem, written, read, hyper = parted(arguments)
-            if problem == 1:
-                raise ValueError(SHAPES)
-            if problem == 2:
-                raise ValueError(SHARED)
-            if steps < 0:
-                raise ValueError("steps: expected a whole number >= 0; got one below")
-            size = written[0].size
-            for first in range(0, size, BLOCK):
-                last = min(size, first + BLOCK)
-                ours, given = cut(written, first, last), cut_data(read, first, last)
-                for _ in range(steps // 2):
-                    double(ours, given, hyper)
-                if steps % 2 == 1:
-                    single(ours, given, hyper)
-
-        return body
-
-    return embed(make_body, _call(rule, data), steps=True)
-
-
-def _call(rule: Rule, data: tuple[str, ...]) -> Call:
-    return Call(("p", *rule.slots, *data, *rule.hyper), 1 + len(rule.state), len(data))
-
-
-def _twice(advance: Any) -> Any:
-    return register_jitable(lambda now, data, hyper: advance(advance(now, data, hyper), data, hyper))
-
+"""The number of elements that take all their steps before the next elements do, so that they stay in the cache (block
+sizes from 2,048 to 16,384 measured within 20 % of each other)."""
 
 Offsets = Sequence[tuple[int, ...]]
-
-
-def make_stencil(rule: Rule, gradient: Function, offsets: Offsets, data: tuple[str, ...]) -> Any:
-    """``kernel(new, *state, old, *data, *hyper)``: one update of all points but those too near to the edge."""
-    written, read, axes = 1 + len(rule.state), 1 + len(data), len(offsets[0])
-    halos = [max(abs(offset[axis]) for offset in offsets) for axis in range(axes)]
-    sweep = _make_sweep(_make_point(rule, gradient, offsets, len(data)), halos)
-
-    def whole(written: Any, read: Any, hyper: Any) -> None:
-        sweep(written, read, hyper, ())
-
-    names = ("new", *rule.slots, "old", *data, *rule.hyper)
-    return embed(once(register_jitable(whole)), Call(names, written, read, axes))
-
-
-def _make_point(rule: Rule, gradient: Function, offsets: Offsets, data: int) -> Any:
-    """``point(written, read, hyper, at)``: the update of one point."""
-    update, slope, around = rule.build(register_jitable), inlined(gradient), _make_around(offsets)
-    load, load_data, store = make_load(len(rule.state)), make_load(data), make_store(1 + len(rule.state))
-    here = _make_shifted((0,) * len(offsets[0]))
-
-    def point(written: Any, read: Any, hyper: Any, at: Any) -> None:
-        place, old = here(at), read[0]
-        g = as_like(slope(*around(old, at), *load_data(read[1:], place)), old)
-        store(written, place, update(old[place], *load(written[1:], place), g, *hyper))
-
-    return register_jitable(point)
-
-
-def _make_sweep(point: Any, halos: Sequence[int]) -> Any:
-    """Loops over all axes, so far from both ends of each; `at` holds the places along those outside."""
-    if not halos:
-        return point
-    halo, axis = halos[0], -len(halos)
-    within = _make_sweep(point, halos[1:])
-
-    def sweep(written: Any, read: Any, hyper: Any, at: Any) -> None:
-        for i in range(halo, written[0].shape[axis] - halo):
-            within(written, read, hyper, (*at, i))
-
-    return register_jitable(sweep)
-
-
-def _make_around(offsets: Offsets) -> Any:
-    """``around(old, at)``: the values at these offsets from a point."""
-    shifted = _make_shifted(offsets[0])
-    if len(offsets) == 1:
-        return register_jitable(lambda old, at: (old[shifted(at)],))
-    rest = _make_around(offsets[1:])
-    return register_jitable(lambda old, at: (old[shifted(at)], *rest(old, at)))
-
-
-def _make_shifted(offset: Sequence[int]) -> Any:
-    """``shifted(at)``: a place, by so much further along each axis; unsigned, as Numba looks whether others are < 0."""
-    first = offset[0]
-    if len(offset) == 1:
-        return register_jitable(lambda at: (np.uintp(at[0] + first),))
-    rest = _make_shifted(offset[1:])
-    return register_jitable(lambda at: (np.uintp(at[0] + first), *rest(at[1:])))
+"""The places of a stencil's neighbours relative to a point, with one shift for each axis."""
 
 
 class Fused(NamedTuple):
-    """Functions for Python and for code compiled by Numba, made by :func:`fuse`.
+    """Two kernels made by :func:`fuse`, for Python and for code compiled by Numba.
 
     Attributes
     ----------
     step : function
-        ``step(p, *state, *data, *hyper)``: one update.
+        ``step(p, *state, *data, *hyper)`` does one update.
     run : function
-        ``run(steps, p, *state, *data, *hyper)``: so many updates with the same hyper-parameters, with the same bits.
+        ``run(steps, p, *state, *data, *hyper)`` does `steps` updates with the same hyper-parameters. The bits are those
+        of repeated calls of `step`.
 
     Examples
     --------
@@ -173,37 +61,43 @@ class Fused(NamedTuple):
     array([0.25 , 1.125])
     """
 
-    step: Any
-    run: Any
+    step: Callable[..., None]
+    run: Callable[..., None]
 
 
-def fuse(grad: Callable[..., Any], rule: str | Rule) -> Fused:
-    """One update in which the gradient of a coordinate follows from its parameter, and is used at once.
+def fuse(grad: Function, rule: str | Rule) -> Fused:
+    """Return kernels that compute the gradient of each element from its parameter and use it at once.
 
-    16 bytes an element move in float32, and those of the data, where a gradient in memory takes 20 beside what forming
-    it takes. Many steps in one call (``run``) keep a block of coordinates in the cache until it has had them all.
+    p, *state ← update(p, *state, grad(p, *data), *hyper)
 
     Parameters
     ----------
     grad : function
-        ``grad(p, *data) -> g``, of one coordinate: a Python function that Numba can compile, or one it has compiled
-        (it is compiled anew, strictly). Its value is cast to the dtype of p. It must not raise, which would leave an
-        update half done. A number written in it is a double, as in all code for Numba, so that in float32 the bits are
-        not NumPy's, and the loop is slower; ``numpy.float32`` constants from outside, or data, keep to float32.
+        ``grad(p, *data) -> g`` for one element: a plain Python function that Numba can compile, or a function that
+        Numba has compiled (it is compiled again, with strict arithmetic). Its result is cast to the dtype of p. It must
+        not raise, as an exception would leave the update half done. A number literal in it is a double, as in all code
+        for Numba, so with float32 the bits differ from NumPy's and the loop is slower. ``numpy.float32`` constants
+        defined outside of the function, or data, keep the arithmetic in float32.
     rule : str, Rule or chain
         The update rule.
 
     Returns
     -------
     Fused
-        ``step`` and ``run``. p, state and data are arrays as :func:`fastmomentum.jit.kernel` takes them, the
-        hyper-parameters those of ``rule.hyper`` (:func:`fastmomentum.jit.hyper`).
+        ``step`` and ``run``. p, state and data are arrays as for :func:`fastmomentum.jit.kernel`; the hyper-parameters
+        are those of ``rule.hyper`` (:func:`fastmomentum.jit.hyper` computes them).
 
     Raises
     ------
     TypeError, ValueError
-        If `grad` is no such function, or there is no such rule; where they are called, as
+        If `grad` is not such a function, or there is no such rule. The returned kernels raise the errors of
         :func:`fastmomentum.jit.kernel`.
+
+    Notes
+    -----
+    With float32 and one state array, an update moves 16 bytes an element plus the data. With a gradient in memory it
+    moves 20, plus the traffic of computing the gradient. ``run`` does all steps on one block of elements after another,
+    so that each block stays in the cache.
 
     Examples
     --------
@@ -214,41 +108,43 @@ def fuse(grad: Callable[..., Any], rule: str | Rule) -> Fused:
     >>> print(p)
     [1.   0.5  0.25]
     """
-    chosen, data = find(rule), _arguments(grad)[1:]
+    chosen, data = find(rule), _argument_names(grad)[1:]
     key = (chosen.structure, chosen.slots, chosen.hyper, grad)
     return Fused(
-        cached_kernel(("fused", *key), lambda: make_fused(chosen, grad, data)),
-        cached_kernel(("many fused", *key), lambda: make_many_fused(chosen, grad, data)),
+        cached_kernel(("fused", *key), lambda: _make_step(chosen, grad, data)),
+        cached_kernel(("many fused", *key), lambda: _make_run(chosen, grad, data)),
     )
 
 
-def fuse_stencil(grad: Callable[..., Any], rule: str | Rule, offsets: Sequence[Sequence[int]]) -> Any:
-    """One update in which the gradient at a grid point follows from the old parameters at it and around it.
+def fuse_stencil(grad: Function, rule: str | Rule, offsets: Sequence[Sequence[int]]) -> Callable[..., None]:
+    """Return a kernel that computes the gradient at each grid point from the old parameters at and around it.
+
+    new, *state ← update(old, *state, grad(*neighbours of old, *data), *hyper)
 
     Parameters
     ----------
     grad : function
-        ``grad(*neighbours, *data) -> g``: the parameters at the `offsets`, in their order, and what the data hold at
-        the point itself; as :func:`fuse` takes it.
+        ``grad(*neighbours, *data) -> g``: takes the parameters at the `offsets`, in their order, and the data at the
+        point itself. The requirements are those of :func:`fuse`.
     rule : str, Rule or chain
         The update rule.
     offsets : sequence of tuples of int
-        Where the neighbours are, along each axis: for five points in two dimensions
+        The places of the neighbours relative to the point, along each axis: for five points in two dimensions
         ``[(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]``.
 
     Returns
     -------
     function
-        ``step(new, *state, old, *data, *hyper)``, for Python and for code compiled by Numba: what it writes comes
-        first. C-contiguous arrays of one shape, with as many axes as an offset. Along each axis, points nearer to an
-        edge than the farthest offset are not written, in `new` as in the state: give `new` and `old` the same boundary,
-        and exchange them after each step.
+        ``step(new, *state, old, *data, *hyper)``, for Python and for code compiled by Numba; the written arrays come
+        first. All are C-contiguous arrays of one shape, with as many axes as an offset. Along each axis, points nearer
+        to an edge than the farthest offset are not written, neither in `new` nor in the state: give `new` and `old` the
+        same boundary, and exchange them after each step.
 
     Raises
     ------
     TypeError, ValueError
-        If `grad` is no such function, takes fewer arguments than there are offsets, these are not of one length, or
-        there is no such rule; where it is called, as :func:`fastmomentum.jit.kernel`.
+        If `grad` is not such a function, takes fewer arguments than there are offsets, the offsets differ in length, or
+        there is no such rule. The returned kernel raises the errors of :func:`fastmomentum.jit.kernel`.
 
     Examples
     --------
@@ -263,24 +159,144 @@ def fuse_stencil(grad: Callable[..., Any], rule: str | Rule, offsets: Sequence[S
     >>> print(old.round(6))
     [0.   0.25 0.5  0.75 1.  ]
     """
-    chosen, names = find(rule), _arguments(grad)
+    chosen, names = find(rule), _argument_names(grad)
     if any(not isinstance(offset, tuple | list) for offset in offsets):
         raise TypeError(f"offsets: expected a tuple for each neighbour, (-1,) in one dimension; got {offsets!r}")
     places = tuple(tuple(checks.integer("offsets", shift, least=-(2**31)) for shift in offset) for offset in offsets)
     if not places or not places[0] or any(len(place) != len(places[0]) for place in places):
-        raise ValueError(f"offsets: expected one shift for each axis, alike for all; got {offsets!r}")
+        raise ValueError(
+            f"offsets: expected one shift for each axis in each offset, and one offset at least; got {offsets!r}"
+        )
     if len(names) < len(places):
         raise TypeError(f"grad: expected an argument for each of {len(places)} offsets; got {', '.join(names)}")
     key = ("stencil", chosen.structure, chosen.slots, chosen.hyper, grad, places)
-    return cached_kernel(key, lambda: make_stencil(chosen, grad, places, names[len(places) :]))
+    return cached_kernel(key, lambda: _make_stencil(chosen, grad, places, names[len(places) :]))
 
 
-def _arguments(grad: Any) -> tuple[str, ...]:
+def _argument_names(grad: object) -> tuple[str, ...]:
+    """Return the names of the arguments of a gradient function, or raise a TypeError if it cannot be used."""
     function = getattr(grad, "py_func", grad)
     if not isinstance(function, FunctionType):
         raise TypeError(f"grad: expected a plain function, or one compiled by Numba; got {checks.describe(grad)}")
     found = tuple(signature(function).parameters.values())
     fixed = all(each.kind is Parameter.POSITIONAL_OR_KEYWORD and each.default is Parameter.empty for each in found)
     if not found or not fixed:
-        raise TypeError(f"grad: expected arguments of a fixed number, one at least, without defaults; got {function!r}")
+        raise TypeError(
+            "grad: expected a fixed number of arguments, at least one, without defaults; "
+            f"got {function.__name__}{signature(function)}"
+        )
     return tuple(each.name for each in found)
+
+
+def _make_step(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable[..., None]:
+    """Return ``kernel(p, *state, *data, *hyper)``, which does one update."""
+    expected = _expected(rule, data)
+    loop = make_loop(make_descent(rule, gradient), expected.written, expected.read)
+    return embed(single_sweep(loop), expected)
+
+
+def _make_run(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable[..., None]:
+    """Return ``kernel(steps, p, *state, *data, *hyper)``, which does `steps` updates, block by block."""
+    expected, advance = _expected(rule, data), make_descent(rule, gradient)
+    single = make_loop(advance, expected.written, expected.read)
+    # Two steps for each load and store of an element. More steps leave too few elements to be computed side by side
+    # (measured for 1, 2, 4, 8 steps: 7, 12, 10, 7 times the speed of an update with the gradient in memory).
+    double = make_loop(_twice(advance), expected.written, expected.read)
+    cut, cut_data = make_cut(expected.written), make_cut(expected.read)
+
+    def make_body(split_arguments: Function) -> Callable[..., None]:
+        def body(steps: Any, *arguments: Any) -> None:
+            problem, written, read, hyper = split_arguments(arguments)
+            if problem == SHAPES_DIFFER:
+                raise ValueError(SHAPES)
+            if problem == MEMORY_SHARED:
+                raise ValueError(SHARED)
+            if steps < 0:
+                raise ValueError("steps: expected a whole number from 0; got a negative one")
+            size = written[0].size
+            for first in range(0, size, BLOCK):
+                last = min(size, first + BLOCK)
+                block, block_data = cut(written, first, last), cut_data(read, first, last)
+                for _ in range(steps // 2):
+                    double(block, block_data, hyper)
+                if steps % 2 == 1:
+                    single(block, block_data, hyper)
+
+        return body
+
+    return embed(make_body, expected, with_steps=True)
+
+
+def _expected(rule: Rule, data: tuple[str, ...]) -> KernelArguments:
+    return KernelArguments(("p", *rule.slots, *data, *rule.hyper), 1 + len(rule.state), len(data))
+
+
+def _twice(advance: Function) -> Function:
+    """Return the update of one element by two steps."""
+    return inlined(lambda now, data, hyper: advance(advance(now, data, hyper), data, hyper))
+
+
+def _make_stencil(rule: Rule, gradient: Function, offsets: Offsets, data: tuple[str, ...]) -> Callable[..., None]:
+    """Return ``kernel(new, *state, old, *data, *hyper)``, which updates all points but those too near to an edge."""
+    axes = len(offsets[0])
+    margins = [max(abs(offset[axis]) for offset in offsets) for axis in range(axes)]
+    sweep_axes = _make_sweep(_make_point(rule, gradient, offsets, len(data)), margins)
+
+    def sweep(written: Any, read: Any, hyper: Any) -> None:
+        sweep_axes(written, read, hyper, ())
+
+    names = ("new", *rule.slots, "old", *data, *rule.hyper)
+    return embed(single_sweep(inlined(sweep)), KernelArguments(names, 1 + len(rule.state), 1 + len(data), axes))
+
+
+def _make_point(rule: Rule, gradient: Function, offsets: Offsets, data: int) -> Function:
+    """Return ``point(written, read, hyper, index)``, which updates the point at this index."""
+    update, slope, neighbours = rule.build(register_jitable), inlined(gradient), _make_neighbours(offsets)
+    load, load_data, store = make_load(len(rule.state)), make_load(data), make_store(1 + len(rule.state))
+    unsigned = _make_shifted((0,) * len(offsets[0]))
+
+    def point(written: Any, read: Any, hyper: Any, index: Any) -> None:
+        place, old = unsigned(index), read[0]
+        g = as_like(slope(*neighbours(old, index), *load_data(read[1:], place)), old)
+        store(written, place, update(old[place], *load(written[1:], place), g, *hyper))
+
+    return inlined(point)
+
+
+def _make_sweep(point: Function, margins: Sequence[int]) -> Function:
+    """Return ``sweep(written, read, hyper, index)``, which calls `point` in a loop over each remaining axis.
+
+    `index` holds the places along the axes of the outer loops. Each margin is the number of points that are left out at
+    both ends of an axis.
+    """
+    if not margins:
+        return point
+    margin, axis = margins[0], -len(margins)
+    inner = _make_sweep(point, margins[1:])
+
+    def sweep(written: Any, read: Any, hyper: Any, index: Any) -> None:
+        for i in range(margin, written[0].shape[axis] - margin):
+            inner(written, read, hyper, (*index, i))
+
+    return inlined(sweep)
+
+
+def _make_neighbours(offsets: Offsets) -> Function:
+    """Return ``neighbours(old, index)``, a tuple of the values at these offsets from a point."""
+    shifted = _make_shifted(offsets[0])
+    if len(offsets) == 1:
+        return inlined(lambda old, index: (old[shifted(index)],))
+    others = _make_neighbours(offsets[1:])
+    return inlined(lambda old, index: (old[shifted(index)], *others(old, index)))
+
+
+def _make_shifted(offset: Sequence[int]) -> Function:
+    """Return ``shifted(index)``, the index moved by an offset, as unsigned integers.
+
+    Numba tests signed indices for being negative; unsigned ones need no test.
+    """
+    first = offset[0]
+    if len(offset) == 1:
+        return inlined(lambda index: (np.uintp(index[0] + first),))
+    others = _make_shifted(offset[1:])
+    return inlined(lambda index: (np.uintp(index[0] + first), *others(index[1:])))

@@ -165,8 +165,8 @@ HYPER = (0.1, 0.9, 1.0)
         ((P, V, G, 0.1, 0.9), "expected 6 arguments, p, velocity, g, lr, momentum, keep; got 5"),
         ((P, V, G.astype(np.float32), *HYPER), "g: expected float32 or float64, and one dtype for all"),
         ((P.astype(int), V, G, *HYPER), "p: expected float32 or float64"),
-        ((np.ones(8)[::2], V, G, *HYPER), "p: expected a C-contiguous array, its dimensions 1"),
-        ((np.ones((2, 2)), V, G, *HYPER), "p: expected a C-contiguous array, its dimensions 1"),
+        ((np.ones(8)[::2], V, G, *HYPER), "p: expected a C-contiguous array of dimension 1"),
+        ((np.ones((2, 2)), V, G, *HYPER), "p: expected a C-contiguous array of dimension 1"),
         ((P, 0.0, G, *HYPER), "velocity: expected a C-contiguous array"),
         ((P, V, G, None, 0.9, 1.0), "lr: expected a number; got none"),
         ((P, V, G, 0.1j, 0.9, 1.0), "lr: expected a number; got complex"),
@@ -190,7 +190,7 @@ def test_types_are_refused_while_the_caller_compiles(arguments, message):
         (([1.0], V, G, *HYPER), "p: expected a NumPy array"),
         ((P, V, G, np.nan, 0.9, 1.0), "lr: expected a number, -inf and inf included; got nan"),
         ((P, V, G, "0.1", 0.9, 1.0), "lr: expected a number"),
-        ((P.reshape(2, 2), V.reshape(2, 2), G.reshape(2, 2), *HYPER), "p: expected 1 dimensions; got shape"),
+        ((P.reshape(2, 2), V.reshape(2, 2), G.reshape(2, 2), *HYPER), "p: expected an array of dimension 1; got shape"),
     ],
 )
 def test_kernels_called_from_python_have_the_checks_of_step(arguments, message):

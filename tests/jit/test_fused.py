@@ -95,9 +95,9 @@ def test_fuse_compiles_the_same_gradient_and_rule_once():
     [
         (3, "grad: expected a plain function, or one compiled by Numba; got 3"),
         (np.sin, "grad: expected a plain function"),
-        (lambda p, h=2.0: p, "grad: expected arguments of a fixed number, one at least, without defaults"),
-        (lambda: 0, "grad: expected arguments of a fixed number"),
-        (lambda p, *data: p, "grad: expected arguments of a fixed number"),
+        (lambda p, h=2.0: p, "grad: expected a fixed number of arguments, at least one, without defaults"),
+        (lambda: 0, "grad: expected a fixed number of arguments"),
+        (lambda p, *data: p, "grad: expected a fixed number of arguments"),
     ],
 )
 def test_fuse_refuses_what_is_no_function_of_a_coordinate(grad, message):
