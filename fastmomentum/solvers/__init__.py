@@ -7,153 +7,77 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 
 from fastmomentum import checks, theory
 from fastmomentum.checks import AT_LEAST_ZERO, FINITE
-from fastmomentum.solvers.objective import objective_of
-from fastmomentum.solvers.run import Callback, MinimizeRun
-from fastmomentum.solvers.step_sizes import choose_step_sizes
+from fastmomentum.rules.base import Rule
+from fastmomentum.solvers.objective import make_objective
+from fastmomentum.solvers.passes import Floats, Limits
+from fastmomentum.solvers.run import MinimizeRun
+from fastmomentum.solvers.step_sizes import Value, choose_step_sizes
+from fastmomentum.theory.spectrum import Spectrum
 
-
-def start_of(x0: Any) -> Any:
-    """Return x0 as a new array of one dimension, float32 or float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it does not hold finite numbers, or has more dimensions.
-    """
-    checks.numbers("x0", x0, FINITE)
-    start = np.atleast_1d(np.array(x0))
-    if start.ndim != 1 or not start.size:
-        raise ValueError(f"x0: expected one dimension, and a parameter at least; got shape {start.shape}")
-    return start.astype(np.float32 if start.dtype == np.float32 else np.float64)
-
-
-def limits_of(bounds: Any, start: Any) -> tuple[Any, ...]:
-    """Return (low, high), each like `start`; () if there are no bounds.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `bounds` is neither a Bounds nor a sequence of pairs, has another length than `start`, holds a NaN, or if a
-        lower bound exceeds an upper one.
-    """
-    if bounds is None:
-        return ()
-    if isinstance(bounds, Bounds):
-        low, high = bounds.lb, bounds.ub
-    else:
-        pairs = checks.sequence("bounds", bounds if isinstance(bounds, Sequence) else list(bounds), start.size)
-        try:
-            low, high = [low for low, _ in pairs], [high for _, high in pairs]
-        except (TypeError, ValueError):
-            raise ValueError(f"bounds: expected Bounds, or pairs (low, high); got {checks.describe(bounds)}") from None
-        low, high = [-np.inf if x is None else x for x in low], [np.inf if x is None else x for x in high]
-    try:
-        with np.errstate(over="ignore"):
-            limits = tuple(np.array(np.broadcast_to(each, start.shape), start.dtype) for each in (low, high))
-    except (TypeError, ValueError):
-        raise ValueError(f"bounds: expected a number, or one for each of {start.size} parameters") from None
-    crossing = ~((limits[0] <= limits[1]) & (limits[0] < np.inf) & (limits[1] > -np.inf))
-    if crossing.any():
-        k = int(np.argmax(crossing))
-        raise ValueError(f"bounds: expected low <= high; got {limits[0][k]} and {limits[1][k]} for parameter {k}")
-    return limits if np.isfinite(limits).any() else ()
-
-
-def brought_within(start: Any, limits: tuple[Any, ...]) -> Any:
-    """Return `start`, or the nearest point within the bounds, with SciPy's warning."""
-    if not limits or ((limits[0] <= start) & (start <= limits[1])).all():
-        return start
-    warnings.warn("Initial guess is not within the specified bounds", OptimizeWarning, stacklevel=3)
-    return np.clip(start, *limits)
-
-
-def make_callback(callback: Callable[..., Any] | None, disp: bool) -> Callback | None:
-    """Return the function to call after steps: SciPy's two forms of callback, and a line printed about every second."""
-    if callback is None and not disp:
-        return None
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback: expected a function; got {checks.describe(callback)}")
-    whole = callback is not None and set(signature(callback).parameters) == {"intermediate_result"}
-    last = perf_counter()
-
-    def report(run: MinimizeRun) -> bool:
-        nonlocal last
-        if disp and perf_counter() - last > 1.0:
-            last = perf_counter()
-            print(f"step {run.steps:,}: objective {run.value:.10g}")
-        if callback is None:
-            return False
-        try:
-            if whole:
-                callback(intermediate_result=OptimizeResult(x=run.point, fun=run.value, nit=run.steps))
-            else:
-                callback(run.point)
-        except StopIteration:
-            return True
-        return False
-
-    return report
+REPORT_SECONDS = 1.0
+"""The seconds between two lines of progress with disp=True."""
 
 
 def minimize(
     fun: Callable[..., Any],
-    x0: Any,
+    x0: npt.ArrayLike,
     args: Any = (),
     *,
-    jac: Any = None,
-    hess: Callable[..., Any] | None = None,
-    hessp: Callable[..., Any] | None = None,
-    bounds: Any = None,
-    constraints: Any = (),
-    callback: Callable[..., Any] | None = None,
+    jac: Callable[..., Any] | str | bool | None = None,
+    hess: Callable[..., Floats] | None = None,
+    hessp: Callable[..., Floats] | None = None,
+    bounds: Bounds | Sequence[tuple[float | None, float | None]] | None = None,
+    constraints: Sequence[object] | None = (),
+    callback: Callable[..., object] | None = None,
     tol: float | None = None,
-    rule: Any = "nesterov_positions",
-    lr: Any = None,
-    momentum: Any = None,
-    spectrum: Any = None,
+    rule: str | Rule = "nesterov_positions",
+    lr: Value | None = None,
+    momentum: Value | None = None,
+    spectrum: Spectrum | tuple[float, float] | bool | None = None,
     l1: float = 0.0,
-    restart: Any = None,
+    restart: str | bool | None = None,
     gtol: float | None = None,
     ftol: float = 0.0,
     maxiter: float = 100_000,
     disp: bool = False,
-    **unknown: Any,
+    **unknown: object,
 ) -> OptimizeResult:
     """Minimise f(x) + l1·‖x‖₁ within bounds, by gradients and momentum.
 
-    x⁺ = prox(p − lr·g), then the rule's extrapolation.
+    x⁺ = prox(p − lr·g), then the rule's extrapolation from x⁺ to the next p
 
-    If `fun` and `jac` are compiled by Numba, the whole loop is compiled. It also serves as a custom method of SciPy:
-    ``scipy.optimize.minimize(fun, x0, jac=..., method=fm.minimize, options={"rule": ...})``.
+    If Numba has compiled `fun` and `jac`, the whole loop is compiled. `minimize` can also be passed to SciPy as a
+    method: ``scipy.optimize.minimize(fun, x0, jac=..., method=fm.minimize, options={"rule": ...})``.
 
     Parameters
     ----------
     fun : callable
-        ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) if `jac` is True. It must not write to x.
+        ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) if `jac` is True. `fun` must not write to x.
     x0 : array_like
         The start, of one dimension. float32 stays float32, other dtypes become float64. A start outside of the bounds
         is moved to the nearest point within, with an OptimizeWarning.
     args : tuple
         Further arguments of `fun`, `jac`, `hess` and `hessp`.
     jac : callable, True, None, "2-point" or "3-point"
-        ``jac(x, *args)`` → gradient, like x; None and "2-point" take differences of `fun`, "3-point" central ones
-        (scipy.optimize.minimize passes all strings on as None).
+        ``jac(x, *args)`` → gradient, like x; None and "2-point" stand for forward differences of `fun`, "3-point" for
+        central ones (scipy.optimize.minimize passes all strings on as None).
     hess, hessp : callable, optional
-        ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector; used if a spectrum is to be estimated.
+        ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector. They are used to estimate a spectrum.
     bounds : scipy.optimize.Bounds or sequence of (low, high), optional
         None and infinities stand for no bound. `fun` and `jac` are called within the bounds alone, except to estimate a
         spectrum around x0.
     constraints : None
-        Constraints are refused.
+        Accepted for SciPy's sake; constraints are refused.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)`` after each step, as in SciPy, with the point at which
         the next gradient is taken; StopIteration ends the run.
     tol : float, optional
-        The value of `gtol`, if `gtol` is not given.
+        The default of `gtol`.
     rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev"}
         Nesterov's method, gradient descent, Polyak's heavy ball, Chebyshev's semi-iteration.
     lr, momentum : float or callable, optional
@@ -168,12 +92,12 @@ def minimize(
     l1 : float
         λ₁ ≥ 0 of the term λ₁‖x‖₁, which is not in `fun`.
     restart : {"gradient", "function", False}, optional
-        The condition under which a step is repeated with the rule's initial state, and with lr and momentum from their
-        start: if the step would go up the gradient, or if the objective rises. If it is not given: "gradient" with
-        Nesterov's own sequence, else never.
+        When to restart, which means to repeat the step from the rule's initial state, with lr and momentum of step 0:
+        if the step would go up the gradient, if it would increase the objective, or never. The default is "gradient"
+        with Nesterov's own sequence, else False.
     gtol : float
-        The run ends when max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is at most gtol; 1e-5
-        unless given.
+        The run ends when max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is at most gtol. The
+        default is `tol` or, without it, 1e-5.
     ftol : float
         The run ends when 10 steps in a row change the objective f by at most ftol·max(|f|, 1); 0 for never.
     maxiter : int
@@ -188,27 +112,27 @@ def minimize(
     scipy.optimize.OptimizeResult
         x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
         diverged, 3 no step found, 99 stopped by the callback), message, optimality (compared with gtol),
-        restarts, lr and momentum of the last step. Without success, except after the callback's stop, x is the last or
-        the best point, the one with the lower objective; the best point has the lowest objective or, if values are not
-        computed, the least prox-gradient.
+        restarts, lr and momentum of the last step. After status 1, 2 or 3, x is the last or the best point of the run,
+        depending on which has the lower objective. The best point is the one with the lowest objective or, if values
+        are not computed, with the least prox-gradient.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused, if `fun` or its gradient is not finite at x0 or has another shape, or if a spectrum
-        is to be estimated of a function that has no positive curvature there.
+        If an argument has a wrong type or value, if `fun` or its gradient is not finite at x0 or has another shape, or
+        if a spectrum is to be estimated of a function that has no positive curvature at x0.
 
     Notes
     -----
     A step costs a gradient and two passes over memory. `fun` itself is evaluated only for backtracking,
     restart="function", ftol, callback and disp. Compilation takes seconds, once for each pair of functions and each set
-    of such options. Ctrl-C takes effect between slices of a twentieth of a second, or of one step.
+    of such options. Ctrl-C takes effect after about 0.05 seconds, or after one step if that takes longer.
 
-    Backtracking: Beck and Teboulle 2009, with steps that may grow again by 5 %. Restarts: O'Donoghue and Candès
-    2015. The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L that keeps
-    Beck and Teboulle's bound: their proof needs only the point's distance from ((t − 1)x + x*)/t, which lies within
-    the bounds, so the projection does not increase it. With l1 or bounds, x is the result of the proximal map, so its
-    zeros are exact and it lies within the bounds.
+    Backtracking: Beck and Teboulle 2009, but lr may grow again by 5 % a step. Restarts: O'Donoghue and Candès 2015.
+    The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L this keeps Beck
+    and Teboulle's bound: their proof needs only the distance of the extrapolated point from ((t − 1)x + x*)/t, and the
+    projection does not increase this distance, because ((t − 1)x + x*)/t lies within the bounds. With l1 or bounds, x
+    is the result of the proximal map, so its zeros are exact and it lies within the bounds.
 
     Examples
     --------
@@ -229,10 +153,14 @@ def minimize(
     if unknown:
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=2)
     if constraints is not None and (not isinstance(constraints, tuple | list) or len(constraints)):
-        raise ValueError("constraints: expected none but bounds; a proximal map serves no others")
-    start = start_of(x0)
-    limits = limits_of(bounds, start)
-    start = brought_within(start, limits)
+        raise ValueError(
+            f"constraints: expected none; got {checks.describe(constraints)}. Only bounds are supported, by bounds="
+        )
+    start = _start(x0)
+    limits = _limits(bounds, start)
+    if limits and not ((limits[0] <= start) & (start <= limits[1])).all():
+        warnings.warn("Initial guess is not within the specified bounds", OptimizeWarning, stacklevel=2)
+        start = np.clip(start, *limits)
     args = args if isinstance(args, tuple) else (args,)
     l1, ftol = (checks.number(name, each, AT_LEAST_ZERO) for name, each in (("l1", l1), ("ftol", ftol or 0.0)))
     gtol = checks.number("gtol", next(each for each in (gtol, tol, 1e-5) if each is not None), AT_LEAST_ZERO)
@@ -240,18 +168,98 @@ def minimize(
         "maxiter", int(maxiter) if isinstance(maxiter, float) and maxiter.is_integer() else maxiter
     )
 
-    def estimate() -> theory.Spectrum:
-        return theory.spectrum(descent.gradient, start, hessp=_products(hess, hessp, args))
+    def estimate() -> Spectrum:
+        return theory.spectrum(run.gradient, start, hessp=_hessian_product(hess, hessp, args))
 
-    descent = MinimizeRun(objective_of(fun, jac, limits), start, args, limits, l1, gtol, ftol)
-    pace = choose_step_sizes(rule, lr, momentum, spectrum, restart, estimate)
-    found = descent.result(descent.run(pace, maxiter, make_callback(callback, bool(disp)), often=callback is not None))
+    run = MinimizeRun(make_objective(fun, jac, limits), start, args, limits, l1, gtol, ftol)
+    step_sizes = choose_step_sizes(rule, lr, momentum, spectrum, restart, estimate)
+    status = run.run(step_sizes, maxiter, _make_callback(callback, bool(disp)), every_step=callback is not None)
+    found = run.result(status)
     if disp:
         print(f"{found.message}: {found.nit:,} steps, objective {found.fun:.10g}, optimality {found.optimality:.2g}")
     return found
 
 
-def _products(hess: Any, hessp: Any, args: tuple[Any, ...]) -> Callable[[Any, Any], Any] | None:
+def _start(x0: npt.ArrayLike) -> Floats:
+    """Return x0 as a new array of one dimension, float32 or float64."""
+    checks.numbers("x0", x0, FINITE)
+    start = np.atleast_1d(np.array(x0))
+    if start.ndim != 1 or not start.size:
+        raise ValueError(f"x0: expected a one-dimensional array of at least one number; got shape {start.shape}")
+    return start.astype(np.float32 if start.dtype == np.float32 else np.float64)
+
+
+def _limits(bounds: Any, start: Floats) -> Limits:
+    """Return the bounds as two arrays like `start`, or () if no parameter has a bound.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `bounds` is neither a Bounds nor a sequence of pairs, has another length than `start`, holds a NaN, or if a
+        lower bound exceeds an upper one.
+    """
+    if bounds is None:
+        return ()
+    if isinstance(bounds, Bounds):
+        low, high = bounds.lb, bounds.ub
+    else:
+        pairs = checks.sequence("bounds", bounds if isinstance(bounds, Sequence) else list(bounds), start.size)
+        try:
+            low, high = [low for low, _ in pairs], [high for _, high in pairs]
+        except (TypeError, ValueError):
+            raise ValueError(f"bounds: expected Bounds, or pairs (low, high); got {checks.describe(bounds)}") from None
+        low, high = [-np.inf if x is None else x for x in low], [np.inf if x is None else x for x in high]
+    try:
+        with np.errstate(over="ignore"):
+            low, high = (np.array(np.broadcast_to(each, start.shape), start.dtype) for each in (low, high))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bounds: expected a number, or one number for each of {start.size} parameters; got "
+            f"{checks.describe(bounds)}"
+        ) from None
+    crossing = ~((low <= high) & (low < np.inf) & (high > -np.inf))
+    if crossing.any():
+        k = int(np.argmax(crossing))
+        raise ValueError(f"bounds: expected low <= high; got {low[k]} and {high[k]} for parameter {k}")
+    return (low, high) if np.isfinite(low).any() or np.isfinite(high).any() else ()
+
+
+def _make_callback(callback: Callable[..., object] | None, disp: bool) -> Callable[[MinimizeRun], bool] | None:
+    """Return the function that a run calls after steps, or None if there is nothing to call.
+
+    It calls the user's callback, in either of SciPy's two forms, and prints a line of progress about every second if
+    `disp`. It returns True to end the run.
+    """
+    if callback is None and not disp:
+        return None
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function; got {checks.describe(callback)}")
+    takes_result = callback is not None and set(signature(callback).parameters) == {"intermediate_result"}
+    last_report = perf_counter()
+
+    def after_step(run: MinimizeRun) -> bool:
+        nonlocal last_report
+        if disp and perf_counter() - last_report > REPORT_SECONDS:
+            last_report = perf_counter()
+            print(f"step {run.steps:,}: objective {run.value:.10g}")
+        if callback is None:
+            return False
+        try:
+            if takes_result:
+                callback(intermediate_result=OptimizeResult(x=run.point, fun=run.value, nit=run.steps))
+            else:
+                callback(run.point)
+        except StopIteration:
+            return True
+        return False
+
+    return after_step
+
+
+def _hessian_product(
+    hess: Callable[..., Floats] | None, hessp: Callable[..., Floats] | None, args: tuple[Any, ...]
+) -> Callable[[Floats, Floats], Floats] | None:
+    """Return ``product(x, v)``, the Hessian at x times v, if the user gave `hessp` or `hess`."""
     if hessp is not None:
         return lambda x, v: hessp(x, v, *args)
     return None if hess is None else lambda x, v: hess(x, *args) @ v

@@ -1,6 +1,5 @@
 """Prepares a user's function and its gradient for the loop of a minimiser."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -9,9 +8,10 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
 
 from fastmomentum import checks
+from fastmomentum.rules.assemble import Function
 from fastmomentum.solvers.loop import ObjectiveFunctions
+from fastmomentum.solvers.passes import Floats, Limits
 
-Function = Callable[..., Any]
 EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -20,8 +20,8 @@ class Objective(NamedTuple):
 
     Attributes
     ----------
-    fun, jac : function
-        x → f and x → gradient; if `jac` is None, `fun` returns both.
+    fun, jac : callable
+        ``fun(x, *args)`` returns f and ``jac(x, *args)`` the gradient; if `jac` is None, `fun` returns both.
     compiled : bool
         Whether Numba has compiled them.
     """
@@ -30,24 +30,26 @@ class Objective(NamedTuple):
     jac: Function | None
     compiled: bool
 
-    def forms(self, valued: bool) -> ObjectiveFunctions:
-        """Return the functions that loops call; gradients come with the value if it is wanted or costs nothing."""
-        return _compiled(self.fun, self.jac, valued or self.jac is None) if self.compiled else self.checked(valued)
+    def functions(self, valued: bool) -> ObjectiveFunctions:
+        """Return the functions that a loop calls; the gradient comes with the value if `valued` or if `jac` is None."""
+        if not self.compiled:
+            return self.checked(valued)
+        return _compiled_functions(self.fun, self.jac, valued or self.jac is None)
 
     def checked(self, valued: bool) -> ObjectiveFunctions:
-        """Return these functions in Python, with checks of the results of the user's functions."""
-        return _interpreted(self.fun, self.jac, valued or self.jac is None)
+        """Return the same functions in Python, with checks of the results of the user's functions."""
+        return _checked_functions(self.fun, self.jac, valued or self.jac is None)
 
 
-def objective_of(fun: Any, jac: Any, limits: tuple[Any, ...]) -> Objective:
-    """Return the objective with the value ``fun(x, *args)``, and a gradient given in one of SciPy's ways.
+def make_objective(fun: Function, jac: Function | str | bool | None, limits: Limits) -> Objective:
+    """Return the objective with the value ``fun(x, *args)`` and the gradient that `jac` describes, as in SciPy.
 
     Parameters
     ----------
     fun : callable
-        x → f, or (f, gradient) if `jac` is True.
+        ``fun(x, *args)`` → f, or (f, gradient) if `jac` is True.
     jac : callable, True, None, "2-point" or "3-point"
-        x → gradient; None and "2-point" take differences, "3-point" central ones.
+        ``jac(x, *args)`` → gradient; None and "2-point" stand for forward differences, "3-point" for central ones.
     limits : tuple of two arrays, or ()
         The bounds within which differences are taken.
 
@@ -67,8 +69,48 @@ def objective_of(fun: Any, jac: Any, limits: tuple[Any, ...]) -> Objective:
     return Objective(fun, Differences(fun, jac == "3-point", limits), False)
 
 
+class Differences:
+    """The gradient by differences of `fun`, in double precision, within the bounds.
+
+    Attributes
+    ----------
+    evaluations : int
+        The number of evaluations of `fun` for these differences.
+    """
+
+    def __init__(self, fun: Function, central: bool, limits: Limits) -> None:
+        self._fun, self._central, self._limits = fun, central, limits
+        self.evaluations = 0
+
+    def __call__(self, x: Floats, *args: object) -> Floats:
+        """Return the gradient at x."""
+        x = x.astype(np.float64)
+        low, high = self._limits or (-np.inf, np.inf)
+        size = np.cbrt(EPSILON) if self._central else np.sqrt(EPSILON)
+        step, above, below = size * np.maximum(np.abs(x), 1.0), high - x, x - low
+        # If neither side has room for a full step, the difference is taken to the bound on the wider side. The
+        # derivative by a parameter whose bounds are equal is 0.
+        narrow = np.where(above >= below, above, -below)
+        shifts = np.where(step <= above, step, np.where(step <= below, -step, narrow))
+        both_sides = self._central & (step <= above) & (step <= below)
+        gradient, here = np.zeros_like(x), self._value(x, args)
+        for i in map(int, np.flatnonzero(shifts)):
+            forward, backward, distance = self._value(x, args, i, shifts[i]), here, shifts[i]
+            if both_sides[i]:
+                backward, distance = self._value(x, args, i, -shifts[i]), 2.0 * shifts[i]
+            gradient[i] = (forward - backward) / distance
+        return gradient
+
+    def _value(self, x: Floats, args: tuple[object, ...], i: int = 0, shift: float = 0.0) -> float:
+        """Return f at x with x[i] moved by `shift`."""
+        point = x.copy()
+        point[i] += shift
+        self.evaluations += 1
+        return _as_number(self._fun(point, *args))
+
+
 @lru_cache(maxsize=64)
-def _compiled(fun: Any, jac: Any, valued: bool) -> ObjectiveFunctions:
+def _compiled_functions(fun: Function, jac: Function | None, valued: bool) -> ObjectiveFunctions:
     def evaluate_both(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls += 1
         value, g[:] = fun(x, *args)
@@ -76,12 +118,12 @@ def _compiled(fun: Any, jac: Any, valued: bool) -> ObjectiveFunctions:
 
     def evaluate_gradient(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls[1] += 1
-        g[:] = jac(x, *args)
+        g[:] = jac(x, *args)  # type: ignore[misc]
         return 0.0
 
     def evaluate_each(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls += 1
-        g[:] = jac(x, *args)
+        g[:] = jac(x, *args)  # type: ignore[misc]
         return float(fun(x, *args))
 
     def value_of_both(x: Any, calls: Any, args: Any) -> Any:
@@ -97,73 +139,46 @@ def _compiled(fun: Any, jac: Any, valued: bool) -> ObjectiveFunctions:
     return ObjectiveFunctions(register_jitable(evaluate), register_jitable(value_at), valued)
 
 
-def _interpreted(fun: Function, jac: Function | None, valued: bool) -> ObjectiveFunctions:
-    def both_at(x: Any, args: Any) -> Any:
+Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def _checked_functions(fun: Function, jac: Function | None, valued: bool) -> ObjectiveFunctions:
+    def both_at(x: Floats, args: tuple[object, ...]) -> tuple[object, object]:
         found = fun(x.copy(), *args)
         if not isinstance(found, tuple | list) or len(found) != 2:
             raise ValueError(
                 f"fun: expected it to return (f, gradient), as jac=True says; got {checks.describe(found)}"
             )
-        return found
+        return found[0], found[1]
 
-    def value_at(x: Any, calls: Any, args: Any) -> float:
+    def value_at(x: Floats, calls: Counts, args: tuple[object, ...]) -> float:
         calls[0] += 1
-        return _number(both_at(x, args)[0] if jac is None else fun(x.copy(), *args))
+        return _as_number(both_at(x, args)[0] if jac is None else fun(x.copy(), *args))
 
-    def evaluate(x: Any, g: Any, calls: Any, args: Any) -> float:
-        value: Any = 0.0
+    def evaluate(x: Floats, g: Floats, calls: Counts, args: tuple[object, ...]) -> float:
+        value: object = 0.0
         if jac is None:
             calls += 1
-            value, slope = both_at(x, args)
+            value, gradient = both_at(x, args)
         else:
             if valued:
                 value = value_at(x, calls, args)
-            slope = jac(x.copy(), *args)
+            gradient = jac(x.copy(), *args)
             calls[1] += 1
-        slope = np.asarray(slope)
-        if slope.shape != x.shape or slope.dtype.kind not in "iufO":
+        gradient = np.asarray(gradient)
+        if gradient.shape != x.shape or gradient.dtype.kind not in "iufO":
             raise ValueError(
-                f"jac: expected it to return numbers of shape {x.shape}, as x0 has; got {checks.describe(slope)}"
+                f"jac: expected it to return numbers of shape {x.shape}, as x0 has; got {checks.describe(gradient)}"
             )
-        g[:] = slope
-        return _number(value)
+        g[:] = gradient
+        return _as_number(value)
 
     return ObjectiveFunctions(evaluate, value_at, valued)
 
 
-def _number(value: Any) -> float:
+def _as_number(value: object) -> float:
+    """Return a value of `fun` as a float: a number, or an array of one number."""
     found = np.asarray(value)
     if found.size != 1 or found.dtype.kind not in "iufO":
         raise ValueError(f"fun: expected it to return a number; got {checks.describe(value)}")
     return float(found.reshape(())[()])
-
-
-class Differences:
-    """The gradient by differences of `fun`, in double precision, within the bounds; `asked` counts the values."""
-
-    def __init__(self, fun: Function, central: bool, limits: tuple[Any, ...]) -> None:
-        self._fun, self._central, self._limits = fun, central, limits
-        self.asked = 0
-
-    def __call__(self, x: Any, *args: Any) -> Any:
-        """Return the gradient at x."""
-        x = x.astype(np.float64)
-        low, high = self._limits or (-np.inf, np.inf)
-        size = np.cbrt(EPSILON) if self._central else np.sqrt(EPSILON)
-        step, above, below = size * np.maximum(np.abs(x), 1.0), high - x, x - low
-        # If neither side has room for a full step, the wider side decides; the slope of a fixed parameter is 0.
-        narrow = np.where(above >= below, above, -below)
-        first = np.where(step <= above, step, np.where(step <= below, -step, narrow))
-        both = self._central & (step <= above) & (step <= below)
-        slope, here = np.zeros_like(x), self._value(x, args)
-        for i in map(int, np.flatnonzero(first)):
-            ahead = self._value(x, args, i, first[i])
-            behind, way = (self._value(x, args, i, -first[i]), 2.0 * first[i]) if both[i] else (here, first[i])
-            slope[i] = (ahead - behind) / way
-        return slope
-
-    def _value(self, x: Any, args: Any, i: int = 0, way: float = 0.0) -> float:
-        there = x.copy()
-        there[i] += way
-        self.asked += 1
-        return _number(self._fun(there, *args))

@@ -1,33 +1,45 @@
-"""The two passes over memory in a step of a minimiser: the update, and the sums that are measured of it.
+"""Makes the two passes over memory of a minimiser's step: the update, and sums for its decisions.
 
-Both are made of the rule's own scalar function, with proximal maps between gradient step and extrapolation.
+Both passes use the rule's own scalar function, with proximal maps between its gradient step and its extrapolation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 from numba.extending import register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
-from fastmomentum.backends.cpu.loops import make_cast, make_load, make_store
+from fastmomentum.backends.cpu.loops import inlined, make_cast, make_load, make_store
+from fastmomentum.rules.assemble import Function
+from fastmomentum.rules.base import Stage
 from fastmomentum.rules.compose import chain
 from fastmomentum.rules.stages import box, negative_threshold, positive_zero, soft_threshold, threshold_of
 
-LANES, FEW = 128, 16
-"""The number of partial sums kept side by side, in a fixed order (with 32 the pass takes twice as long, measured), and
-the number left after vectors of them have been added."""
+Floats = npt.NDArray[np.floating]
+"""An array of one dimension, float32 or float64."""
 
+Limits = tuple[Floats, Floats] | tuple[()]
+"""The lower and the upper bounds, or () if there are none."""
+
+LANES = 128
+"""The number of partial sums kept side by side, in a fixed order (with 32 the pass takes twice as long, measured)."""
+
+FEW = 16
+"""The number of partial sums that are left after vectors of them have been added."""
 
 SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
-"""With x⁺ = prox(p − lr·g) and a step a − b: Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
+"""The names of the sums. With x⁺ = prox(p − lr·g) and a step from b to a of the minimising sequence they are
+Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
 
 SCRATCH = (1 + len(SUMS)) * LANES
+"""The size of the scratch memory for a maximum and all sums."""
 
-SUMMED: dict[str, Any] = {
+SUMMANDS: dict[str, Function] = {
     "absolute": lambda d, step, g, p: abs(d),
     "squares": lambda d, step, g, p: d * d,
     "slope": lambda d, step, g, p: d * step,
@@ -35,148 +47,159 @@ SUMMED: dict[str, Any] = {
     "size": lambda d, step, g, p: abs(p),
     "size_next": lambda d, step, g, p: abs(p - d),
 }
-"""The term of each sum for one coordinate, with d = p − x⁺."""
+"""The summand of each sum for one parameter, with d = p − x⁺."""
 
 
 class Terms(NamedTuple):
-    """The terms beside the smooth function: whether there is l1·‖x‖₁, and whether x has bounds."""
+    """The terms of the objective beside the smooth function.
+
+    Attributes
+    ----------
+    l1 : bool
+        Whether there is a term l1·‖x‖₁.
+    bounds : bool
+        Whether x has bounds.
+    """
 
     l1: bool
     bounds: bool
 
     @property
     def any(self) -> bool:
-        """Whether there is a proximal map."""
+        """Whether a step has a proximal map."""
         return self.l1 or self.bounds
 
 
 @lru_cache(maxsize=64)
-def make_advance(rule: str, terms: Terms) -> Any:
+def make_advance(rule: str, terms: Terms) -> Callable[..., None]:
     """Return ``advance(new, old, g, lr, mu, l1, limits)``, which writes (p⁺, q⁺) to `new` from (p, q) in `old`.
 
-    `limits` holds two arrays of bounds, or nothing. The extrapolated point is projected, too, so that gradients are
-    taken within the bounds alone.
+    q is the rule's state. The extrapolated point is projected on the bounds, too, so that gradients are taken within
+    the bounds alone.
     """
-    behind = (replace(box, kind="param"),) if terms.bounds else ()
-    update = chain(*_proximal(terms), rule, *behind).build(register_jitable)
-    numbers, limit = _numbers(terms), _limit(terms)
-    count = 2 + 3 * terms.l1
-    load, store, cast = make_load(2), make_store(2), make_cast(count)
+    projection = (replace(box, kind="param", reads=(), writes=()),) if terms.bounds else ()
+    update = chain(*_prox_stages(terms), rule, *projection).build(register_jitable)
+    derive_row, limits_at = _make_derive_row(terms), _make_limits_at(terms)
+    load, store, cast = make_load(2), make_store(2), make_cast(2 + 3 * terms.l1)
 
     def advance(new: Any, old: Any, g: Any, lr: Any, mu: Any, l1: Any, limits: Any) -> None:
-        row = cast(numbers(lr, mu, l1), g)
+        row = cast(derive_row(lr, mu, l1), g)
         for i in range(g.size):
-            between = limit(limits, i)
-            store(new, i, update(*load(old, i), g[i], *row, *between, *between))
+            box_row = limits_at(limits, i)  # of the proximal map, and of the projection after the extrapolation
+            store(new, i, update(*load(old, i), g[i], *row, *box_row, *box_row))
 
-    return njit(**STRICT)(advance)
+    compiled: Callable[..., None] = njit(**STRICT)(advance)
+    return compiled
 
 
 @lru_cache(maxsize=64)
-def make_measure(terms: Terms, wanted: frozenset[str]) -> Any:
-    """Return ``measure(lanes, p, g, a, b, lr, l1, limits)``: max|p − x⁺| and the :data:`SUMS`, 0 if not `wanted`.
+def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[float, ...]]:
+    """Return ``measure(lanes, p, g, a, b, lr, l1, limits)``, which computes max|p − x⁺| and the :data:`SUMS`.
 
-    It works in double precision; `lanes` is scratch memory of SCRATCH numbers. It returns a tuple of plain numbers: if
-    a signal came while Numba made any other Python object, it would end the process.
+    Sums that are not `wanted` are 0. It computes in double precision; `lanes` is scratch memory of SCRATCH numbers.
     """
-    gap, limit, numbers = _gap(terms), _limit(terms), _numbers(terms)
+    # It returns a tuple of plain numbers: a signal that arrives while Numba makes any other Python object would end the
+    # process.
+    gap, limits_at, derive_row = _make_gap(terms), _make_limits_at(terms), _make_derive_row(terms)
     cast, width = make_cast(2 + 3 * terms.l1), (1 + len(wanted)) * LANES
     names = [name for name in SUMS if name in wanted]
-    add, folded = _make_add(names), _make_folded([names.index(name) if name in names else -1 for name in SUMS])
+    add, totals = _make_add(names), _make_totals([names.index(name) if name in names else -1 for name in SUMS])
 
     @register_jitable
     def collect(lanes: Any, p: Any, g: Any, a: Any, b: Any, row: Any, limits: Any, first: Any) -> None:
         for lane in range(p.size):
-            d = np.float64(gap(p[lane], g[lane], row, limit(limits, first + lane)))
+            d = np.float64(gap(p[lane], g[lane], row, limits_at(limits, first + lane)))
             largest, size = lanes[lane], abs(d)
             lanes[lane] = size if size > largest else largest
             step = np.float64(a[lane]) - np.float64(b[lane])
             add(lanes, LANES + lane, d, step, np.float64(g[lane]), np.float64(p[lane]))
 
     def measure(lanes: Any, p: Any, g: Any, a: Any, b: Any, lr: Any, l1: Any, limits: Any) -> Any:
-        row = cast(numbers(lr, 0.0, l1), g)
+        row = cast(derive_row(lr, 0.0, l1), g)
         lanes[:width] = 0.0
         for first in range(0, p.size, LANES):
             last = min(first + LANES, p.size)
             collect(lanes, p[first:last], g[first:last], a[first:last], b[first:last], row, limits, first)
-        return (greatest(lanes, 0), *folded(lanes))
+        return (max_of_lanes(lanes, 0), *totals(lanes))
 
-    return njit(**STRICT)(measure)
+    compiled: Callable[..., tuple[float, ...]] = njit(**STRICT)(measure)
+    return compiled
 
 
-def _make_add(names: Sequence[str]) -> Any:
+def _make_add(names: Sequence[str]) -> Function:
     """Return ``add(lanes, lane, d, step, g, p)``, which adds to the sums of these names, LANES numbers apart."""
     if not names:
-        return register_jitable(lambda lanes, lane, d, step, g, p: None)
-    term, rest = register_jitable(SUMMED[names[0]]), _make_add(names[1:])
+        return inlined(lambda lanes, lane, d, step, g, p: None)
+    summand, add_others = inlined(SUMMANDS[names[0]]), _make_add(names[1:])
 
     def add(lanes: Any, lane: Any, d: Any, step: Any, g: Any, p: Any) -> None:
-        lanes[lane] += term(d, step, g, p)
-        rest(lanes, lane + LANES, d, step, g, p)
+        lanes[lane] += summand(d, step, g, p)
+        add_others(lanes, lane + LANES, d, step, g, p)
 
-    return register_jitable(add)
+    return inlined(add)
 
 
-def _make_folded(places: Sequence[int]) -> Any:
-    """Return ``folded(lanes)``: the totals of the sums at these places; 0 for a sum that is not wanted."""
+def _make_totals(places: Sequence[int]) -> Function:
+    """Return ``totals(lanes)``, a tuple of the sums whose lanes are at these places; the place −1 gives 0."""
     if not places:
-        return register_jitable(lambda lanes: ())
-    first, rest = LANES * (1 + places[0]), _make_folded(places[1:])
+        return inlined(lambda lanes: ())
+    first, others = LANES * (1 + places[0]), _make_totals(places[1:])
     if places[0] < 0:
-        return register_jitable(lambda lanes: (0.0, *rest(lanes)))
-    return register_jitable(lambda lanes: (total(lanes, first), *rest(lanes)))
+        return inlined(lambda lanes: (0.0, *others(lanes)))
+    return inlined(lambda lanes: (sum_of_lanes(lanes, first), *others(lanes)))
 
 
-def _make_joined(joined: Any) -> Any:
-    """Return ``all_of(lanes, first)``, which combines LANES numbers; its loops are unrolled."""
+def _make_reduction(combine: Function) -> Function:
+    """Return ``reduce(lanes, first)``, which combines the LANES numbers from `first` on and overwrites some."""
 
-    def all_of(lanes: Any, first: Any) -> Any:
-        for k in range(FEW, LANES, FEW):
+    def reduce(lanes: Any, first: Any) -> Any:
+        for k in range(FEW, LANES, FEW):  # LLVM unrolls these loops, as their bounds are constants
             for lane in range(FEW):
-                lanes[first + lane] = joined(lanes[first + lane], lanes[first + k + lane])
+                lanes[first + lane] = combine(lanes[first + lane], lanes[first + k + lane])
         found = lanes[first]
         for lane in range(1, FEW):
-            found = joined(found, lanes[first + lane])
+            found = combine(found, lanes[first + lane])
         return found
 
-    return register_jitable(all_of)
+    return inlined(reduce)
 
 
-total = _make_joined(register_jitable(lambda one, other: one + other))
-greatest = _make_joined(register_jitable(lambda one, other: other if other > one else one))
+sum_of_lanes = _make_reduction(inlined(lambda one, other: one + other))
+max_of_lanes = _make_reduction(inlined(lambda one, other: other if other > one else one))
 
 
-def _proximal(terms: Terms) -> tuple[Any, ...]:
+def _prox_stages(terms: Terms) -> tuple[Stage, ...]:
     return (soft_threshold,) * terms.l1 + (box,) * terms.bounds
 
 
-def _numbers(terms: Terms) -> Any:
-    """Return the hyper-parameters that all coordinates share, derived in double precision."""
+def _make_derive_row(terms: Terms) -> Function:
+    """Return ``derive_row(lr, mu, l1)``: the hyper-parameters that all parameters share, in double precision."""
     if not terms.l1:
-        return register_jitable(lambda lr, mu, l1: (lr, mu))
-    low, high, zero = (register_jitable(how) for how in (negative_threshold, threshold_of, positive_zero))
-    return register_jitable(lambda lr, mu, l1: (lr, mu, low(lr, l1), high(lr, l1), zero()))
+        return inlined(lambda lr, mu, l1: (lr, mu))
+    low, high, zero = (inlined(derive) for derive in (negative_threshold, threshold_of, positive_zero))
+    return inlined(lambda lr, mu, l1: (lr, mu, low(lr, l1), high(lr, l1), zero()))
 
 
-def _limit(terms: Terms) -> Any:
-    """Return the hyper-parameters of the box for one coordinate."""
+def _make_limits_at(terms: Terms) -> Function:
+    """Return ``limits_at(limits, i)``: the hyper-parameters of the box for parameter i."""
     if not terms.bounds:
-        return register_jitable(lambda limits, i: ())
-    return register_jitable(lambda limits, i: (limits[0][i], limits[1][i], limits[0].dtype.type(0)))
+        return inlined(lambda limits, i: ())
+    return inlined(lambda limits, i: (limits[0][i], limits[1][i], limits[0].dtype.type(0)))
 
 
-def _gap(terms: Terms) -> Any:
-    """Return ``gap(p, g, row, limit)``: p − x⁺, computed from s = lr·g, so that the rounding of p − s cannot hide it.
+def _make_gap(terms: Terms) -> Function:
+    """Return ``gap(p, g, row, limits)``, which computes p − x⁺.
 
-    For the soft threshold p − (u − clip(u, −τ, τ)) = s + clip(u, −τ, τ), with u = p − s; for a box after it
+    It starts from s = lr·g, so that the rounding of p − s cannot hide a small gap. For the soft threshold, with
+    u = p − s: p − (u − clip(u, −τ, τ)) = s + clip(u, −τ, τ). For a box after it:
     p − clip(p − d, low, high) = clip(d, p − high, p − low).
     """
-    soft = register_jitable(lambda p, s, row: s + np.minimum(np.maximum(p - s, row[2]), row[3]))
-    within = register_jitable(lambda p, d, limit: np.minimum(np.maximum(d, p - limit[1]), p - limit[0]))
+    soft = inlined(lambda p, s, row: s + np.minimum(np.maximum(p - s, row[2]), row[3]))
+    within = inlined(lambda p, d, limits: np.minimum(np.maximum(d, p - limits[1]), p - limits[0]))
     if terms.l1 and terms.bounds:
-        return register_jitable(lambda p, g, row, limit: within(p, soft(p, row[0] * g, row), limit))
+        return inlined(lambda p, g, row, limits: within(p, soft(p, row[0] * g, row), limits))
     if terms.l1:
-        return register_jitable(lambda p, g, row, limit: soft(p, row[0] * g, row))
+        return inlined(lambda p, g, row, limits: soft(p, row[0] * g, row))
     if terms.bounds:
-        return register_jitable(lambda p, g, row, limit: within(p, row[0] * g, limit))
-    return register_jitable(lambda p, g, row, limit: row[0] * g)
+        return inlined(lambda p, g, row, limits: within(p, row[0] * g, limits))
+    return inlined(lambda p, g, row, limits: row[0] * g)

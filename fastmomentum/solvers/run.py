@@ -1,8 +1,8 @@
-"""One run of a minimiser: its arrays and numbers, advanced slice by slice, and its result."""
+"""Runs a minimiser slice by slice, and makes its result."""
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import OptimizeResult
@@ -19,33 +19,44 @@ from fastmomentum.solvers.loop import (
     STUCK,
     LoopOptions,
     P,
-    make_run,
+    make_loop,
 )
 from fastmomentum.solvers.objective import Differences, Objective
-from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measure
+from fastmomentum.solvers.passes import SCRATCH, Floats, Limits, Terms, make_advance, make_measure
 from fastmomentum.solvers.step_sizes import StepSizes, StepTable
 
-LEAST = 1e-300
-"""The least learning rate, as 0 is not one."""
+LEAST_LR = 1e-300
+"""The least learning rate that backtracking starts from, since 0 is not allowed."""
 
 SLICE = 0.05
 """The seconds that compiled code works before Python handles signals and calls the callback."""
 
 STOPPED = STUCK + 1
+"""The status of a run that the callback has ended."""
 
 ENDINGS = {
-    CONVERGED: (0, "the largest element of the prox-gradient is within gtol"),
-    SETTLED: (0, "the objective changes by no more than ftol"),
+    CONVERGED: (0, "converged: the largest element of the prox-gradient is at most gtol"),
+    SETTLED: (0, "converged: the objective changes by at most ftol"),
     RUNNING: (1, "maxiter steps are done"),
     DIVERGED: (2, "diverged: fun or its gradient is not finite; a smaller lr may help, unless fun has no lower bound"),
-    STUCK: (3, "no shorter step makes fun fall: gtol is beyond the precision of fun, or jac is not its gradient"),
+    STUCK: (3, "no shorter step decreases fun: gtol is beyond the precision of fun, or jac is not its gradient"),
     STOPPED: (99, "`callback` raised `StopIteration`"),
 }
-"""For each status of a loop SciPy's status and message."""
+"""SciPy's status and the message for each status of a run."""
 
 
 class Settings(NamedTuple):
-    """The weight of the l1 term, the tolerances of :func:`fastmomentum.minimize`, and the relative error of `fun`."""
+    """The settings of a loop.
+
+    Attributes
+    ----------
+    l1 : float
+        The weight of the l1 term.
+    gtol, ftol : float
+        The tolerances of :func:`fastmomentum.minimize`.
+    noise : float
+        The relative error of values of `fun`.
+    """
 
     l1: float
     gtol: float
@@ -53,8 +64,23 @@ class Settings(NamedTuple):
     noise: float
 
 
-Callback = Callable[["MinimizeRun"], bool]
-"""A function that is called with a run after each of its slices, and ends the run by returning True."""
+class Answer(NamedTuple):
+    """A point that may be the result of a run.
+
+    Attributes
+    ----------
+    x, gradient : ndarray
+        The point, and the gradient of `fun` there.
+    objective : float
+        The objective, with the l1 term; inf if it is not finite.
+    optimality : float
+        The largest element of the prox-gradient.
+    """
+
+    x: Floats
+    objective: float
+    gradient: Floats
+    optimality: float
 
 
 class MinimizeRun:
@@ -69,7 +95,7 @@ class MinimizeRun:
     args : tuple
         Further arguments of the objective.
     limits : tuple of two ndarray, or ()
-        Bounds.
+        The bounds.
     l1, gtol, ftol : float
         As for :func:`fastmomentum.minimize`.
 
@@ -80,7 +106,14 @@ class MinimizeRun:
     """
 
     def __init__(
-        self, objective: Objective, start: Any, args: Any, limits: tuple[Any, ...], l1: float, gtol: float, ftol: float
+        self,
+        objective: Objective,
+        start: Floats,
+        args: tuple[object, ...],
+        limits: Limits,
+        l1: float,
+        gtol: float,
+        ftol: float,
     ) -> None:
         self.objective, self.args, self.limits = objective, args, limits
         self._settings = Settings(l1, gtol, ftol, 10.0 * float(np.finfo(start.dtype).eps))
@@ -93,120 +126,137 @@ class MinimizeRun:
         if not np.isfinite(value):
             raise ValueError(f"fun: expected a finite number at x0; got {value}")
         if not np.isfinite(self._g).all():
-            raise ValueError("jac: expected finite numbers at x0; got some that are not")
+            k = int(np.argmin(np.isfinite(self._g)))
+            raise ValueError(f"jac: expected finite numbers at x0; got {self._g[k]} for parameter {k}")
 
     @property
-    def point(self) -> Any:
+    def point(self) -> Floats:
         """A copy of p, the point of the last gradient."""
-        return self._arrays[self._order[P]].copy()
+        return self._array(P).copy()
 
     @property
     def steps(self) -> int:
         """The number of steps done."""
-        return int(self._callback("done"))
+        return self._count("done")
 
     @property
     def value(self) -> float:
         """The objective at :attr:`point`, if values are known."""
-        return self._callback("value") + self._size(self.point)
+        return self._number("value") + self._l1_term(self.point)
 
-    def _callback(self, name: str) -> float:
-        return float(self._numbers[NUMBERS.index(name)] if name in NUMBERS else self._counts[COUNTS.index(name)])
+    def _array(self, role: int) -> Floats:
+        return self._arrays[int(self._order[role])]
 
-    def _size(self, x: Any) -> float:
+    def _number(self, name: str) -> float:
+        return float(self._numbers[NUMBERS.index(name)])
+
+    def _count(self, name: str) -> int:
+        return int(self._counts[COUNTS.index(name)])
+
+    def _l1_term(self, x: Floats) -> float:
         return float(self._settings.l1 * np.abs(x).sum(dtype=np.float64)) if self._terms.l1 else 0.0
 
-    def gradient(self, x: Any) -> Any:
+    def gradient(self, x: Floats) -> Floats:
         """Return the gradient at a point."""
         g = np.empty_like(self._arrays[0])
         self.objective.checked(False).evaluate(np.asarray(x, g.dtype), g, self._calls, self.args)
         return g
 
     def first_lr(self) -> float:
-        """Return ‖x − y‖/‖∇f(x) − ∇f(y)‖ for a small step against the gradient: the first lr of backtracking."""
-        x, largest = self._arrays[self._order[P]], float(np.abs(self._g).max())
+        """Return the learning rate from which backtracking starts, for a small step from x to y against the gradient.
+
+        ‖x − y‖∞/‖∇f(x) − ∇f(y)‖∞
+        """
+        x, largest = self._array(P), float(np.abs(self._g).max())
         if largest == 0.0:
             return 1.0
-        there = x - self._g / largest * (1e-4 * (1.0 + float(np.abs(x).max())))
+        y = x - self._g / largest * (1e-4 * (1.0 + float(np.abs(x).max())))
         if self.limits:
-            there = np.clip(there, *self.limits)
-        way, change = float(np.abs(there - x).max()), float(np.abs(self.gradient(there) - self._g).max())
-        if 0.0 < way < np.inf and 0.0 < change < np.inf:
-            return max(way / change, LEAST)
-        return max((1.0 + float(np.abs(x).max())) / largest * 1e-4, LEAST)
+            y = np.clip(y, *self.limits)
+        distance, change = float(np.abs(y - x).max()), float(np.abs(self.gradient(y) - self._g).max())
+        if 0.0 < distance < np.inf and 0.0 < change < np.inf:
+            return max(distance / change, LEAST_LR)
+        return max((1.0 + float(np.abs(x).max())) / largest * 1e-4, LEAST_LR)
 
-    def run(self, pace: StepSizes, maxiter: int, callback: Callback | None = None, often: bool = False) -> int:
-        """Run to the end; `callback` is called after slices, or each step if `often`, and ends the run by True."""
-        backtracking = pace.lr is None
-        valued = callback is not None or self._settings.ftol > 0.0 or backtracking or pace.restart == "function"
-        compiled = self.objective.compiled
-        loop = make_run(
-            LoopOptions(pace.rule, self._terms, backtracking, pace.restart), self.objective.forms(valued), compiled
-        )
-        self._rule = pace.rule
-        self._lr = StepTable("lr", self.first_lr() if pace.lr is None else pace.lr, ABOVE_ZERO, maxiter)
-        self._momentum = StepTable("momentum", pace.momentum, UNIT_INTERVAL, maxiter)
-        status, most = RUNNING, 1
+    def run(
+        self,
+        step_sizes: StepSizes,
+        maxiter: int,
+        callback: Callable[["MinimizeRun"], bool] | None = None,
+        every_step: bool = False,
+    ) -> int:
+        """Run until a condition ends the run, and return its status.
+
+        `callback` is called after each slice, or after each step if `every_step`; it ends the run by returning True.
+        """
+        rule, lr, momentum, restart = step_sizes
+        valued = callback is not None or self._settings.ftol > 0.0 or lr is None or restart == "function"
+        options = LoopOptions(rule, self._terms, lr is None, restart)
+        loop = make_loop(options, self.objective.functions(valued), self.objective.compiled)
+        self._rule = rule
+        self._lr = StepTable("lr", self.first_lr() if lr is None else lr, ABOVE_ZERO, maxiter)
+        self._momentum = StepTable("momentum", momentum, UNIT_INTERVAL, maxiter)
+        status, slice_steps = RUNNING, 1
         while status == RUNNING and self.steps < maxiter:
-            before, begun = self.steps, perf_counter()
-            count = min(most, maxiter - before)
-            tables = (table.upto(int(self._callback("since")) + count) for table in (self._lr, self._momentum))
+            before, start = self.steps, perf_counter()
+            count = min(slice_steps, maxiter - before)
+            tables = (table.values_for(self._count("since") + count) for table in (self._lr, self._momentum))
             arrays = tuple(self._arrays[place] for place in self._order)
-            kept = (arrays, self._g, self._order, self._numbers, self._counts)
-            status = loop(count, *kept, *tables, tuple(self._settings), self.limits, self._calls, self.args)
-            spent = perf_counter() - begun
-            if not often:
-                most = most * 2 if spent < SLICE / 2.0 else max(1, most // 2) if spent > 2.0 * SLICE else most
+            state = (arrays, self._g, self._order, self._numbers, self._counts)
+            status = loop(count, *state, *tables, tuple(self._settings), self.limits, self._calls, self.args)
+            seconds = perf_counter() - start
+            if not every_step and seconds < SLICE / 2.0:
+                slice_steps *= 2
+            elif not every_step and seconds > 2.0 * SLICE:
+                slice_steps = max(1, slice_steps // 2)
             if self.steps > before and callback is not None and callback(self):
                 return STOPPED
         return int(status)
 
     def result(self, status: int) -> OptimizeResult:
-        """Return the result."""
-        step = max(int(self._callback("since")) - 1, 0)
-        lr, momentum = self._lr.at(step) * self._callback("scale"), self._momentum.at(step)
-        x, value, g, optimality = self._answer(status, lr)
+        """Return the result of a run that has ended with this status."""
+        step = max(self._count("since") - 1, 0)
+        lr, momentum = self._lr.at(step) * self._number("scale"), self._momentum.at(step)
+        x, objective, gradient, optimality = self._answer(status, lr)
         if status == RUNNING and optimality <= self._settings.gtol:
             status = CONVERGED
         code, message = ENDINGS[status]
         differences = self.objective.jac if isinstance(self.objective.jac, Differences) else None
         return OptimizeResult(
             x=x,
-            fun=value,
-            jac=g,
+            fun=objective,
+            jac=gradient,
             nit=self.steps,
-            nfev=int(self._calls[0]) + (differences.asked if differences else 0),
+            nfev=int(self._calls[0]) + (differences.evaluations if differences else 0),
             njev=0 if differences else int(self._calls[1]),
             success=code == 0,
             status=code,
             message=message,
             optimality=optimality,
-            restarts=int(self._callback("restarts")),
+            restarts=self._count("restarts"),
             lr=lr,
             momentum=momentum,
         )
 
-    def _answer(self, status: int, lr: float) -> tuple[Any, float, Any, float]:
-        """Return x, objective, gradient and optimality: of the last point or, without convergence, of a better one.
-
-        With a proximal map, x is the result of the map at the point.
-        """
-        last = self._settled(self.point, self._g, lr)
+    def _answer(self, status: int, lr: float) -> Answer:
+        """Return the last point or, without convergence, the best point if its objective is lower."""
+        last = self._answer_at(self.point, self._g, lr)
         if status == CONVERGED:
-            return *last[:3], self._callback("norm")
+            return last._replace(optimality=self._number("norm"))
         if status in (SETTLED, STOPPED):
             return last
-        best = self._arrays[self._order[BEST]].copy()
-        other = self._settled(best, self.gradient(best), lr)
-        return last if last[1] <= other[1] else other
+        x = self._array(BEST).copy()
+        best = self._answer_at(x, self.gradient(x), lr)
+        return last if last.objective <= best.objective else best
 
-    def _settled(self, x: Any, g: Any, lr: float) -> tuple[Any, float, Any, float]:
+    def _answer_at(self, x: Floats, g: Floats, lr: float) -> Answer:
+        """Return the answer at x or, with a proximal map, at the result of one step of size `lr` from x."""
         l1 = self._settings.l1
         if self._terms.any and np.isfinite(g).all():
             new = np.empty_like(x), np.empty_like(x)
             make_advance(self._rule, self._terms)(new, (x, x), g, lr, 0.0, l1, self.limits)
             x = new[0]
             g = self.gradient(x)
-        value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._size(x)
+        value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._l1_term(x)
         largest = make_measure(self._terms, frozenset())(np.empty(SCRATCH), x, g, x, x, lr, l1, self.limits)[0]
-        return x, value if np.isfinite(value) else np.inf, g, largest / lr
+        return Answer(x, value if np.isfinite(value) else np.inf, g, largest / lr)

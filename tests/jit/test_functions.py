@@ -248,7 +248,7 @@ def test_kernels_refuse_a_gradient_that_is_the_parameter():
 
 @pytest.mark.parametrize("make", [fm.jit.kernel, lambda rule: fm.jit.fuse(lambda p, g: g, rule).step])
 def test_a_caller_with_fastmath_changes_no_bits(make):
-    rule = fm.rules.Rule(lambda p, v, g, a, b: (p - a * (b * v + g) * b, b * v + a * g), hyper=("a", "b"))
+    rule = fm.Rule(lambda p, v, g, a, b: (p - a * (b * v + g) * b, b * v + a * g), hyper=("a", "b"))
     kernel = make(rule)
     call = numba.njit(fastmath=True)(lambda p, v, g: kernel(p, v, g, 0.1, 0.9))
     p, v, g = rule_arrays(rule, 1001, np.float64)

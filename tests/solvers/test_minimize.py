@@ -365,8 +365,8 @@ def test_minimize_returns_exact_zeros_however_it_ends():
         ({"bounds": [(0, 1)]}, ValueError, "bounds: expected a sequence of 2; got one of 1"),
         ({"bounds": [0, 1]}, ValueError, "bounds: expected Bounds, or pairs"),
         ({"constraints": {"type": "eq", "fun": sum}}, ValueError, "constraints: expected none"),
-        ({"x0": [[1.0, 2.0]]}, ValueError, "x0: expected one dimension"),
-        ({"x0": []}, ValueError, "x0: expected one dimension, and a parameter at least"),
+        ({"x0": [[1.0, 2.0]]}, ValueError, "x0: expected a one-dimensional array of at least one number"),
+        ({"x0": []}, ValueError, "x0: expected a one-dimensional array of at least one number"),
         ({"x0": [np.nan, 1.0]}, ValueError, "x0: expected a finite number"),
         ({"x0": ["a"]}, TypeError, "x0: expected numbers"),
         ({"rule": "pytorch"}, ValueError, "rule: expected one of sgd, heavy_ball"),
@@ -376,7 +376,7 @@ def test_minimize_returns_exact_zeros_however_it_ends():
         ({"lr": lambda k: np.nan if k > 5 else 1e-4}, ValueError, "lr: expected a finite number > 0"),
         ({"momentum": 2.0}, ValueError, "momentum: expected a number in"),
         ({"rule": "sgd", "momentum": 0.9}, ValueError, "momentum: expected none with rule 'sgd'"),
-        ({"rule": "heavy_ball", "momentum": 0.9}, ValueError, "lr: expected with momentum"),
+        ({"rule": "heavy_ball", "momentum": 0.9}, ValueError, "lr: expected a value if momentum is given"),
         ({"rule": "chebyshev", "lr": 0.1}, ValueError, "lr, momentum: expected none with rule 'chebyshev'|spectrum"),
         ({"rule": "heavy_ball", "lr": 0.1, "spectrum": (1, 2)}, ValueError, "spectrum: expected None"),
         ({"rule": "heavy_ball", "x0": [0.0, 1.0]}, ValueError, "spectrum: expected m above its error"),
@@ -433,7 +433,7 @@ def test_minimize_calls_callbacks_of_both_forms_and_stops_on_stopiteration():
 
 def test_disp_prints_how_it_ended(capsys):
     run(disp=True, gtol=1e-6, maxiter=1000)
-    assert capsys.readouterr().out.startswith("the largest element of the prox-gradient is within gtol: ")
+    assert capsys.readouterr().out.startswith("converged: the largest element of the prox-gradient is at most gtol: ")
 
 
 def test_minimize_writes_to_no_array_of_the_caller_and_keeps_none():
