@@ -92,14 +92,15 @@ def minimize(
     l1 : float
         λ₁ ≥ 0 of the term λ₁‖x‖₁, which is not in `fun`.
     restart : {"gradient", "function", False}, optional
-        When to restart, which means to repeat the step from the rule's initial state, with lr and momentum of step 0:
-        if the step would go up the gradient, if it would increase the objective, or never. The default is "gradient"
-        with Nesterov's own sequence, else False.
+        When to restart: "gradient", if the step would go up the gradient; "function", if it would increase the
+        objective; False, never. A restart repeats the step from the rule's initial state, with lr and momentum of step
+        0. The default is "gradient" with Nesterov's own sequence, else False.
     gtol : float
         The run ends when max|p − prox(p − lr·g)|/lr, which is max|g| without l1 and bounds, is at most gtol. The
         default is `tol` or, without it, 1e-5.
     ftol : float
-        The run ends when 10 steps in a row change the objective f by at most ftol·max(|f|, 1); 0 for never.
+        The run ends when 10 steps in a row change the objective F = f + l1·‖x‖₁ by at most ftol·max(|F|, 1); 0 for
+        never.
     maxiter : int
         The greatest number of steps.
     disp : bool
