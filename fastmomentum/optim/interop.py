@@ -248,9 +248,7 @@ def refuse_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
 def _times(sign: int, value: Any, name: str) -> Any:
     """Return sign·value as a new C-ordered array on the host, from an array of any framework."""
     try:
-        if hasattr(
-            value, "detach"
-        ):  # of torch, whose __array__ lacks an argument of NumPy 2's
+        if hasattr(value, "detach"):  # of torch, whose __array__ lacks an argument of NumPy 2's
             value = value.detach().cpu().numpy()
         found = (value if isinstance(value, np.ndarray) else np.asarray(value)).copy(order="C")
         np.multiply(found, sign, out=found)

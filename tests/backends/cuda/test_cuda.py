@@ -302,7 +302,7 @@ def test_lr_correction_rescales_the_state_as_the_host_does(rule, lookahead):
 
 def test_lr_correction_refuses_a_device_scalar():
     there = on_device(random_arrays(9, 1, np.float32))
-    with pytest.raises(TypeError, match="lr: expected a number or a function of the step where correct=True"):
+    with pytest.raises(TypeError, match="lr: expected a number or a function of the step with correct=True"):
         fm.Momentum(there, lr=cuda.to_device(np.array(0.1)), rule="classical", correct=True)
 
 
