@@ -64,7 +64,7 @@ RANGES: Mapping[str, Range] = {
     "clip_value": ABOVE_ZERO,
     "max_norm": ABOVE_ZERO,
 }
-"""The ranges of hyper-parameters with names that the field has fixed; others are finite unless their record says more."""
+"""The ranges of the names that the field has fixed; other numbers are finite unless their record says more."""
 
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),

@@ -1,11 +1,11 @@
-"""Predicts how fast momentum methods converge.
+"""Predict how fast momentum methods converge.
 
-The theory describes the rules that the kernels run: iteration matrices are read off the rules' own functions.
+The theory describes the rules that the kernels run: iteration matrices are computed by the rules' own functions.
 
 A rate is exact on quadratics, where a run is the sum of its responses at every eigenvalue of the Hessian; on other
-smooth functions it holds near the minimum. It says how fast the error falls in the long run, not how large the error
-is: at critical damping, where the optimal tunings lie, the error goes like t·ρ^t. :func:`iterations` and
-:func:`certificate` account for that.
+smooth functions it holds near the minimum. A rate says how fast the error falls after many steps, not how large the
+error is: at critical damping, where the optimal tunings lie, the error goes like t·ρ^t. :func:`iterations` and
+:func:`certificate` account for this growth.
 """
 
 from fastmomentum.schedules.sequences import Chebyshev

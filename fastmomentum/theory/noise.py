@@ -1,44 +1,54 @@
-"""The effect of momentum on a stream of gradients: averages, and the variance that noise in the gradient keeps up."""
+"""Compute what momentum makes of a sequence of gradients: averages, and the variance that gradient noise causes."""
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import xlogy
 
 from fastmomentum import checks
 from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, UNIT_INTERVAL
 from fastmomentum.rules.base import Rule
-from fastmomentum.theory.linear import NOISE, Floats, check_steps, linear_map, lyapunov, resolve_rule
+from fastmomentum.theory.linear import NOISE, Floats, Setting, check_steps, linear_map, lyapunov, resolve_rule
 from fastmomentum.theory.rates import ROUNDING, eigenvalues
 
 
-def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Rule, t: Any = None, **hyper: Any) -> Any:
+def terminal_velocity(
+    grad: npt.ArrayLike,
+    lr: npt.ArrayLike,
+    momentum: npt.ArrayLike,
+    *,
+    rule: str | Rule,
+    t: npt.ArrayLike | None = None,
+    **hyper: Setting,
+) -> Any:
     """Return the limit of the velocity under a constant gradient g, or its value after t steps from zero.
 
-    classical lr·g/(1 − μ), pytorch g/(1 − μ), ema g; after t steps times 1 − μ^t. For a position rule it is q − p,
-    which for heavy_ball equals the velocity of classical.
+    classical lr·g/(1 − μ), pytorch g/(1 − μ), ema g; after t steps each times 1 − μ^t
+
+    For a position rule with the previous position q the velocity is q − p; for heavy_ball it equals that of classical.
 
     Parameters
     ----------
     grad : array_like
-        The gradient; it broadcasts with lr, momentum and t.
+        The gradient g; it broadcasts with lr, momentum and t.
     lr, momentum : array_like
         α ≥ 0, μ in [0, 1).
     rule : str, Rule or chain
         A rule that is linear in p, state and g, with one state slot that does not depend on p (no weight decay).
     t : array_like of int, optional
-        The numbers of steps.
+        The numbers of steps, ≥ 0. Without it the limit is returned.
     **hyper
         The rule's other hyper-parameters, and options of :func:`fastmomentum.step`.
 
     Returns
     -------
-    float64 or ndarray of float64
+    float64, or ndarray of float64 if an argument is an array
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, or the rule keeps no such state.
+        If an argument is out of range, or the rule has no such state slot, or its velocity has no limit.
 
     Examples
     --------
@@ -49,23 +59,37 @@ def terminal_velocity(grad: Any, lr: Any, momentum: Any, *, rule: str | Rule, t:
     [2.  3.  3.5]
     """
     grad, mu = checks.numbers("grad", grad, FINITE), checks.numbers("momentum", momentum, BELOW_ONE)
-    map = resolve_rule(rule, hyper).linear(checks.numbers("lr", lr, FINITE), mu, 0.0)
-    if len(map.rows) != 2:
-        raise ValueError(f"rule: expected one with one state slot; got {rule}, with {len(map.rows) - 1}")
-    (p, v), position = map.rows, map.rest[1]
-    keep, pull = v[1] - position * p[1], v[NOISE] - position * p[NOISE]
-    if np.any(np.abs(v[0] + position * (keep - p[0])) > ROUNDING):
-        raise ValueError(f"rule: expected one that does not decay p, which would move the velocity; got {rule}")
-    if np.any(np.abs(keep) >= 1.0):
+    linear = resolve_rule(rule, hyper).linear(checks.numbers("lr", lr, FINITE), mu, 0.0)
+    if len(linear.rows) != 2:
+        raise ValueError(f"rule: expected one with one state slot; got {rule}, with {len(linear.rows) - 1}")
+    # With s = 1 for a position rule and 0 for others, the velocity is v − s·p.
+    (p, v), s = linear.rows, linear.start[1]
+    decay, gain = v[1] - s * p[1], v[NOISE] - s * p[NOISE]
+    if np.any(np.abs(v[0] + s * (decay - p[0])) > ROUNDING):
         raise ValueError(
-            f"rule: expected one whose velocity settles; {rule} keeps {np.max(np.abs(keep)):g} of it a step"
+            f"rule: expected one that does not decay p, as the velocity then depends on p and has no limit; got {rule}"
         )
-    limit = np.asarray(grad * pull / (1.0 - keep))
-    return (limit if t is None else limit * (1.0 - keep ** check_steps(t)))[()]
+    if np.any(np.abs(decay) >= 1.0):
+        raise ValueError(
+            f"rule: expected one whose velocity has a limit; {rule} scales it by {np.max(np.abs(decay)):g} each step"
+        )
+    limit = np.asarray(grad * gain / (1.0 - decay))
+    return (limit if t is None else limit * (1.0 - decay ** check_steps(t)))[()]
 
 
-def effective_window(momentum: Any) -> Any:
-    """Return 1/(1 − μ), the number of steps over which momentum averages; μ in [0, 1) broadcasts.
+def effective_window(momentum: npt.ArrayLike) -> Any:
+    """Return the number of steps over which momentum averages gradients.
+
+    1/(1 − μ)
+
+    Parameters
+    ----------
+    momentum : array_like
+        μ in [0, 1).
+
+    Returns
+    -------
+    float64, or ndarray of float64 if `momentum` is an array
 
     Examples
     --------
@@ -77,10 +101,12 @@ def effective_window(momentum: Any) -> Any:
 
 
 def ema_weights(momentum: float, t: int) -> Floats:
-    """Return the weights (1 − β)β^k, k = 0, …, t − 1, of the gradient k steps back in the average of rule "ema".
+    """Return the weights of the last t gradients in the velocity of rule "ema", the newest gradient first.
 
-    Their sum is 1 − β^t; the rest to 1 is the weight of the zero that the average started from. In "pytorch" the
-    weights are β^k.
+    (1 − β)β^k for the gradient k steps back, k = 0, …, t − 1
+
+    Their sum is 1 − β^t; the missing part, β^t, is the weight of the zero from which the average started. In the rule
+    "pytorch" the weights are β^k.
 
     Parameters
     ----------
@@ -106,8 +132,10 @@ def ema_weights(momentum: float, t: int) -> Floats:
     return (1.0 - beta) * beta ** np.arange(int(steps), dtype=np.float64)
 
 
-def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
-    """Return v/(1 − β^t): the velocity of rule "ema" after t steps from zero as a weighted mean of the gradients.
+def bias_corrected(velocity: npt.ArrayLike, momentum: npt.ArrayLike, t: npt.ArrayLike) -> Any:
+    """Return the velocity of rule "ema" after t steps from zero, corrected to a weighted mean of the gradients.
+
+    v/(1 − β^t)
 
     Parameters
     ----------
@@ -120,7 +148,7 @@ def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
 
     Returns
     -------
-    float64 or ndarray of float64
+    float64, or ndarray of float64 if an argument is an array
 
     Notes
     -----
@@ -134,30 +162,38 @@ def bias_corrected(velocity: Any, momentum: Any, t: Any) -> Any:
     """
     steps = check_steps(t)
     if (steps == 0).any():
-        raise ValueError("t: expected whole numbers >= 1, as a velocity at rest has averaged nothing; got 0")
+        raise ValueError("t: expected whole numbers >= 1, as there is no mean of no gradients; got 0")
     beta = checks.numbers("momentum", momentum, BELOW_ONE)
     return (checks.numbers("velocity", velocity, FINITE) / -np.expm1(xlogy(steps, beta)))[()]
 
 
 def stationary_variance(
-    lr: Any, momentum: Any, curvature: Any, noise_variance: Any, *, rule: str | Rule, **hyper: Any
+    lr: npt.ArrayLike,
+    momentum: npt.ArrayLike,
+    curvature: npt.ArrayLike,
+    noise_variance: npt.ArrayLike,
+    *,
+    rule: str | Rule,
+    **hyper: Setting,
 ) -> Any:
     """Return the stationary variance of p about p* under independent noise of variance σ² in every gradient.
 
-    It broadcasts. It is the (0, 0) entry of X = AXAᵀ + σ²bbᵀ, where b is the rule applied to p = 0, state 0 and g = 1.
-    For heavy ball ασ²(1 + μ) / (h(1 − μ)(2(1 + μ) − αh)).
+    heavy ball: ασ²(1 + μ) / (h(1 − μ)(2(1 + μ) − αh))
+
+    In general it is the (0, 0) entry of the solution of X = AXAᵀ + σ²bbᵀ, where b is the rule's update of p = 0 and
+    state 0 with g = 1.
 
     Parameters
     ----------
     lr, momentum, curvature, rule, **hyper
         As for :func:`iteration_matrix`.
     noise_variance : array_like
-        σ² ≥ 0, in the gradient's units squared.
+        σ² ≥ 0, in the gradient's units squared; it broadcasts with the other arguments.
 
     Returns
     -------
-    float64 or ndarray of float64
-        inf if ρ ≥ 1, as no state is stationary then, unless there is no noise.
+    float64, or ndarray of float64 if an argument is an array
+        inf if ρ ≥ 1, as the variance then grows without bound; 0 if there is no noise.
 
     Raises
     ------
@@ -166,8 +202,8 @@ def stationary_variance(
 
     Notes
     -----
-    Momentum averages the gradient's noise, but gains nothing by it: at the same effective learning rate α/(1 − μ), the
-    variance for small steps is that of gradient descent, ασ²/(2h(1 − μ)), for any μ.
+    Momentum averages the gradient's noise, but does not reduce the variance: at the same effective learning rate
+    α/(1 − μ), the variance for small steps is that of gradient descent, ασ²/(2h(1 − μ)), for any μ.
 
     Examples
     --------
@@ -175,11 +211,11 @@ def stationary_variance(
     >>> round(fm.theory.stationary_variance(0.1, 0.9, 2.0, 1.0, rule="pytorch"), 6)
     np.float64(0.263889)
     """
-    map = linear_map(rule, lr, momentum, curvature, hyper)
+    linear = linear_map(rule, lr, momentum, curvature, hyper)
     variance = checks.numbers("noise_variance", noise_variance, AT_LEAST_ZERO)
-    settles = np.abs(eigenvalues(map)[..., 0]) < 1.0 - ROUNDING
-    found = np.full(map.shape, np.inf)
-    b = map.noise[settles]
-    found[settles] = lyapunov(map.matrix[settles].swapaxes(-2, -1), b[:, :, None] * b[:, None, :])[:, 0, 0]
+    converges = np.abs(eigenvalues(linear)[..., 0]) < 1.0 - ROUNDING
+    found = np.full(linear.shape, np.inf)
+    b = linear.noise[converges]
+    found[converges] = lyapunov(linear.matrix[converges].swapaxes(-2, -1), b[:, :, None] * b[:, None, :])[:, 0, 0]
     with np.errstate(invalid="ignore"):
         return np.where(variance == 0.0, 0.0, found * variance)[()]

@@ -1,19 +1,25 @@
-"""Heavy ball as a discretised differential equation: ẍ + γẋ + ∇f(x) = 0, a ball with friction (Polyak 1964)."""
+"""Relate heavy ball to the differential equation that it discretises, a ball with friction (Polyak 1964).
+
+ẍ + γẋ + ∇f(x) = 0
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.integrate import solve_ivp
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO, AT_LEAST_ZERO, FINITE, UNIT_INTERVAL
 from fastmomentum.theory.linear import Floats
-from fastmomentum.theory.spectrum import checked
+from fastmomentum.theory.spectrum import check_values
 
 
 class TwoStep(NamedTuple):
-    """Learning rate α and momentum μ of heavy ball: p_{t+1} = p_t − αg + μ(p_t − p_{t−1}), a linear two-step method.
+    """Hold learning rate α and momentum μ of heavy ball, which is a linear two-step method.
+
+    p_{t+1} = p_t − αg + μ(p_t − p_{t−1})
 
     Examples
     --------
@@ -27,7 +33,7 @@ class TwoStep(NamedTuple):
 
 
 class Motion(NamedTuple):
-    """Time step s and friction γ of the ball that heavy ball follows.
+    """Hold time step s and friction γ of the ball whose motion heavy ball discretises.
 
     Examples
     --------
@@ -41,7 +47,7 @@ class Motion(NamedTuple):
 
 
 def two_step(step: float, friction: float) -> TwoStep:
-    """Return the heavy-ball method that discretises the ball by central differences.
+    """Return learning rate and momentum of the heavy ball that discretises a ball by central differences.
 
     α = s²/(1 + γs/2), μ = (1 − γs/2)/(1 + γs/2)
 
@@ -59,9 +65,9 @@ def two_step(step: float, friction: float) -> TwoStep:
 
     Notes
     -----
-    A run from the initial state has p_{−1} = p_0, as a ball that stood still half a step before: its error is of first
-    order in s. With heavy_ball's state set to p_{−1} = p_0 − ½s²∇f(p_0) the ball stands still at time 0, and the error
-    is of second order.
+    A run from the initial state has p_{−1} = p_0, like a ball that was still half a step before time 0: its error is of
+    first order in s. With heavy_ball's state set to p_{−1} = p_0 − ½s²∇f(p_0) the ball is still at time 0, and the
+    error is of second order.
 
     Examples
     --------
@@ -77,12 +83,12 @@ def two_step(step: float, friction: float) -> TwoStep:
         raise ValueError(f"step: expected at most 2/friction = {2.0 / gamma:g}, or momentum is negative; got {s!r}")
     lr = s * s / (1.0 + half)
     if lr not in ABOVE_ZERO:
-        raise ValueError(f"step: expected one whose square is a number; got {s!r}")
+        raise ValueError(f"step: expected a number whose square neither overflows nor underflows; got {s!r}")
     return TwoStep(lr, (1.0 - half) / (1.0 + half))
 
 
 def motion(lr: float, momentum: float) -> Motion:
-    """Return the ball that a heavy-ball method follows, the inverse of :func:`two_step`.
+    """Return time step and friction of the ball that heavy ball discretises, the inverse of :func:`two_step`.
 
     s = √(2α/(1 + μ)), γ = 2(1 − μ)/((1 + μ)s)
 
@@ -107,19 +113,21 @@ def motion(lr: float, momentum: float) -> Motion:
     return Motion(s, 2.0 * (1.0 - mu) / ((1.0 + mu) * s))
 
 
-def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> Floats:
-    """Return the positions of a ball that starts at `x` without speed and follows ẍ + γẋ + ∇f(x) = 0.
+def ball(grad: Callable[[Floats], npt.ArrayLike], x: npt.ArrayLike, friction: float, times: npt.ArrayLike) -> Floats:
+    """Return the positions of a ball with friction that starts at `x` without speed.
+
+    ẍ + γẋ + ∇f(x) = 0
 
     Parameters
     ----------
     grad : callable
-        The function ∇f of one point.
+        The function ∇f: it takes and returns an array of shape (n,).
     x : array_like, shape (n,)
         The start.
     friction : float
-        The friction γ ≥ 0.
+        The friction γ ≥ 0, per unit of time.
     times : array_like, shape (k,)
-        The times, ≥ 0 and in ascending order: s·t for the t-th step of the heavy ball with step s.
+        The times, ≥ 0 and in ascending order; s·t is the time of the t-th step of the heavy ball with time step s.
 
     Returns
     -------
@@ -127,12 +135,14 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
 
     Raises
     ------
+    TypeError, ValueError
+        If an argument is out of range, or a gradient has another shape than `x` or is not finite.
     RuntimeError
         If the solver fails.
 
     Notes
     -----
-    It uses scipy.integrate.solve_ivp with DOP853, which keeps the relative error of each of its steps at 1e-10.
+    The equation is solved by scipy.integrate.solve_ivp with DOP853 and a relative tolerance of 1e-10.
 
     Examples
     --------
@@ -148,17 +158,17 @@ def ball(grad: Callable[[Floats], Any], x: Any, friction: float, times: Any) -> 
             f"x, times: expected a point and ascending times, in one dimension; got {checks.describe(x)}, "
             f"{checks.describe(times)}"
         )
-    gamma, slope = checks.number("friction", friction, AT_LEAST_ZERO), checked("grad", grad, start)
+    gamma, gradient = checks.number("friction", friction, AT_LEAST_ZERO), check_values("grad", grad, start)
 
-    def rolls(_: float, z: Floats) -> Floats:
-        place, speed = np.split(z, 2)
-        return np.concatenate([speed, -gamma * speed - slope(place.copy())])
+    def derivative(_: float, z: Floats) -> Floats:
+        position, velocity = np.split(z, 2)
+        return np.concatenate([velocity, -gamma * velocity - gradient(position.copy())])
 
     if when[-1] == 0.0:
         return np.tile(start, (when.size, 1))
-    both = np.concatenate([start, np.zeros_like(start)])
+    z = np.concatenate([start, np.zeros_like(start)])
     found = solve_ivp(
-        rolls, (0.0, float(when[-1])), both, "DOP853", when, rtol=1e-10, atol=1e-12 * float(np.abs(start).max())
+        derivative, (0.0, float(when[-1])), z, "DOP853", when, rtol=1e-10, atol=1e-12 * float(np.abs(start).max())
     )
     if not found.success:
         raise RuntimeError(f"ball: {found.message}")

@@ -1,51 +1,52 @@
-"""Estimates the spectrum of a user's problem from gradients, and tunes learning rate and momentum for it."""
+"""Estimate the spectrum of a user's problem from gradients, and tune learning rate and momentum for it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from fastmomentum import checks
 from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, INSIDE_UNIT
 from fastmomentum.rules.base import Rule
 from fastmomentum.theory.iterations import iterations
-from fastmomentum.theory.linear import Floats
+from fastmomentum.theory.linear import Floats, Setting
 from fastmomentum.theory.tuning import max_stable_lr, optimal
-
-
-def checked(name: str, function: Any, like: Any) -> Callable[..., Floats]:
-    """Return `function` with its values checked: finite numbers of this shape, as flat copies in double precision.
-
-    They are copied, as many gradient functions write to the same array at every call.
-    """
-    if not callable(function):
-        raise TypeError(f"{name}: expected a function; got {checks.describe(function)}")
-
-    def call(*arguments: Any) -> Floats:
-        found = checks.numbers(name, function(*arguments), FINITE)
-        if found.shape != like.shape:
-            raise ValueError(f"{name}: expected it to return shape {like.shape}, as x has; got {found.shape}")
-        return found.ravel()
-
-    return call
-
 
 DENSE = 128
 """Up to this number of parameters the whole Hessian is measured: cheaper than Lanczos for the least eigenvalue."""
 
-LANCZOS = 64
+LANCZOS_VECTORS = 64
 """The number of vectors that Lanczos keeps; eigsh's default of 20 takes several times as many products."""
 
 STRETCHES = (1.0, 2.0, 3.0, 4.0)
-"""Difference steps, over the step that balances both errors; the spread of their results estimates the error."""
+"""Difference steps, in units of the step that balances the errors of rounding and of truncation.
 
-Gradient = Callable[[Any], Any]
-Product = Callable[..., Floats]
+The spread of their results estimates the error.
+"""
+
+Gradient = Callable[[Floats], npt.ArrayLike]
+HessianProduct = Callable[[Floats, Floats], npt.ArrayLike]
+
+
+class Product(Protocol):
+    """Compute Hv, with a difference step that is `stretch` times the usual one."""
+
+    def __call__(self, v: Floats, stretch: float = 1.0) -> Floats:
+        """Return Hv for a vector v of shape (n,)."""
 
 
 class Spectrum(NamedTuple):
-    """The least and the greatest curvature at a point, each with a bound on its error."""
+    """Hold the least and the greatest curvature at a point, each with a bound on its error.
+
+    Attributes
+    ----------
+    m, L : float
+        The least and the greatest eigenvalue of the Hessian.
+    m_error, L_error : float
+        The bounds on their errors, ≥ 0.
+    """
 
     m: float
     L: float
@@ -54,12 +55,14 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(
-    grad: Gradient | None, x: Any, *, hessp: Callable[[Floats, Floats], Any] | None = None, tol: float = 1e-3
+    grad: Gradient | None, x: npt.ArrayLike, *, hessp: HessianProduct | None = None, tol: float = 1e-3
 ) -> Spectrum:
     """Estimate the least and the greatest eigenvalue (m, L) of the Hessian at `x`, with their errors, from gradients.
 
-    Hv ≈ (∇f(x + εv) − ∇f(x − εv))/2ε, exact up to rounding on a quadratic. Up to 128 parameters the whole
-    Hessian is measured so, at ε, 2ε, 3ε and 4ε; the errors are twice the spread of these, and H − Hᵀ. For more
+    Hv ≈ (∇f(x + εv) − ∇f(x − εv))/2ε
+
+    The difference is exact up to rounding on a quadratic. Up to 128 parameters the whole Hessian is measured in this
+    way, at ε, 2ε, 3ε and 4ε; the errors are twice the spread of the four results, plus half of ‖H − Hᵀ‖. For more
     parameters Lanczos finds both ends (scipy.sparse.linalg.eigsh), and the errors are its residuals ‖Hv − λv‖.
 
     Parameters
@@ -67,24 +70,24 @@ def spectrum(
     grad : callable
         The function ∇f(x), whose value is an array like `x`; None if `hessp` is given.
     x : array_like of float32 or float64
-        The point: any on a quadratic, else one near the minimum, as curvature changes from point to point.
+        The point: any point on a quadratic, otherwise one near the minimum, as curvature changes from point to point.
     hessp : callable, optional
-        ``hessp(x, v)`` → Hv, in place of differences (scipy.optimize's convention).
+        ``hessp(x, v)`` returns Hv, in place of differences (scipy.optimize's convention).
     tol : float
         The relative accuracy that Lanczos is asked for, in (0, 1).
 
     Returns
     -------
     Spectrum
-        (m, L, m_error, L_error). m may be ≤ 0: the function is not convex there, and has no rate.
+        (m, L, m_error, L_error). If m ≤ 0, the function is not strongly convex at `x`, and has no rate.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused, or a gradient is not like `x` or not finite.
+        If an argument is out of range, or a gradient has another shape than `x` or is not finite.
     RuntimeError
-        If Lanczos does not converge: ask for a larger tol, or find m otherwise (for ridge regression m is at least the
-        ridge).
+        If Lanczos does not converge: pass a larger tol, or find m in another way (for ridge regression m is at least
+        the ridge).
 
     Notes
     -----
@@ -103,58 +106,78 @@ def spectrum(
     tol = checks.number("tol", tol, INSIDE_UNIT)
     if not start.size:
         raise ValueError("x: expected one parameter at least; got none")
-    product = _differences(grad, np.asarray(x)) if hessp is None else _given(hessp, np.asarray(x))
-    return _whole(product, start.size) if start.size <= DENSE else _ends(product, start.size, tol)
+    product = _product_by_differences(grad, np.asarray(x)) if hessp is None else _product_of(hessp, np.asarray(x))
+    return _measure_whole(product, start.size) if start.size <= DENSE else _measure_ends(product, start.size, tol)
 
 
-def _differences(grad: Gradient | None, x: Any) -> Product:
-    """Return Hv by central differences, over the step that balances their two errors, times `stretch`."""
-    slope = checked("grad", grad, x)
+def check_values(name: str, function: Callable[..., npt.ArrayLike] | None, like: Floats) -> Callable[..., Floats]:
+    """Return a function that calls `function` and checks its value: finite numbers, of the shape of `like`.
+
+    The values are flat copies in double precision, as many gradient functions write to the same array at every call.
+    """
+    if function is None or not callable(function):
+        raise TypeError(f"{name}: expected a function; got {checks.describe(function)}")
+
+    def call(*arguments: Floats) -> Floats:
+        found = checks.numbers(name, function(*arguments), FINITE)
+        if found.shape != like.shape:
+            raise ValueError(f"{name}: expected it to return shape {like.shape}, as x has; got {found.shape}")
+        return found.ravel()
+
+    return call
+
+
+def _product_by_differences(grad: Gradient | None, x: Floats) -> Product:
+    """Return a function that computes Hv by central differences of gradients, with two calls of `grad`."""
+    gradient = check_values("grad", grad, x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
     step = float(np.cbrt(np.finfo(dtype).eps)) * (1.0 + float(np.linalg.norm(x)))
 
     def product(v: Floats, stretch: float = 1.0) -> Floats:
-        towards = v.reshape(x.shape) * (step * stretch / float(np.linalg.norm(v)))
-        there, here = ((x + sign * towards).astype(dtype) for sign in (1.0, -1.0))
-        way = (
-            there.astype(np.float64) - here
-        )  # the rounded difference: in float32 it differs from 2εv by parts in a thousand
-        return (slope(there) - slope(here)) * float(np.linalg.norm(v) / np.linalg.norm(way))
+        shift = v.reshape(x.shape) * (step * stretch / float(np.linalg.norm(v)))
+        forward, backward = ((x + sign * shift).astype(dtype) for sign in (1.0, -1.0))
+        # The difference of the rounded points: in float32 it differs from 2εv by parts in a thousand.
+        distance = np.linalg.norm(forward.astype(np.float64) - backward)
+        return (gradient(forward) - gradient(backward)) * float(np.linalg.norm(v) / distance)
 
     return product
 
 
-def _given(hessp: Callable[[Any, Any], Any], x: Any) -> Product:
-    apply = checked("hessp", hessp, x)
+def _product_of(hessp: HessianProduct, x: Floats) -> Product:
+    """Return a function that computes Hv by the user's function, which gets copies."""
+    apply = check_values("hessp", hessp, x)
     return lambda v, stretch=1.0: apply(x.copy(), v.reshape(x.shape).copy())
 
 
-def _whole(product: Product, size: int) -> Spectrum:
+def _measure_whole(product: Product, size: int) -> Spectrum:
+    """Measure the whole Hessian, one product for each unit vector and each difference step."""
     found = [np.stack([product(unit, stretch) for unit in np.eye(size)]) for stretch in STRETCHES]
     near = found[0]
-    doubt = 2.0 * max(np.linalg.norm(near - other, 2) for other in found[1:]) + np.linalg.norm(near - near.T, 2) / 2.0
+    spread = max(np.linalg.norm(near - other, 2) for other in found[1:])
+    error = 2.0 * spread + np.linalg.norm(near - near.T, 2) / 2.0
     values = np.linalg.eigvalsh((near + near.T) / 2.0)
-    doubt += np.finfo(np.float64).eps * size * np.abs(values).max()
-    return Spectrum(float(values[0]), float(values[-1]), float(doubt), float(doubt))
+    error += np.finfo(np.float64).eps * size * np.abs(values).max()
+    return Spectrum(float(values[0]), float(values[-1]), float(error), float(error))
 
 
-def _ends(product: Product, size: int, tol: float) -> Spectrum:
+def _measure_ends(product: Product, size: int, tol: float) -> Spectrum:
+    """Measure both ends of the spectrum by Lanczos, with eigsh."""
     rng = np.random.default_rng(0)  # any seed, so that results repeat
     start = rng.standard_normal(size)
     operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
     if not product(start).any():
         return Spectrum(0.0, 0.0)
     try:
-        values, vectors = eigsh(operator, k=2, which="BE", v0=start, tol=tol, ncv=min(size, LANCZOS), rng=rng)
+        values, vectors = eigsh(operator, k=2, which="BE", v0=start, tol=tol, ncv=min(size, LANCZOS_VECTORS), rng=rng)
     except ArpackError as error:
         raise RuntimeError(
-            f"spectrum: Lanczos did not converge to tol = {tol:g}; ask for less, or give m and L to tune yourself"
+            f"spectrum: Lanczos did not converge to tol = {tol:g}; pass a larger tol, or find m and L in another way"
         ) from error
     errors = [float(np.linalg.norm(product(vector, 2.0) - value * vector)) for value, vector in zip(values, vectors.T)]
     return Spectrum(float(values[0]), float(values[1]), *errors)
 
 
-def check_spectrum(value: Any) -> Spectrum:
+def check_spectrum(value: object) -> Spectrum:
     """Return `value` as a Spectrum, if m ≤ L and the errors are at least 0."""
     if not isinstance(value, tuple | list) or not 2 <= len(value) <= 4:
         raise TypeError(f"spectrum: expected a Spectrum, or (m, L); got {checks.describe(value)}")
@@ -167,14 +190,14 @@ def check_spectrum(value: Any) -> Spectrum:
 
 
 class Tuned(NamedTuple):
-    """Settings for a problem, and their predicted convergence.
+    """Hold the settings for a problem, and their predicted convergence.
 
     Attributes
     ----------
     lr, momentum : float
         The settings of the rule that was asked for.
     rate : float
-        The largest ρ on spectra in [m, L].
+        The largest spectral radius ρ on spectra in [m, L].
     iterations : int
         A bound on the number of iterations, for every start and every spectrum in [m, L].
     m, L : float
@@ -198,13 +221,13 @@ def tune(
     *,
     rule: str | Rule,
     margin: float = 0.02,
-    **hyper: Any,
+    **hyper: Setting,
 ) -> Tuned:
     """Return learning rate and momentum for a problem with this spectrum, and their predicted convergence.
 
-    They are the :func:`optimal` tuning for L plus its error and m minus its error, both widened by `margin`: the
-    optimum for the estimates themselves would diverge if L were underestimated by 1/κ. The margin costs next to
-    nothing, as L is no longer at critical damping with it (measured on three real problems and κ = 10⁴, with L
+    The tuning is the :func:`optimal` one for m minus its error and L plus its error, both widened by `margin`. The
+    optimum for the estimates themselves would diverge if L were underestimated by 1/κ, relatively. The margin costs
+    next to nothing, as L is no longer at critical damping with it (measured on three real problems and κ = 10⁴, with L
     estimated 1 % low: 0.76 to 1.01 times the steps of the optimal tuning).
 
     Parameters
@@ -227,7 +250,7 @@ def tune(
     Raises
     ------
     TypeError, ValueError
-        If an argument is out of range, or m − m_error is not above 0, as no rate can be promised then.
+        If an argument is out of range, or m − m_error is not above 0, as there may be no rate then.
 
     Notes
     -----
@@ -246,7 +269,7 @@ def tune(
     if m <= 0.0:
         raise ValueError(
             f"spectrum: expected m above its error, as without curvature there is no rate; got m = {found.m:.6g} ± "
-            f"{found.m_error:.2g}. Weight decay λ makes it m + λ"
+            f"{found.m_error:.2g}. Weight decay λ increases it to m + λ"
         )
     lr, momentum, rate = optimal(m, L, rule=rule, **hyper)
     steps = iterations(lr, momentum, (m, L), tol, rule=rule, **hyper)

@@ -1,26 +1,50 @@
-"""Tunings: the largest learning rate that converges, and the settings that converge fastest.
+"""Compute the largest learning rate that converges, and the learning rate and momentum that converge fastest.
 
 Every rule of the package draws the trajectory of gradient descent, of Polyak's heavy ball or of Nesterov's method, at
 an effective learning rate that is a multiple of its own. The method is recognised by the rule's iteration matrix, so
 the closed forms also hold for a rule or chain that a user adds, if its matrix is that of a method.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import elementwise, minimize_scalar
 
 from fastmomentum import checks
 from fastmomentum.checks import UNIT_INTERVAL
 from fastmomentum.rules.base import Rule
-from fastmomentum.theory.linear import Floats, Linear, ResolvedRule, between, check_curvature, check_ends, resolve_rule
+from fastmomentum.theory.linear import (
+    Floats,
+    LinearMap,
+    Number,
+    ResolvedRule,
+    Setting,
+    check_curvature,
+    check_ends,
+    resolve_rule,
+    sample_interval,
+)
 from fastmomentum.theory.rates import ROUNDING, centre_and_split, radius
+
+LARGE = 2.0**60
+"""A value of lr·h at which the terms of a matrix without lr are rounding errors, so that lr's factor can be read."""
+
+OCTAVES = np.exp2(np.arange(-120.0, 120.0, 0.5))
+"""Learning rates in units of 1/h, for any units of the gradient: the last of them that converges is searched."""
 
 
 class Tuning(NamedTuple):
-    """A learning rate, a momentum, and their rate ρ on the worst curvature of the spectrum.
+    """Hold a learning rate, a momentum, and their rate.
+
+    Attributes
+    ----------
+    lr, momentum : float
+        The settings of the rule that was asked for.
+    rate : float
+        The largest spectral radius ρ over the spectrum.
 
     Examples
     --------
@@ -36,7 +60,7 @@ class Tuning(NamedTuple):
 
 
 class Method(NamedTuple):
-    """The closed forms of a method, in its effective learning rate α and momentum μ.
+    """Hold the closed forms of a method, in its effective learning rate α and momentum μ.
 
     Attributes
     ----------
@@ -47,27 +71,31 @@ class Method(NamedTuple):
     best : callable
         (m, L) → the tuning with the least rate on that spectrum.
     standard : callable
-        (m, L) → the tuning usually given, if it is another one.
+        (m, L) → the tuning that textbooks give; for heavy ball it is `best`.
     """
 
-    trace: Callable[[Any, Any], Any]
-    determinant: Callable[[Any, Any], Any]
-    stable: Callable[[Any], Any]
+    trace: Callable[[Number, Number], Number]
+    determinant: Callable[[Number, Number], Number]
+    stable: Callable[[Number], Number]
     best: Callable[[float, float], Tuning]
     standard: Callable[[float, float], Tuning]
 
 
-def _cauchy(m: float, L: float) -> Tuning:
+def _gradient_descent_best(m: float, L: float) -> Tuning:
     return Tuning(2.0 / (L + m), 0.0, (L - m) / (L + m))
 
 
-def _polyak(m: float, L: float) -> Tuning:
+def _gradient_descent_standard(m: float, L: float) -> Tuning:
+    return Tuning(1.0 / L, 0.0, 1.0 - m / L)
+
+
+def _heavy_ball_best(m: float, L: float) -> Tuning:
     low, high = sqrt(m), sqrt(L)
     rate = (high - low) / (high + low)
     return Tuning((2.0 / (high + low)) ** 2, rate * rate, rate)
 
 
-def _nesterov(m: float, L: float) -> Tuning:
+def _nesterov_best(m: float, L: float) -> Tuning:
     root = sqrt(3.0 * L / m + 1.0)
     return Tuning(4.0 / (3.0 * L + m), (root - 2.0) / (root + 2.0), 1.0 - 2.0 / root)
 
@@ -81,93 +109,96 @@ GRADIENT_DESCENT = Method(
     trace=lambda ah, mu: 1.0 - ah,
     determinant=lambda ah, mu: 0.0 * ah,
     stable=lambda mu: 2.0 + 0.0 * mu,
-    best=_cauchy,
-    standard=lambda m, L: Tuning(1.0 / L, 0.0, 1.0 - m / L),
+    best=_gradient_descent_best,
+    standard=_gradient_descent_standard,
 )
-"""Cauchy 1847."""
+"""Gradient descent: Cauchy 1847."""
 
 HEAVY_BALL = Method(
     trace=lambda ah, mu: 1.0 + mu - ah,
     determinant=lambda ah, mu: mu + 0.0 * ah,
     stable=lambda mu: np.where(mu < 1.0, 2.0 * (1.0 + mu), 0.0),
-    best=_polyak,
-    standard=_polyak,
+    best=_heavy_ball_best,
+    standard=_heavy_ball_best,
 )
-"""Polyak 1964."""
+"""Heavy ball: Polyak 1964."""
 
 NESTEROV = Method(
     trace=lambda ah, mu: (1.0 + mu) * (1.0 - ah),
     determinant=lambda ah, mu: mu * (1.0 - ah),
     stable=lambda mu: (2.0 + 2.0 * mu) / (1.0 + 2.0 * mu),
-    best=_nesterov,
+    best=_nesterov_best,
     standard=_nesterov_standard,
 )
 """Nesterov 1983; the best tuning on quadratics is that of Lessard, Recht and Packard 2016, proposition 1."""
 
-FAR = 2.0**60
-"""A value of lr·h beside which the rest of a matrix is rounding, so that the effective rate can be read off."""
-
 
 class Known(NamedTuple):
-    """A method, and the share by which its effective learning rate is α = share(μ)·lr."""
+    """Hold the method whose trajectory a rule draws, and the factor from the rule's learning rate to the method's.
+
+    Attributes
+    ----------
+    method : Method
+        The method.
+    share : callable
+        μ → α/lr, where α is the effective learning rate.
+    """
 
     method: Method
-    share: Callable[[Any], Any]
+    share: Callable[[Number], Number]
 
 
-def known(rule: ResolvedRule, curvature: Any) -> Known | None:
+def known(rule: ResolvedRule, curvature: npt.ArrayLike) -> Known | None:
     """Return the method whose trajectory `rule` draws on these curvatures; None if it is not one of the three."""
-    if not rule.has("lr"):
+    if not rule.takes("lr"):
         return None
     momenta = np.array([0.2, 0.6, 0.95])
     h = np.array([np.min(curvature), np.max(curvature)])[:, None]
-    methods = (HEAVY_BALL, NESTEROV) if rule.has("momentum") else (GRADIENT_DESCENT,)
+    methods = (HEAVY_BALL, NESTEROV) if rule.takes("momentum") else (GRADIENT_DESCENT,)
     for method in methods:
 
-        def share(mu: Any, method: Method = method) -> Any:
+        def share(mu: Number, method: Method = method) -> Number:
             # trace(αh) is linear in αh: its fall from 0 to αh, divided by its fall from 0 to 1, is αh.
-            fall = method.trace(0.0, mu) - _invariants(rule.linear(FAR / h[0, 0], mu, h[0, 0]))[0]
-            return fall / (method.trace(0.0, mu) - method.trace(1.0, mu)) / FAR
+            fall = method.trace(0.0, mu) - _trace_and_determinant(rule.linear(LARGE / h[0, 0], mu, h[0, 0]))[0]
+            return fall / (method.trace(0.0, mu) - method.trace(1.0, mu)) / LARGE
 
         shares = share(momenta)
         if not np.isfinite(shares).all():
             continue
         units = np.abs(np.where(shares == 0.0, 1.0, shares)) * h
         for ah in (0.3, 0.02):  # lr is chosen so that αh is of order 1, in any units of the gradient
-            found = _invariants(rule.linear(ah / units, momenta, h))
+            found = _trace_and_determinant(rule.linear(ah / units, momenta, h))
             effective = np.sign(shares) * ah + 0.0 * h
-            wanted = method.trace(effective, momenta), method.determinant(effective, momenta)
-            if not all(np.allclose(ours, theirs, rtol=1e-12, atol=1e-12) for ours, theirs in zip(found, wanted)):
+            expected = method.trace(effective, momenta), method.determinant(effective, momenta)
+            if not all(np.allclose(ours, theirs, rtol=1e-12, atol=1e-12) for ours, theirs in zip(found, expected)):
                 break
         else:
             return Known(method, share)
     return None
 
 
-def _invariants(map: Linear) -> tuple[Any, Any]:
-    """Return trace and determinant of a map of one row, completed by zeros, or of two rows."""
-    if len(map.rows) == 1:
-        return map.rows[0][0], 0.0
-    if len(map.rows) > 2:
+def _trace_and_determinant(linear: LinearMap) -> tuple[Number, Number]:
+    """Return trace and determinant of a map of two rows, or of one row completed by zeros; NaN for more rows."""
+    if len(linear.rows) == 1:
+        return linear.rows[0][0], 0.0
+    if len(linear.rows) > 2:
         return np.nan, np.nan
-    centre, split = centre_and_split(map)
+    centre, split = centre_and_split(linear)
     return 2.0 * centre, centre * centre - split
 
 
-OCTAVES = np.exp2(np.arange(-120.0, 120.0, 0.5))
-"""Learning rates, over 1/h, among which the last that converges is searched, for any units of the gradient."""
+def max_stable_lr(momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: str | Rule, **hyper: Setting) -> Any:
+    """Return the learning rate below which the rule converges on curvatures up to h.
 
+    heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h
 
-def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: Any) -> Any:
-    """Return the learning rate below which the rule converges on curvatures up to h; it broadcasts.
-
-    Heavy ball 2(1 + μ)/h, Nesterov (2 + 2μ)/((1 + 2μ)h), gradient descent 2/h, each divided by 1 − β or 1 − τ if the
-    rule averages or dampens. For other rules it is the learning rate from which on ρ ≥ 1, found by root finding.
+    Each is divided by 1 − β or 1 − τ if the rule averages or dampens. For other rules it is the learning rate from
+    which on ρ ≥ 1, found by root finding.
 
     Parameters
     ----------
     momentum, curvature : array_like
-        μ in [0, 1] and h > 0.
+        μ in [0, 1] and h > 0; they broadcast.
     rule : str, Rule or chain
         A rule that is linear in p, state and g.
     **hyper
@@ -175,7 +206,7 @@ def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: A
 
     Returns
     -------
-    float64 or ndarray of float64
+    float64, or ndarray of float64 if an argument is an array
         0 if no learning rate converges (heavy ball with μ = 1, for example), inf if all do.
 
     Raises
@@ -191,35 +222,35 @@ def max_stable_lr(momentum: Any, curvature: Any, *, rule: str | Rule, **hyper: A
     >>> print(fm.theory.max_stable_lr(0.5, 2.0, rule="ema"))
     3.0
     """
-    chosen, h = _tunable(rule, hyper), check_curvature(curvature)
+    resolved, h = _resolve_rule_with_lr(rule, hyper), check_curvature(curvature)
     mu = checks.numbers("momentum", momentum, UNIT_INTERVAL)
-    found = known(chosen, h) if h.size else None
+    found = known(resolved, h) if h.size else None
     if found is None:
-        return last_stable(chosen, mu, h)[()]
+        return last_stable_lr(resolved, mu, h)[()]
     pull, limit = np.broadcast_arrays(found.share(mu) * h, found.method.stable(mu))
     return np.divide(limit, pull, out=np.zeros(limit.shape), where=pull > 0.0)[()]
 
 
-def last_stable(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
+def last_stable_lr(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
     """Return the learning rate from which on ρ ≥ 1, by a search on a grid and root finding."""
     mu, h = np.broadcast_arrays(mu, h)
     tried = OCTAVES / h[..., None]
-    good = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
+    converges = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
     # First come learning rates too small to tell ρ from 1, then those that converge, then those that do not.
-    ends = good[..., :-1] & ~good[..., 1:]
-    found = np.where(good[..., -1], np.inf, 0.0)
-    inside = ends.any(axis=-1)
-    if inside.any():
-        at = OCTAVES.size - 2 - np.argmax(ends[inside][:, ::-1], axis=-1)[:, None]
-        low, high = (np.take_along_axis(tried[inside], k, axis=-1)[:, 0] for k in (at, at + 1))
-        done = elementwise.find_root(
-            lambda lr, mu, h: radius(rule, lr, mu, h) - (1.0 - ROUNDING), (low, high), args=(mu[inside], h[inside])
+    is_last = converges[..., :-1] & ~converges[..., 1:]
+    found = np.where(converges[..., -1], np.inf, 0.0)
+    has_last = is_last.any(axis=-1)
+    if has_last.any():
+        at = OCTAVES.size - 2 - np.argmax(is_last[has_last][:, ::-1], axis=-1)[:, None]
+        low, high = (np.take_along_axis(tried[has_last], k, axis=-1)[:, 0] for k in (at, at + 1))
+        root = elementwise.find_root(
+            lambda lr, mu, h: radius(rule, lr, mu, h) - (1.0 - ROUNDING), (low, high), args=(mu[has_last], h[has_last])
         )
-        found[inside] = done.x
+        found[has_last] = root.x
     return found
 
 
-def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
+def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tuning:
     """Return learning rate and momentum with the least rate on every spectrum in [m, L].
 
     =====================================  ================  ==============================  ================
@@ -231,8 +262,8 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     2016, proposition 1)
     =====================================  ================  ==============================  ================
 
-    with κ = L/m, and lr divided by 1 − β or 1 − τ if the rule averages or dampens. For other rules it is a minimax over
-    lr and momentum by numerical search: no lower rate was found, which proves nothing.
+    with κ = L/m, and lr divided by 1 − β or 1 − τ if the rule averages or dampens. For other rules the tuning is a
+    minimax over lr and momentum by numerical search; that no lower rate was found proves nothing.
 
     Parameters
     ----------
@@ -256,8 +287,8 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     Notes
     -----
     The rate holds on quadratics, and near a smooth minimum. Polyak's tuning lies on the edge of stability: it diverges
-    if L is underestimated by more than about 1/κ, relatively, and away from the minimum it may never converge (Lessard,
-    Recht and Packard's example). :func:`tune` keeps a margin.
+    if L is underestimated by more than about 1/κ, relatively, and away from the minimum it may never converge (an
+    example is in Lessard, Recht and Packard 2016). :func:`tune` keeps a margin.
 
     Examples
     --------
@@ -268,24 +299,22 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     Tuning(lr=0.2, momentum=0.0, rate=0.8)
     """
     low, high = check_ends(m, L)
-    chosen = _tunable(rule, hyper)
-    found = known(chosen, [low, high])
+    resolved = _resolve_rule_with_lr(rule, hyper)
+    found = known(resolved, [low, high])
     if found is None:
-        return minimax(chosen, low, high)
-    return _in_its_own_lr(found, found.method.best(low, high))
+        return minimax(resolved, low, high)
+    return _to_lr_of_rule(found, found.method.best(low, high))
 
 
-def standard(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
-    """Return the tuning usually given: lr 1/L for gradient descent and Nesterov's method.
+def standard(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tuning:
+    """Return the textbook tuning: lr = 1/L for gradient descent and for Nesterov's method.
 
-    For Nesterov's method μ = (√κ − 1)/(√κ + 1).
+    For Nesterov's method μ = (√κ − 1)/(√κ + 1), and the rate is 1 − 1/√κ (Nesterov 1983); for gradient descent the rate
+    is 1 − 1/κ. For heavy ball the tuning is Polyak's, as in :func:`optimal`. On quadratics the tuning is slower than
+    :func:`optimal`, but for Nesterov's method it is proven on all convex functions with curvature in [m, L].
 
-    Its rate is 1 − 1/κ, or 1 − 1/√κ (Nesterov 1983); for heavy ball it is Polyak's tuning, as in :func:`optimal`. On
-    quadratics it is slower than :func:`optimal`, but for Nesterov's method it is proven on all convex functions with
-    curvature in [m, L].
-
-    Parameters and errors are those of :func:`optimal`; a rule that does not draw a known method's trajectory is a
-    ValueError.
+    Parameters and errors are those of :func:`optimal`; a rule that does not draw the trajectory of one of these three
+    methods is a ValueError.
 
     Examples
     --------
@@ -294,44 +323,50 @@ def standard(m: float, L: float, *, rule: str | Rule, **hyper: Any) -> Tuning:
     Tuning(lr=0.1111111111111111, momentum=0.5, rate=0.6666666666666667)
     """
     low, high = check_ends(m, L)
-    chosen = _tunable(rule, hyper)
-    found = known(chosen, [low, high])
+    found = known(_resolve_rule_with_lr(rule, hyper), [low, high])
     if found is None:
-        raise ValueError(f"rule: expected one that draws the trajectory of a known method; got {rule}. See optimal")
-    return _in_its_own_lr(found, found.method.standard(low, high))
+        raise ValueError(
+            f"rule: expected one that draws the trajectory of a known method (gradient descent, heavy ball, Nesterov); "
+            f"got {rule}. optimal() searches the tuning of other rules"
+        )
+    return _to_lr_of_rule(found, found.method.standard(low, high))
 
 
 def minimax(rule: ResolvedRule, m: float, L: float) -> Tuning:
     """Return the tuning with the least of the largest ρ over [m, L], by nested minimisation with SciPy."""
-    h = between(m, L, 31)
+    h = sample_interval(m, L, 31)
 
-    def worst(lr: Any, mu: float) -> Any:
-        return radius(rule, np.asarray(lr)[..., None], mu, h).max(axis=-1)
+    def worst_rate(lr: Number, mu: float) -> Floats:
+        rates: Floats = radius(rule, np.asarray(lr)[..., None], mu, h).max(axis=-1)
+        return rates
 
-    def best(mu: float) -> Tuning:
-        top = float(last_stable(rule, np.array(mu), np.array(L)))
-        if not 0.0 < top < np.inf:
+    def best_for(mu: float) -> Tuning:
+        limit = float(last_stable_lr(rule, np.array(mu), np.array(L)))
+        if not 0.0 < limit < np.inf:
             return Tuning(0.0, mu, np.inf)
         # The best lr lies close to 0 or to the last stable one (for gradient descent 2/(L + m), up to 1/κ).
-        tried = top * np.concatenate([np.geomspace(1e-9, 0.5, 40), 1.0 - np.geomspace(0.5, 1e-9, 40)[1:]])
-        lr = _least(lambda lr: float(worst(lr, mu)), tried, worst(tried, mu))
-        return Tuning(lr, mu, float(worst(lr, mu)))
+        tried = limit * np.concatenate([np.geomspace(1e-9, 0.5, 40), 1.0 - np.geomspace(0.5, 1e-9, 40)[1:]])
+        lr = _argmin(lambda lr: float(worst_rate(lr, mu)), tried, worst_rate(tried, mu))
+        return Tuning(lr, mu, float(worst_rate(lr, mu)))
 
-    if not rule.has("momentum"):
-        return _converging(best(0.0))
+    if not rule.takes("momentum"):
+        return _check_converges(best_for(0.0))
     # The search is over 1 − μ, as the best momentum tends to 1 like 1 − O(1/√κ).
     tried = np.geomspace(1e-2 * np.sqrt(m / L), 1.0, 32)
-    rates = np.array([best(1.0 - rest).rate for rest in tried])
-    return _converging(best(1.0 - _least(lambda rest: best(1.0 - rest).rate, tried, rates)))
+    rates = np.array([best_for(1.0 - distance).rate for distance in tried])
+    return _check_converges(best_for(1.0 - _argmin(lambda distance: best_for(1.0 - distance).rate, tried, rates)))
 
 
-def _converging(found: Tuning) -> Tuning:
-    if not found.rate < 1.0:
-        raise ValueError("rule: expected one that converges at some learning rate below a greatest; none was found")
-    return found
+def _check_converges(tuning: Tuning) -> Tuning:
+    if not tuning.rate < 1.0:
+        raise ValueError(
+            "rule: expected one that converges for small learning rates and diverges for large ones; found no such "
+            "learning rate"
+        )
+    return tuning
 
 
-def _least(function: Callable[[float], float], tried: Floats, values: Floats) -> float:
+def _argmin(function: Callable[[float], float], tried: Floats, values: Floats) -> float:
     """Return the argument at which `function` is least, near the least of its `values` at the points tried."""
     k = int(np.argmin(values))
     ends = np.log(tried[[max(k - 1, 0), min(k + 1, len(tried) - 1)]])
@@ -341,17 +376,22 @@ def _least(function: Callable[[float], float], tried: Floats, values: Floats) ->
     return float(np.exp(found.x)) if found.fun < values[k] else float(tried[k])
 
 
-def _in_its_own_lr(found: Known, tuning: Tuning) -> Tuning:
+def _to_lr_of_rule(found: Known, tuning: Tuning) -> Tuning:
+    """Return the tuning with the rule's own learning rate in place of the effective one."""
     share = float(found.share(tuning.momentum))
     if share < 0.0:
-        raise ValueError("maximize: expected a rule that descends; this one goes up the gradient, and diverges")
+        raise ValueError(
+            "rule, maximize: expected a rule that descends; this rule goes up the gradient, and converges at no lr"
+        )
     if share == 0.0:
-        raise ValueError("dampening: expected less than 1; with 1 the rule takes no gradient")
+        raise ValueError(
+            "dampening: expected less than 1; this rule's update does not depend on the gradient, as with dampening=1"
+        )
     return tuning._replace(lr=tuning.lr / share)
 
 
-def _tunable(rule: str | Rule, hyper: Any) -> ResolvedRule:
-    chosen = resolve_rule(rule, hyper)
-    if not chosen.has("lr"):
+def _resolve_rule_with_lr(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule:
+    resolved = resolve_rule(rule, hyper)
+    if not resolved.takes("lr"):
         raise ValueError(f"rule: expected one that takes lr, as lr is the result; got {rule}")
-    return chosen
+    return resolved
