@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.cpu import kernels
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import Array
@@ -148,6 +147,8 @@ def _in_threads(update: Rule, arrays: Any, grad: Any, row: Any, threads: int | N
     count = thread_pool.worthwhile(grad.size, threads)
     if count == 1:
         return None
+    from fastmomentum.backends.cpu import kernels
+
     kernel = kernels.kernel(update, grad.dtype, parallel=True)
     ours = thread_pool.region()
     if ours is None:
