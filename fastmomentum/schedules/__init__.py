@@ -1,8 +1,8 @@
-"""Schedules: learning rate and momentum as functions of the step.
+"""Define schedules: settings such as learning rate and momentum as functions of the step.
 
-A schedule is a small value. It is called with the number of the update to come, from 0, and returns a float; it prints
-as its formula, equals a schedule with equal fields, and can be pickled. It keeps no position, so a run that is resumed
-at any step continues it. A schedule with an end keeps its last value from there on.
+A schedule is a small immutable object. A call with the number of the next update, from 0, returns a float. A schedule
+prints as its formula, equals a schedule with equal fields, and can be pickled. It stores no position, so a run that is
+resumed at any step continues its schedules. A schedule that ends keeps its last value for all later steps.
 
 >>> import fastmomentum as fm
 >>> annealed = fm.schedules.Linear(0.5, 0.9, steps=1000)
@@ -11,14 +11,14 @@ at any step continues it. A schedule with an end keeps its last value from there
 >>> annealed(500), annealed(5000)
 (0.7, 0.9)
 
-``first.then(second, after=steps)`` joins two schedules, ``schedule.warmup(steps)`` puts a linear rise before one:
+``first.then(second, after=steps)`` joins two schedules, and ``schedule.warmup(steps)`` puts a linear warm-up first:
 
 >>> print(fm.schedules.Cosine(0.1, 0.0, steps=900).warmup(100))
 0 + (0.1 − 0)·min(t/100, 1) for t < 100, then 0 + (0.1 − 0)·(1 + cos(π·min((t − 100)/900, 1)))/2
 
-:class:`fastmomentum.Momentum` takes schedules and any other callable. It refuses a value that is NaN or out of range at
-the step to which it belongs, and changes nothing then; so a schedule checks no range of its values. Schedules are saved
-and loaded with a run, by :func:`pack` and :func:`unpack`.
+:class:`fastmomentum.Momentum` takes schedules and any other callable as settings. It checks the value of every step,
+and raises before it changes anything if the value is NaN or out of range; so schedules do not check their values.
+Schedules are saved and loaded with a run, by :func:`pack` and :func:`unpack`.
 """
 
 from fastmomentum.schedules.base import Linear, Schedule, Then

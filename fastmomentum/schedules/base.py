@@ -1,9 +1,9 @@
-"""The base class of schedules, and the composition of schedules."""
+"""Define the base class of schedules, and compose schedules."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastmomentum import checks
 from fastmomentum.checks import FINITE, Range
@@ -11,11 +11,11 @@ from fastmomentum.checks import FINITE, Range
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """A formula that gives a value for each step: the base class of all schedules.
+    """Give a value for each step: the base class of all schedules.
 
-    Every schedule is a frozen dataclass. Its float fields are finite numbers, within :attr:`ranges` if a field has an
-    entry there; its int fields are whole numbers from 1. Both are checked, and converted to Python's numbers, when the
-    schedule is made.
+    A subclass is a frozen dataclass that defines `_value` and `_formula`. Its float fields must be finite numbers,
+    within :attr:`ranges` if the field has an entry there; its int fields must be whole numbers ≥ 1. Both are checked,
+    and converted to Python's numbers, when the schedule is made.
 
     Examples
     --------
@@ -33,11 +33,12 @@ class Schedule(ABC):
     """
 
     ranges: ClassVar[Mapping[str, Range]] = {}
-    """The ranges of the float fields that are narrower than all finite numbers."""
+    """The ranges of float fields, by name; a field without an entry may be any finite number."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = _checked(field.name, field.type, getattr(self, field.name), self.ranges.get(field.name, FINITE))
+            allowed = self.ranges.get(field.name, FINITE)
+            value = _check_field(field.name, field.type, getattr(self, field.name), allowed)
             object.__setattr__(self, field.name, value)
 
     def __call__(self, step: int) -> float:
@@ -48,16 +49,17 @@ class Schedule(ABC):
         TypeError, ValueError
             If `step` is not a whole number from 0 to 2⁶².
         """
-        is_plain = (
-            type(step) is int and 0 <= step <= 2**62
-        )  # the usual case, in every step of a run, does without a call
+        # A plain int, as in every step of a run, is checked without the cost of a call.
+        is_plain = type(step) is int and 0 <= step <= 2**62
         return self._value(step if is_plain else checks.integer("step", step))
 
     def __str__(self) -> str:
         return self._formula("t")
 
     def begins(self, step: int) -> bool:
-        """Return whether a period after the first begins at this step: ``Momentum(restart="schedule")`` restarts there.
+        """Return whether a new period, other than the first, begins at this step.
+
+        ``Momentum(restart="schedule")`` resets the state at these steps.
 
         Examples
         --------
@@ -74,17 +76,19 @@ class Schedule(ABC):
 
     @abstractmethod
     def _formula(self, t: str) -> str:
-        """Return the formula as text; `t` is the name of the step, or a difference in brackets."""
+        """Return the formula as text, in which `t` stands for the step: a name, or a difference in brackets."""
 
     def then(self, second: "Schedule", *, after: int) -> "Then":
-        """Return the schedule s(t) for t < after, then second(t − after): the second starts at its own step 0.
+        """Return a schedule that follows this one for `after` steps, then `second` from its own step 0.
+
+        self(t) for t < after, then second(t − after)
 
         Parameters
         ----------
         second : Schedule
             The second schedule.
         after : int
-            The number of steps of the first schedule, ≥ 1.
+            The number of steps of this schedule, ≥ 1.
 
         Raises
         ------
@@ -105,14 +109,14 @@ class Schedule(ABC):
         return Then(self, second, after)
 
     def warmup(self, steps: int, start: float = 0.0) -> "Then":
-        """Return this schedule after a linear warm-up.
+        """Return this schedule with a linear warm-up before it.
 
-        start + (s(0) − start)·t/steps for t < steps, then s(t − steps).
+        start + (self(0) − start)·t/steps for t < steps, then self(t − steps)
 
         Parameters
         ----------
         steps : int
-            The number of steps of the warm-up, ≥ 1; the step after them has the value s(0).
+            The number of steps of the warm-up, ≥ 1; the step after the warm-up has the value self(0).
         start : float
             The value at step 0.
 
@@ -124,8 +128,8 @@ class Schedule(ABC):
         Notes
         -----
         Equivalent to optax.warmup_cosine_decay_schedule, except that optax counts the warm-up as part of the
-        cosine, and to LinearLR with SequentialLR in torch. A learning rate that starts from 0 wastes an update;
-        s(0)·(t + 1)/n is ``s.warmup(n - 1, start=s(0) / n)``.
+        cosine, and to LinearLR with SequentialLR in torch. A learning rate of 0 at step 0 wastes an update; the
+        warm-up s(0)·(t + 1)/n of a schedule s is ``s.warmup(n - 1, start=s(0) / n)``.
 
         Examples
         --------
@@ -139,12 +143,14 @@ class Schedule(ABC):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """A straight line from one value to another, which then stays: start + (end − start)·min(t/steps, 1).
+    """Change linearly from one value to another, then keep the last value.
+
+    start + (end − start)·min(t/steps, 1)
 
     Parameters
     ----------
     start, end : float
-        The values at step 0 and from `steps` on.
+        The values at step 0 and from step `steps` on.
     steps : int
         The number of steps between them, ≥ 1.
 
@@ -174,15 +180,22 @@ class Linear(Schedule):
         return self.start + (self.end - self.start) * (t / self.steps) if t < self.steps else self.end
 
     def _formula(self, t: str) -> str:
-        start, end = shown(self.start), shown(self.end)
+        start, end = format_number(self.start), format_number(self.end)
         return f"{start} + ({end} − {start})·min({t}/{self.steps}, 1)"
 
 
 @dataclass(frozen=True)
 class Then(Schedule):
-    """Two schedules, one after the other, as :meth:`Schedule.then` returns them.
+    """Follow one schedule, then another, as :meth:`Schedule.then` returns them.
 
-    first(t) for t < after, then second(t − after).
+    first(t) for t < after, then second(t − after)
+
+    Parameters
+    ----------
+    first, second : Schedule
+        The two schedules.
+    after : int
+        The number of steps of the first one, ≥ 1.
 
     Examples
     --------
@@ -196,7 +209,9 @@ class Then(Schedule):
     after: int
 
     def begins(self, step: int) -> bool:
-        """Return whether a period after the first begins here; the change to the second schedule does not count.
+        """Return whether a new period of either schedule begins at this step, other than its first.
+
+        The change to the second schedule is no such period.
 
         Examples
         --------
@@ -215,13 +230,14 @@ class Then(Schedule):
         return f"{f'[{first}]' if ' for ' in first else first} for {t} < {self.after}, then {second}"
 
 
-def shown(number: float) -> str:
-    """Return a number as formulas show it: 1 for 1.0, and as many digits as it needs."""
+def format_number(number: float) -> str:
+    """Return a number as text for a formula: with all digits that it needs, and 1.0 as 1."""
     return repr(number).removesuffix(".0")
 
 
-def _checked(name: str, kind: Any, value: Any, allowed: Range) -> Any:
-    if kind in (float, "float"):  # a text if annotations are not evaluated
+def _check_field(name: str, kind: type | str, value: object, allowed: Range) -> object:
+    """Return the value of a field, converted to the field's type, if the field may have it."""
+    if kind in (float, "float"):  # the type is a string in a module with `from __future__ import annotations`
         return checks.number(name, value, allowed)
     if kind in (int, "int"):
         return checks.integer(name, value, least=1)

@@ -1,4 +1,4 @@
-"""Schedules that follow a curve: constants, cosines, exponentials and stairs, warm restarts, and the 1cycle policy."""
+"""Define schedules that follow a curve: constant, cosine, exponential, staircase, warm restarts, 1cycle."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import ClassVar, NamedTuple
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO, INSIDE_UNIT, UNIT_INTERVAL, Range
-from fastmomentum.schedules.base import Schedule, shown
+from fastmomentum.schedules.base import Schedule, format_number
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same number at every step; other schedules can follow it.
+    """Give one number at every step, for example as a part of a joined schedule.
 
     Parameters
     ----------
@@ -37,17 +37,19 @@ class Constant(Schedule):
         return self.number
 
     def _formula(self, t: str) -> str:
-        return shown(self.number)
+        return format_number(self.number)
 
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine from one value to another: end + (start − end)·(1 + cos(π·min(t/steps, 1)))/2.
+    """Change along half a cosine from one value to another, then keep the last value.
+
+    end + (start − end)·(1 + cos(π·min(t/steps, 1)))/2
 
     Parameters
     ----------
     start, end : float
-        The values at step 0 and from `steps` on.
+        The values at step 0 and from step `steps` on.
     steps : int
         The number of steps between them, ≥ 1.
 
@@ -59,8 +61,8 @@ class Cosine(Schedule):
     Notes
     -----
     Loshchilov and Hutter 2017 (SGDR), equation 5, without restarts, which :class:`WarmRestarts` has. Equivalent to
-    torch's CosineAnnealingLR(T_max=steps, eta_min=end) up to T_max (from there torch's rises again, this one stays),
-    to optax.cosine_decay_schedule and to Keras's CosineDecay with alpha = end/start.
+    torch's CosineAnnealingLR(T_max=steps, eta_min=end) up to T_max (later torch's value rises again, while this one
+    stays), to optax.cosine_decay_schedule and to Keras's CosineDecay with alpha = end/start.
 
     Examples
     --------
@@ -83,14 +85,16 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """An exponential: start·factor^t.
+    """Multiply the value by one factor at every step.
+
+    start·factor^t
 
     Parameters
     ----------
     start : float
         The value at step 0.
     factor : float
-        The factor of each step, > 0; a value beyond double precision becomes infinite.
+        The factor from one step to the next, > 0. A value beyond double precision becomes infinite.
 
     Raises
     ------
@@ -99,8 +103,8 @@ class Exponential(Schedule):
 
     Notes
     -----
-    Equivalent to torch's ExponentialLR(gamma=factor), and to optax.exponential_decay and Keras's ExponentialDecay with
-    one step a decay. A half-life of n steps is the factor 0.5**(1/n).
+    Equivalent to torch's ExponentialLR(gamma=factor), to optax.exponential_decay with transition_steps=1, and to
+    Keras's ExponentialDecay with decay_steps=1. The factor for a half-life of n steps is 0.5**(1/n).
 
     Examples
     --------
@@ -115,24 +119,26 @@ class Exponential(Schedule):
     factor: float
 
     def _value(self, t: int) -> float:
-        return grown(self.start, self.factor, t)
+        return exponential(self.start, self.factor, t)
 
     def _formula(self, t: str) -> str:
-        return f"{shown(self.start)}·{shown(self.factor)}^{t}"
+        return f"{format_number(self.start)}·{format_number(self.factor)}^{t}"
 
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """A staircase: start·factor^⌊t/every⌋.
+    """Multiply the value by one factor every few steps, as a staircase.
+
+    start·factor^⌊t/every⌋
 
     Parameters
     ----------
     start : float
         The value of the first `every` steps.
     factor : float
-        The factor from one stair to the next, > 0; a value beyond double precision becomes infinite.
+        The factor from one stair to the next, > 0. A value beyond double precision becomes infinite.
     every : int
-        The number of steps of a stair, ≥ 1.
+        The number of steps of each stair, ≥ 1.
 
     Raises
     ------
@@ -142,7 +148,7 @@ class Step(Schedule):
     Notes
     -----
     Equivalent to torch's StepLR(step_size=every, gamma=factor), and to optax.exponential_decay and Keras's
-    ExponentialDecay with staircase=True. Stairs of unequal lengths are constants joined by :meth:`Schedule.then`.
+    ExponentialDecay with staircase=True. For stairs of unequal lengths, join constants by :meth:`Schedule.then`.
 
     Examples
     --------
@@ -158,35 +164,40 @@ class Step(Schedule):
     every: int
 
     def _value(self, t: int) -> float:
-        return grown(self.start, self.factor, t // self.every)
+        return exponential(self.start, self.factor, t // self.every)
 
     def _formula(self, t: str) -> str:
-        return f"{shown(self.start)}·{shown(self.factor)}^⌊{t}/{self.every}⌋"
+        return f"{format_number(self.start)}·{format_number(self.factor)}^⌊{t}/{self.every}⌋"
 
 
 def half_cosine(start: float, end: float, share: float) -> float:
-    """Return half a cosine from start to end at a share from 0 to 1; it is exact at both ends."""
+    """Return the value of half a cosine from start to end, at a share from 0 to 1 of its length.
+
+    end + (start − end)·(1 + cos(π·share))/2, exact at both ends
+    """
     return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0) if share else start
 
 
 def half_cosine_formula(start: float, end: float, share: str) -> str:
     """Return the formula of :func:`half_cosine` as text."""
-    return f"{shown(end)} + ({shown(start)} − {shown(end)})·(1 + cos(π·{share}))/2"
+    return f"{format_number(end)} + ({format_number(start)} − {format_number(end)})·(1 + cos(π·{share}))/2"
 
 
-def grown(start: float, factor: float, count: int) -> float:
-    """Return start·factor^count by halves, as the power alone may overflow when the product does not."""
-    try:
+def exponential(start: float, factor: float, count: int) -> float:
+    """Return start·factor^count, or an infinity if it exceeds double precision."""
+    try:  # The power is multiplied in two halves, as the whole power may overflow although the product does not.
         return start * factor ** (count // 2) * factor ** (count - count // 2)
-    except OverflowError:  # Python raises; optimisers refuse an infinity with their own message
+    except OverflowError:  # An optimiser refuses an infinite setting, with a message that names it.
         return start * inf if start else start
 
 
 @dataclass(frozen=True)
 class WarmRestarts(Schedule):
-    """Cosines that start again and again: end + (start − end)·(1 + cos(π·u/T))/2.
+    """Fall along half a cosine in every period, and start again at the next period.
 
-    u is the number of steps into a period of T steps; the next period has growth·T steps.
+    end + (start − end)·(1 + cos(π·u/T))/2
+
+    u is the number of steps since the period began, and T is the period's length. The next period has growth·T steps.
 
     Parameters
     ----------
@@ -221,7 +232,7 @@ class WarmRestarts(Schedule):
     growth: int = 1
 
     def begins(self, step: int) -> bool:
-        """Return whether a period after the first begins at this step.
+        """Return whether a new period, other than the first, begins at this step.
 
         Examples
         --------
@@ -229,14 +240,14 @@ class WarmRestarts(Schedule):
         >>> [t for t in range(20) if fm.schedules.WarmRestarts(0.1, 0.0, period=2, growth=2).begins(t)]
         [2, 6, 14]
         """
-        return step > 0 and self._within(step)[0] == 0
+        return step > 0 and self._place_in_period(step)[0] == 0
 
     def _value(self, t: int) -> float:
-        t, period = self._within(t)
+        t, period = self._place_in_period(t)
         return half_cosine(self.start, self.end, t / period)
 
-    def _within(self, t: int) -> tuple[int, int]:
-        """Return the number of steps into the current period, and its length."""
+    def _place_in_period(self, t: int) -> tuple[int, int]:
+        """Return the number of steps since the current period began, and the length of the period."""
         period = self.period
         if self.growth == 1:
             t %= period
@@ -254,13 +265,15 @@ class WarmRestarts(Schedule):
 
 @dataclass(frozen=True)
 class Cycle(Schedule):
-    """Two half cosines: from start to peak in rise·steps − 1 steps, then to the end at step steps − 1.
+    """Change along half a cosine from start to peak, then along another one from peak to end.
+
+    The value is `peak` at step rise·steps − 1, and `end` from step steps − 1 on.
 
     Parameters
     ----------
     start, peak, end : float
-        The values at these three places; the peak may be the lowest. It lies between two steps if rise·steps is not a
-        whole number.
+        The three values. The peak may be lower than both others. It lies between two steps if rise·steps is not a whole
+        number.
     steps : int
         The number of all steps, ≥ 1.
     rise : float
@@ -273,7 +286,7 @@ class Cycle(Schedule):
 
     Notes
     -----
-    :func:`one_cycle` is made of two of these.
+    :func:`one_cycle` returns two of these, for learning rate and momentum.
 
     Examples
     --------
@@ -297,7 +310,7 @@ class Cycle(Schedule):
 
     @property
     def turn(self) -> float:
-        """The place of the peak, in steps from 0."""
+        """Return the position of the peak, in steps from 0; it need not be a whole number."""
         return self.rise * self.steps - 1.0
 
     def _value(self, t: int) -> float:
@@ -307,14 +320,20 @@ class Cycle(Schedule):
         return half_cosine(self.peak, self.end, (min(t, last) - self.turn) / (last - self.turn))
 
     def _formula(self, t: str) -> str:
-        turn, last = shown(self.turn), self.steps - 1
+        turn, last = format_number(self.turn), self.steps - 1
         up = half_cosine_formula(self.start, self.peak, f"{t}/{turn}")
         down = half_cosine_formula(self.peak, self.end, f"min(({t} − {turn})/({last} − {turn}), 1)")
         return f"{up} for {t} ≤ {turn}, then {down}"
 
 
 class Pair(NamedTuple):
-    """A learning rate and a momentum that belong together."""
+    """Hold a learning rate and a momentum that belong together.
+
+    Attributes
+    ----------
+    lr, momentum : Schedule
+        Their schedules.
+    """
 
     lr: Schedule
     momentum: Schedule
@@ -330,22 +349,22 @@ def one_cycle(
     low_momentum: float = 0.85,
     high_momentum: float = 0.95,
 ) -> Pair:
-    """Return learning rate and momentum of the 1cycle policy.
+    """Return the schedules of learning rate and momentum of the 1cycle policy.
 
-    lr goes peak/25 → peak → peak/25/10⁴, and momentum 0.95 → 0.85 → 0.95, each by half cosines.
+    lr: peak/25 → peak → peak/25/10⁴; momentum: 0.95 → 0.85 → 0.95; each along half cosines
 
     Parameters
     ----------
     peak : float
         The greatest learning rate, > 0.
     steps : int
-        The number of all updates; afterwards both keep their last values.
+        The number of all updates, ≥ 1; later both schedules keep their last values.
     rise : float
         The share of steps before the peak, in (0, 1), more than 1/steps.
     start_ratio, end_ratio : float
-        The peak divided by the first learning rate, and the first divided by the last; > 0.
+        The peak divided by the first learning rate, and the first learning rate divided by the last; > 0.
     low_momentum, high_momentum : float
-        The momentum at the peak, and at both ends, in [0, 1].
+        The momentum at the peak of the learning rate, and at both ends, in [0, 1].
 
     Returns
     -------
@@ -360,9 +379,9 @@ def one_cycle(
     Notes
     -----
     Smith 2018 (arXiv:1803.09820), in the form of torch's OneCycleLR(max_lr=peak, total_steps=steps, pct_start=rise,
-    div_factor=start_ratio, final_div_factor=end_ratio, base_momentum=low_momentum, max_momentum=high_momentum), which
-    anneals by cosines, while Smith used straight lines. optax.cosine_onecycle_schedule peaks and ends one step later,
-    at ⌊rise·steps⌋ and at `steps`.
+    div_factor=start_ratio, final_div_factor=end_ratio, base_momentum=low_momentum, max_momentum=high_momentum). It
+    follows cosines, while Smith used straight lines. optax.cosine_onecycle_schedule peaks and ends one step later, at
+    ⌊rise·steps⌋ and at `steps`.
 
     Examples
     --------

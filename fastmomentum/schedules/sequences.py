@@ -1,4 +1,4 @@
-"""Momentum sequences of the theory: Nesterov's, Sutskever's, and the Chebyshev semi-iteration."""
+"""Define the schedules that theory gives for momentum: Nesterov's, Sutskever's, and the Chebyshev semi-iteration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,21 +10,21 @@ from fastmomentum import checks
 from fastmomentum.checks import UNIT_INTERVAL, Range
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
-from fastmomentum.schedules.base import Schedule, shown
+from fastmomentum.schedules.base import Schedule, format_number
 
 
 @dataclass(frozen=True)
 class Nesterov(Schedule):
-    """Nesterov's momentum for convex functions: μ_k = (t_k − 1)/t_{k+1} at step k.
+    """Give Nesterov's momentum for convex functions.
 
-    t_{k+1} = (1 + √(1 + 4t_k²))/2, t_0 = 1.
+    μ_k = (t_k − 1)/t_{k+1} at step k, with t_0 = 1 and t_{k+1} = (1 + √(1 + 4t_k²))/2
 
     Notes
     -----
     Nesterov 1983; Beck and Teboulle 2009 (FISTA), equations 4.2 and 4.3, where k counts from 1. With the rule
-    nesterov_positions, which extrapolates at the end of its update, this is FISTA. The rules with a velocity, folded or
-    with a look-ahead, multiply the velocity that the step before has left by a step's momentum, so they take
-    ``Constant(0.0).then(Nesterov(), after=1)``.
+    nesterov_positions, which extrapolates at the end of its update, this is FISTA. A rule with a velocity, folded or
+    with a look-ahead, multiplies the velocity of the previous step by the momentum of this step, so it needs the
+    sequence one step later: ``Constant(0.0).then(Nesterov(), after=1)``.
 
     For convex functions without strong convexity, and lr = 1/L: f(x_k) − f* ≤ 2L‖x_0 − x*‖²/(k + 1)² after k updates.
     The values are right to 3e-16 at every step, and the millionth is computed as fast as the hundredth.
@@ -37,8 +37,8 @@ class Nesterov(Schedule):
     """
 
     def _value(self, t: int) -> float:
-        now = _nesterov_t(t)
-        return (now - 1.0) / _following(now)
+        current = _nesterov_t(t)
+        return (current - 1.0) / _next_t(current)
 
     def _formula(self, t: str) -> str:
         return f"(t_k − 1)/t_(k + 1), t_(k + 1) = (1 + √(1 + 4t_k²))/2, t_0 = 1, k = {t}"
@@ -46,12 +46,14 @@ class Nesterov(Schedule):
 
 @dataclass(frozen=True)
 class NesterovSimple(Schedule):
-    """The simple form of Nesterov's sequence: (k − 1)/(k + 2) for the k-th update, which is t/(t + 3) at step t.
+    """Give the simple form of Nesterov's momentum for convex functions.
+
+    t/(t + 3) at step t, which is (k − 1)/(k + 2) for the k-th update
 
     Notes
     -----
-    Su, Boyd and Candès 2016, with the bound f(x_k) − f* ≤ 2L‖x_0 − x*‖²/(k + 1)² of :class:`Nesterov`, and like it
-    made for nesterov_positions; Tseng 2008. The limit of small steps is ẍ + (3/t)ẋ + ∇f = 0.
+    Tseng 2008; Su, Boyd and Candès 2016. It has the bound f(x_k) − f* ≤ 2L‖x_0 − x*‖²/(k + 1)² of :class:`Nesterov`,
+    and like that schedule it is made for the rule nesterov_positions. The limit of small steps is ẍ + (3/t)ẋ + ∇f = 0.
 
     Examples
     --------
@@ -69,16 +71,16 @@ class NesterovSimple(Schedule):
 
 @dataclass(frozen=True)
 class Sutskever(Schedule):
-    """Sutskever's stairs of momentum: 1/2, 3/4, 5/6, 7/8, … up to the limit.
+    """Raise momentum in Sutskever's stairs, 1/2, 3/4, 5/6, 7/8, …, up to a limit.
 
     min(1 − 2^(−1 − log₂(⌊t/every⌋ + 1)), limit)
 
     Parameters
     ----------
     limit : float
-        μ_max, in [0, 1]; 0.999, 0.995, 0.99 and 0.9 in the paper.
+        The greatest momentum, μ_max in the paper, in [0, 1]; the paper tries 0.999, 0.995, 0.99 and 0.9.
     every : int
-        The number of steps of a stair, ≥ 1.
+        The number of steps of each stair, ≥ 1.
 
     Raises
     ------
@@ -87,7 +89,7 @@ class Sutskever(Schedule):
 
     Notes
     -----
-    Sutskever, Martens, Dahl and Hinton 2013, equation 5. They go down to 0.9 for the last 1000 steps:
+    Sutskever, Martens, Dahl and Hinton 2013, equation 5. The paper lowers momentum to 0.9 for the last 1000 of n steps:
     ``Sutskever(0.999).then(Constant(0.9), after=n - 1000)``.
 
     Examples
@@ -106,49 +108,56 @@ class Sutskever(Schedule):
         return min(1.0 - 0.5 / (t // self.every + 1), self.limit)
 
     def _formula(self, t: str) -> str:
-        return f"min(1 − 2^(−1 − log₂(⌊{t}/{self.every}⌋ + 1)), {shown(self.limit)})"
+        return f"min(1 − 2^(−1 − log₂(⌊{t}/{self.every}⌋ + 1)), {format_number(self.limit)})"
 
 
-def _following(t: float) -> float:
+def _next_t(t: float) -> float:
     return (1.0 + sqrt(1.0 + 4.0 * t * t)) / 2.0
 
 
-def _beyond(t: float) -> float:
-    """Return 2t − φ(t) for φ(t) = 2t − log(t)/2 − 1/192t² − 1/576t³ + O(t⁻⁴), which each step raises by 1.
+def _correction(t: float) -> float:
+    """Return 2t − φ(t), where φ is the function that grows by 1 from each t_k to the next.
 
-    The coefficients are those with which φ((1 + √(1 + 4t²))/2) − φ(t) = 1 as a series in 1/t.
+    φ(t) = 2t − log(t)/2 − 1/192t² − 1/576t³ + O(t⁻⁴)
+
+    Its coefficients solve φ((1 + √(1 + 4t²))/2) − φ(t) = 1 as a series in 1/t.
     """
     return log(t) / 2.0 + (1.0 / 192.0 + 1.0 / (576.0 * t)) / (t * t)
 
 
-_FIRST = tuple(accumulate(range(255), lambda t, _: _following(t), initial=1.0))
-"""The numbers t_0 … t_255, by the recurrence. After them t > 130, and the next term of the series, t⁻⁴/3840, moves μ by
-3e-17."""
+_FIRST = tuple(accumulate(range(255), lambda t, _: _next_t(t), initial=1.0))
+"""The numbers t_0, …, t_255, by the recurrence.
 
-_OFFSET = 2.0 * _FIRST[-1] - _beyond(_FIRST[-1]) - (len(_FIRST) - 1)
+For later ones t > 130, and the first term that the series leaves out, t⁻⁴/3840, changes μ by 3e-17.
+"""
+
+_OFFSET = 2.0 * _FIRST[-1] - _correction(_FIRST[-1]) - (len(_FIRST) - 1)
 """The constant φ(t_k) − k."""
 
 
 def _nesterov_t(k: int) -> float:
+    """Return t_k of Nesterov's sequence; for large k by solving φ(t_k) = k + const instead of k recurrences."""
     if k < len(_FIRST):
         return _FIRST[k]
     t = k / 2.0
     for _ in range(5):  # the error, at most about 2 for the least t, falls by a factor of 4t > 500 each time
-        t = (k + _OFFSET + _beyond(t)) / 2.0
+        t = (k + _OFFSET + _correction(t)) / 2.0
     return t
 
 
-FORMS = ("heavy_ball", "classical", "pytorch")
+CHEBYSHEV_RULES = ("heavy_ball", "classical", "pytorch")
+"""The rules for which the Chebyshev semi-iteration is given."""
 
 
 @dataclass(frozen=True)
 class Chebyshev:
-    """Learning rate and momentum of the Chebyshev semi-iteration on spectra in [m, L].
+    """Give learning rate and momentum of the Chebyshev semi-iteration on spectra in [m, L].
 
-    p_{t+1} = p_t − α_t g + μ_t(p_t − p_{t−1}) with α_t = ω_t·2/(L + m), μ_t = ω_t − 1, where ω_0 = 1 and
-    ω_t = 2σT_t(σ)/T_{t+1}(σ), σ = (L + m)/(L − m), T_t Chebyshev's polynomials. After t steps the error of every
-    eigenvector is at most ‖e_0‖/T_t(σ), and no method that takes one gradient a step has a better bound. α_t and μ_t
-    tend to Polyak's tuning.
+    p_{t+1} = p_t − α_t g + μ_t(p_t − p_{t−1}) with α_t = ω_t·2/(L + m) and μ_t = ω_t − 1
+
+    Here ω_0 = 1 and ω_t = 2σT_t(σ)/T_{t+1}(σ), with σ = (L + m)/(L − m) and Chebyshev's polynomials T_t. After t steps
+    the error of every eigenvector is at most ‖e_0‖/T_t(σ), and no method with one gradient for each step has a better
+    bound. α_t and μ_t tend to Polyak's tuning.
 
     Parameters
     ----------
@@ -160,11 +169,11 @@ class Chebyshev:
     Raises
     ------
     TypeError, ValueError
-        If an end is not a curvature, m > L, or the rule is another one.
+        If m or L is not a finite number > 0, m > L, or the rule is another one.
 
     Notes
     -----
-    Golub and Varga 1961. :attr:`lr` and :attr:`momentum` are schedules, functions of the step alone.
+    Golub and Varga 1961. The attributes :attr:`lr` and :attr:`momentum` are schedules.
 
     Examples
     --------
@@ -185,23 +194,23 @@ class Chebyshev:
     def __post_init__(self) -> None:
         low, high = checks.ends(self.m, self.L)
         name = find(self.rule).name
-        if name not in FORMS or find(name) is not find(self.rule):
-            raise ValueError(f"rule: expected one of {', '.join(FORMS)}; got {find(self.rule)}")
+        if name not in CHEBYSHEV_RULES or find(name) is not find(self.rule):
+            raise ValueError(f"rule: expected one of {', '.join(CHEBYSHEV_RULES)}; got {find(self.rule)}")
         for key, value in {"m": low, "L": high, "rule": name}.items():
             object.__setattr__(self, key, value)
 
     @property
     def lr(self) -> "ChebyshevLR":
-        """The learning rate of each update."""
+        """Return the schedule of the learning rate."""
         return ChebyshevLR(self)
 
     @property
     def momentum(self) -> "ChebyshevMomentum":
-        """The momentum of each update."""
+        """Return the schedule of momentum."""
         return ChebyshevMomentum(self)
 
     def bound(self, t: int) -> float:
-        """Return 1/T_t(σ), the bound on ‖e_t‖/‖e_0‖ after t steps, which some start reaches.
+        """Return the bound on ‖e_t‖/‖e_0‖ after t steps, 1/T_t(σ); some start reaches it.
 
         Examples
         --------
@@ -213,7 +222,9 @@ class Chebyshev:
         return 2.0 * power / (1.0 + power * power)
 
     def excess(self, t: int) -> float:
-        """Return ω_t − 1 = (q² + q^(2t))/(1 + q^(2t + 2)), a form in which nothing cancels as ω_t nears 1.
+        """Return ω_t − 1, by a form that loses no digits to cancellation as ω_t tends to 1.
+
+        ω_t − 1 = (q² + q^(2t))/(1 + q^(2t + 2)) for t ≥ 1, with q = (√L − √m)/(√L + √m)
 
         Examples
         --------
@@ -227,11 +238,11 @@ class Chebyshev:
 
     def _power(self, exponent: int) -> float:
         """Return q^exponent for Polyak's rate q = (√L − √m)/(√L + √m); T_t(σ) = (q^t + q^−t)/2."""
-        part = 2.0 * sqrt(self.m) / (sqrt(self.L) + sqrt(self.m))
-        return exp(exponent * (log1p(-part) if part < 1.0 else -inf)) if exponent else 1.0
+        distance = 2.0 * sqrt(self.m) / (sqrt(self.L) + sqrt(self.m))  # 1 − q
+        return exp(exponent * (log1p(-distance) if distance < 1.0 else -inf)) if exponent else 1.0
 
     def omega(self, t: str) -> str:
-        """Return the definition of ω as text, for formulas.
+        """Return the definition of ω as text, for the formulas of both schedules; `t` stands for the step.
 
         Examples
         --------
@@ -239,13 +250,15 @@ class Chebyshev:
         >>> fm.schedules.Chebyshev(1.0, 4.0).omega("t")
         'ω_0 = 1, ω_k = 2σT_k(σ)/T_(k + 1)(σ), σ = (4 + 1)/(4 − 1), k = t'
         """
-        m, L = shown(self.m), shown(self.L)
+        m, L = format_number(self.m), format_number(self.L)
         return f"ω_0 = 1, ω_k = 2σT_k(σ)/T_(k + 1)(σ), σ = ({L} + {m})/({L} − {m}), k = {t}"
 
 
 @dataclass(frozen=True)
 class ChebyshevLR(Schedule):
-    """The learning rate of :class:`Chebyshev`, its attribute `lr`: ω_t·2/(L + m).
+    """Give the learning rate of :class:`Chebyshev`, as its attribute `lr`.
+
+    ω_t·2/(L + m)
 
     Examples
     --------
@@ -260,15 +273,17 @@ class ChebyshevLR(Schedule):
         return (1.0 + self.of.excess(t)) / (self.of.L / 2.0 + self.of.m / 2.0)
 
     def _formula(self, t: str) -> str:
-        return f"ω_k·2/({shown(self.of.L)} + {shown(self.of.m)}), {self.of.omega(t)}"
+        return f"ω_k·2/({format_number(self.of.L)} + {format_number(self.of.m)}), {self.of.omega(t)}"
 
 
 @dataclass(frozen=True)
 class ChebyshevMomentum(Schedule):
-    """The momentum of :class:`Chebyshev`, its attribute `momentum`: ω_t − 1.
+    """Give the momentum of :class:`Chebyshev`, as its attribute `momentum`.
 
-    For the rule pytorch it is (ω_t − 1)·ω_{t−1}/ω_t: the velocity of classical carries the last step's lr, while that
-    of pytorch is multiplied by this step's.
+    ω_t − 1, and for the rule pytorch (ω_t − 1)·ω_{t−1}/ω_t
+
+    The rules differ as the velocity of classical contains the lr of the previous step, while the velocity of pytorch is
+    multiplied by the lr of this step.
 
     Examples
     --------
@@ -280,11 +295,11 @@ class ChebyshevMomentum(Schedule):
     of: Chebyshev
 
     def _value(self, t: int) -> float:
-        own = self.of.excess(t)
+        momentum = self.of.excess(t)
         if t and self.of.rule == "pytorch":
-            return own * (1.0 + self.of.excess(t - 1)) / (1.0 + own)
-        return own
+            return momentum * (1.0 + self.of.excess(t - 1)) / (1.0 + momentum)
+        return momentum
 
     def _formula(self, t: str) -> str:
-        own = "(ω_k − 1)·ω_(k − 1)/ω_k" if self.of.rule == "pytorch" else "ω_k − 1"
-        return f"{own}, {self.of.omega(t)}"
+        momentum = "(ω_k − 1)·ω_(k − 1)/ω_k" if self.of.rule == "pytorch" else "ω_k − 1"
+        return f"{momentum}, {self.of.omega(t)}"

@@ -1,8 +1,7 @@
-"""Converts schedules to plain JSON and back, so that a saved run brings its schedules along."""
+"""Convert schedules to dicts for JSON and back, so that a saved run contains its schedules."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.schedules.base import Linear, Schedule, Then
@@ -16,9 +15,14 @@ from fastmomentum.schedules.sequences import (
     Sutskever,
 )
 
-NAME = "schedule"  # no field of a schedule has this name
-# A fixed table: the names in a file are looked up here, and nowhere else.
-KNOWN: dict[str, type[Any]] = {
+Packed = dict[str, "str | int | float | Packed"]
+"""A schedule as a dict, as :func:`pack` returns it."""
+
+NAME = "schedule"
+"""The key of the class's name in a dict; no field of a schedule has this name."""
+
+# Names in a file are looked up in this fixed table alone, so that a file cannot call other classes.
+CLASSES: dict[str, type[Schedule | Chebyshev]] = {
     kind.__name__: kind
     for kind in (
         *(Chebyshev, ChebyshevLR, ChebyshevMomentum, Constant, Cosine, Cycle, Exponential),
@@ -28,7 +32,7 @@ KNOWN: dict[str, type[Any]] = {
 
 
 def is_packable(value: object) -> bool:
-    """Return whether this is a schedule made of the package's own classes alone, as other classes cannot be looked up.
+    """Return whether `value` is a schedule that :func:`pack` can convert: one of the package's own classes alone.
 
     Examples
     --------
@@ -36,17 +40,19 @@ def is_packable(value: object) -> bool:
     >>> fm.schedules.is_packable(fm.schedules.Constant(0.1)), fm.schedules.is_packable(lambda t: 0.1)
     (True, False)
     """
-    if KNOWN.get(type(value).__name__) is not type(value):
+    if not isinstance(value, Schedule | Chebyshev) or CLASSES.get(type(value).__name__) is not type(value):
         return False
-    for field in fields(value):  # type: ignore[arg-type]
+    for field in fields(value):
         part = getattr(value, field.name)
         if isinstance(part, Schedule | Chebyshev) and not is_packable(part):
             return False
     return True
 
 
-def pack(schedule: Schedule | Chebyshev) -> dict[str, Any]:
-    """Return a schedule as a dict: {"schedule": the name of its class, **its fields}, and so on for nested schedules.
+def pack(schedule: Schedule | Chebyshev) -> Packed:
+    """Return a schedule as a dict of the name of its class and of its fields.
+
+    {"schedule": name, **fields}, where a field that is a schedule becomes such a dict, too
 
     Parameters
     ----------
@@ -56,12 +62,12 @@ def pack(schedule: Schedule | Chebyshev) -> dict[str, Any]:
     Returns
     -------
     dict
-        A dict of str, int, float and such dicts: json.dumps takes it, and :func:`unpack` returns an equal schedule.
+        A dict of str, int, float and such dicts. json.dumps takes it, and :func:`unpack` returns an equal schedule.
 
     Raises
     ------
     TypeError
-        If it is not a schedule, or a part of it is of another class.
+        If it is not a schedule of the package, or contains a schedule of another class.
 
     Examples
     --------
@@ -71,22 +77,22 @@ def pack(schedule: Schedule | Chebyshev) -> dict[str, Any]:
     """
     if not is_packable(schedule):
         raise TypeError(f"schedule: expected one made of fastmomentum.schedules alone; got {checks.describe(schedule)}")
-    return _packed(schedule)
+    return _to_dict(schedule)
 
 
-def _packed(schedule: Schedule | Chebyshev) -> dict[str, Any]:
-    packed: dict[str, Any] = {NAME: type(schedule).__name__}
-    # A comprehension is one more call in Python 3.11; long sequences nest as deeply as calls can.
+def _to_dict(schedule: Schedule | Chebyshev) -> Packed:
+    packed: Packed = {NAME: type(schedule).__name__}
+    # Not a comprehension, which is one more call in Python 3.11: long chains of then() nest as deeply as calls can.
     for field in fields(schedule):
         value = getattr(schedule, field.name)
-        packed[field.name] = _packed(value) if isinstance(value, Schedule | Chebyshev) else value
+        packed[field.name] = _to_dict(value) if isinstance(value, Schedule | Chebyshev) else value
     return packed
 
 
-def unpack(packed: Mapping[str, Any]) -> Any:
-    """Return the schedule that :func:`pack` converted.
+def unpack(packed: Mapping[str, object]) -> Schedule | Chebyshev:
+    """Return the schedule that :func:`pack` converted to a dict.
 
-    Its class is looked up in a fixed table and called with the fields, so that its checks run; nothing is evaluated.
+    The class is looked up in a fixed table and called with the fields, so that its checks run. No text is evaluated.
 
     Parameters
     ----------
@@ -96,12 +102,12 @@ def unpack(packed: Mapping[str, Any]) -> Any:
     Returns
     -------
     Schedule or Chebyshev
-        Equal to the one that was packed.
+        A schedule equal to the one that was packed.
 
     Raises
     ------
     ValueError
-        If its class is unknown, or a field is missing, unknown, or refused by the class.
+        If the class is unknown, or a field is missing, unknown, or refused by the class.
 
     Examples
     --------
@@ -110,17 +116,18 @@ def unpack(packed: Mapping[str, Any]) -> Any:
     0.5 + (0.9 − 0.5)·min(t/100, 1)
     """
     name = packed.get(NAME) if isinstance(packed, Mapping) else None
-    if not isinstance(name, str) or name not in KNOWN:
-        known = ", ".join(KNOWN)
+    if not isinstance(name, str) or name not in CLASSES:
+        known = ", ".join(CLASSES)
         raise ValueError(f"schedule: expected a dict whose {NAME!r} is one of {known}; got {checks.describe(packed)}")
     given = {key: value for key, value in packed.items() if key != NAME}
-    expected = [field.name for field in fields(KNOWN[name])]
+    expected = [field.name for field in fields(CLASSES[name])]
     if given.keys() != set(expected):
         raise ValueError(f"{name}: expected the fields ({', '.join(expected)}); got ({', '.join(map(str, given))})")
     for key, value in given.items():
         if isinstance(value, Mapping):
             given[key] = unpack(value)
+    make: Callable[..., Schedule | Chebyshev] = CLASSES[name]  # which checks the fields that a file holds
     try:
-        return KNOWN[name](**given)
+        return make(**given)
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from error
