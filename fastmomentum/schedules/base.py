@@ -42,7 +42,7 @@ class Schedule(ABC):
             object.__setattr__(self, field.name, value)
 
     def __call__(self, step: int) -> float:
-        """Return the value for the update with this number, from 0.
+        """Return the value for an update, given its number, counted from 0.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class Schedule(ABC):
         Parameters
         ----------
         steps : int
-            The number of steps of the warm-up, ≥ 1; the step after the warm-up has the value self(0).
+            The number of steps of the warm-up, ≥ 1; the next step has the value self(0).
         start : float
             The value at step 0.
 
@@ -186,7 +186,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Then(Schedule):
-    """Follow one schedule, then another, as :meth:`Schedule.then` returns them.
+    """Follow one schedule, then another; :meth:`Schedule.then` makes this schedule.
 
     first(t) for t < after, then second(t − after)
 
@@ -209,9 +209,9 @@ class Then(Schedule):
     after: int
 
     def begins(self, step: int) -> bool:
-        """Return whether a new period of either schedule begins at this step, other than its first.
+        """Return whether a new period of the current schedule, other than its first, begins at this step.
 
-        The change to the second schedule is no such period.
+        The step at which the second schedule takes over does not count.
 
         Examples
         --------

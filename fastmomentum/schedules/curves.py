@@ -170,27 +170,6 @@ class Step(Schedule):
         return f"{format_number(self.start)}·{format_number(self.factor)}^⌊{t}/{self.every}⌋"
 
 
-def half_cosine(start: float, end: float, share: float) -> float:
-    """Return the value of half a cosine from start to end, at a share from 0 to 1 of its length.
-
-    end + (start − end)·(1 + cos(π·share))/2, exact at both ends
-    """
-    return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0) if share else start
-
-
-def half_cosine_formula(start: float, end: float, share: str) -> str:
-    """Return the formula of :func:`half_cosine` as text."""
-    return f"{format_number(end)} + ({format_number(start)} − {format_number(end)})·(1 + cos(π·{share}))/2"
-
-
-def exponential(start: float, factor: float, count: int) -> float:
-    """Return start·factor^count, or an infinity if it exceeds double precision."""
-    try:  # The power is multiplied in two halves, as the whole power may overflow although the product does not.
-        return start * factor ** (count // 2) * factor ** (count - count // 2)
-    except OverflowError:  # An optimiser refuses an infinite setting, with a message that names it.
-        return start * inf if start else start
-
-
 @dataclass(frozen=True)
 class WarmRestarts(Schedule):
     """Fall along half a cosine in every period, and start again at the next period.
@@ -398,3 +377,24 @@ def one_cycle(
     if low > high:
         raise ValueError(f"low_momentum: expected a number up to high_momentum, {high}; got {low}")
     return Pair(Cycle(first, peak, last, steps, rise), Cycle(high, low, high, steps, rise))
+
+
+def half_cosine(start: float, end: float, share: float) -> float:
+    """Return the value of half a cosine from start to end, at a share from 0 to 1 of its length.
+
+    end + (start − end)·(1 + cos(π·share))/2, exact at both ends
+    """
+    return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0) if share else start
+
+
+def half_cosine_formula(start: float, end: float, share: str) -> str:
+    """Return the formula of :func:`half_cosine` as text."""
+    return f"{format_number(end)} + ({format_number(start)} − {format_number(end)})·(1 + cos(π·{share}))/2"
+
+
+def exponential(start: float, factor: float, count: int) -> float:
+    """Return start·factor^count, or an infinity if it exceeds double precision."""
+    try:  # The power is multiplied in two halves, as the whole power may overflow although the product does not.
+        return start * factor ** (count // 2) * factor ** (count - count // 2)
+    except OverflowError:  # An optimiser refuses an infinite setting, with a message that names it.
+        return start * inf if start else start

@@ -126,7 +126,7 @@ def unpack(packed: Mapping[str, object]) -> Schedule | Chebyshev:
     for key, value in given.items():
         if isinstance(value, Mapping):
             given[key] = unpack(value)
-    make: Callable[..., Schedule | Chebyshev] = CLASSES[name]  # which checks the fields that a file holds
+    make: Callable[..., Schedule | Chebyshev] = CLASSES[name]
     try:
         return make(**given)
     except TypeError as error:

@@ -53,7 +53,8 @@ def check_curvature(value: npt.ArrayLike, name: str = "curvature") -> Floats:
     Raises
     ------
     TypeError, ValueError
-        If it is not: without curvature no force brings the parameter back to the minimum, and there is no rate.
+        If a curvature is not a finite number > 0. Without curvature no force brings the parameter back to the minimum,
+        and there is no rate.
     """
     try:
         return checks.numbers(name, value, ABOVE_ZERO)
@@ -197,7 +198,7 @@ class ResolvedRule(NamedTuple):
         return any(np.ndim(value) for value in self.values.values())
 
     def check_lr_and_momentum(self, lr: npt.ArrayLike, momentum: npt.ArrayLike) -> tuple[Floats, Floats]:
-        """Return both as arrays; they are checked even if the rule does not take them."""
+        """Return learning rate and momentum as arrays, checked even if the rule does not take them."""
         return (
             checks.numbers("lr", lr, self.rule.range_of("lr")),
             checks.numbers("momentum", momentum, self.rule.range_of("momentum")),

@@ -1,4 +1,4 @@
-"""Compute what momentum makes of a sequence of gradients: averages, and the variance that gradient noise causes."""
+"""Compute the averages of gradients that momentum forms, and the variance of p that noise in the gradient causes."""
 
 from typing import Any
 

@@ -166,7 +166,7 @@ def eigenvalues(linear: LinearMap) -> npt.NDArray[np.complex128]:
 def regime(
     lr: npt.ArrayLike, momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: str | Rule, **hyper: Setting
 ) -> Any:
-    """Return the name of the regime in which the error of one coordinate behaves after many steps.
+    """Return how the error of one coordinate behaves after many steps, as the name of a regime.
 
     "divergent"
         ρ ≥ 1: the error does not converge.

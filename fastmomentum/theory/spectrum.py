@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from fastmomentum import checks
-from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, INSIDE_UNIT
+from fastmomentum.checks import AT_LEAST_ZERO, BELOW_ONE, FINITE, INSIDE_UNIT, Array
 from fastmomentum.rules.base import Rule
 from fastmomentum.theory.iterations import iterations
 from fastmomentum.theory.linear import Floats, Setting
@@ -26,15 +26,16 @@ STRETCHES = (1.0, 2.0, 3.0, 4.0)
 The spread of their results estimates the error.
 """
 
-Gradient = Callable[[Floats], npt.ArrayLike]
-HessianProduct = Callable[[Floats, Floats], npt.ArrayLike]
+# The user's functions get arrays of the dtype of x, which is float32 or float64.
+Gradient = Callable[[Array], npt.ArrayLike]
+HessianProduct = Callable[[Array, Array], npt.ArrayLike]
 
 
 class Product(Protocol):
-    """Compute Hv, with a difference step that is `stretch` times the usual one."""
+    """Compute the product Hv; the type of such functions."""
 
     def __call__(self, v: Floats, stretch: float = 1.0) -> Floats:
-        """Return Hv for a vector v of shape (n,)."""
+        """Return Hv for a vector v of shape (n,), with a difference step that is `stretch` times the usual one."""
 
 
 class Spectrum(NamedTuple):
@@ -110,7 +111,7 @@ def spectrum(
     return _measure_whole(product, start.size) if start.size <= DENSE else _measure_ends(product, start.size, tol)
 
 
-def check_values(name: str, function: Callable[..., npt.ArrayLike] | None, like: Floats) -> Callable[..., Floats]:
+def check_values(name: str, function: Callable[..., npt.ArrayLike] | None, like: Array) -> Callable[..., Floats]:
     """Return a function that calls `function` and checks its value: finite numbers, of the shape of `like`.
 
     The values are flat copies in double precision, as many gradient functions write to the same array at every call.
@@ -118,7 +119,7 @@ def check_values(name: str, function: Callable[..., npt.ArrayLike] | None, like:
     if function is None or not callable(function):
         raise TypeError(f"{name}: expected a function; got {checks.describe(function)}")
 
-    def call(*arguments: Floats) -> Floats:
+    def call(*arguments: Array) -> Floats:
         found = checks.numbers(name, function(*arguments), FINITE)
         if found.shape != like.shape:
             raise ValueError(f"{name}: expected it to return shape {like.shape}, as x has; got {found.shape}")
@@ -127,7 +128,7 @@ def check_values(name: str, function: Callable[..., npt.ArrayLike] | None, like:
     return call
 
 
-def _product_by_differences(grad: Gradient | None, x: Floats) -> Product:
+def _product_by_differences(grad: Gradient | None, x: Array) -> Product:
     """Return a function that computes Hv by central differences of gradients, with two calls of `grad`."""
     gradient = check_values("grad", grad, x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
@@ -143,8 +144,8 @@ def _product_by_differences(grad: Gradient | None, x: Floats) -> Product:
     return product
 
 
-def _product_of(hessp: HessianProduct, x: Floats) -> Product:
-    """Return a function that computes Hv by the user's function, which gets copies."""
+def _product_of(hessp: HessianProduct, x: Array) -> Product:
+    """Return a function that computes Hv by the user's `hessp`, which gets copies of x and v."""
     apply = check_values("hessp", hessp, x)
     return lambda v, stretch=1.0: apply(x.copy(), v.reshape(x.shape).copy())
 
@@ -152,10 +153,10 @@ def _product_of(hessp: HessianProduct, x: Floats) -> Product:
 def _measure_whole(product: Product, size: int) -> Spectrum:
     """Measure the whole Hessian, one product for each unit vector and each difference step."""
     found = [np.stack([product(unit, stretch) for unit in np.eye(size)]) for stretch in STRETCHES]
-    near = found[0]
-    spread = max(np.linalg.norm(near - other, 2) for other in found[1:])
-    error = 2.0 * spread + np.linalg.norm(near - near.T, 2) / 2.0
-    values = np.linalg.eigvalsh((near + near.T) / 2.0)
+    hessian = found[0]
+    spread = max(np.linalg.norm(hessian - other, 2) for other in found[1:])
+    error = 2.0 * spread + np.linalg.norm(hessian - hessian.T, 2) / 2.0
+    values = np.linalg.eigvalsh((hessian + hessian.T) / 2.0)
     error += np.finfo(np.float64).eps * size * np.abs(values).max()
     return Spectrum(float(values[0]), float(values[-1]), float(error), float(error))
 

@@ -227,8 +227,9 @@ def max_stable_lr(momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: st
     found = known(resolved, h) if h.size else None
     if found is None:
         return last_stable_lr(resolved, mu, h)[()]
-    pull, limit = np.broadcast_arrays(found.share(mu) * h, found.method.stable(mu))
-    return np.divide(limit, pull, out=np.zeros(limit.shape), where=pull > 0.0)[()]
+    # αh = ratio·lr, and the method converges if αh is below the limit.
+    ratio, limit = np.broadcast_arrays(found.share(mu) * h, found.method.stable(mu))
+    return np.divide(limit, ratio, out=np.zeros(limit.shape), where=ratio > 0.0)[()]
 
 
 def last_stable_lr(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
