@@ -1,12 +1,12 @@
-"""Pictures of runs, of what theory says of them, and of benchmarks; needs the extra ``cli``.
+"""Draw runs, their predictions by the theory, and benchmarks with matplotlib; needs the extra ``cli``.
 
-Every function draws on one matplotlib axis, which it takes as `ax` or makes in a figure of its own, and returns it:
-``fm.plots.losses(curves).figure.savefig("losses.png")``. Nothing is registered with pyplot, so nothing has to be
-closed, and no window opens. Colours are those that Okabe and Ito (2008) chose for all kinds of sight, and line styles
-differ beside them.
+Every function draws on one matplotlib axis and returns it: the axis given as `ax`, or the only axis of a new figure.
+``fm.plots.losses(curves).figure.savefig("losses.png")`` saves a picture. New figures are not registered with pyplot, so
+you need not close them, and no window opens. The colours are those of Okabe and Ito (2008), which colour-blind readers
+can tell apart; the line styles differ, too.
 
-In a figure with a layout engine (``layout="constrained"``) the legend stands outside of the axis; without one nobody
-would make room for it there, and it stands in the upper right corner.
+If the figure has a layout engine (``layout="constrained"``), the legend stands outside of the axis. Without a layout
+engine there is no room outside, and the legend stands in the upper right corner of the axis.
 """
 
 try:

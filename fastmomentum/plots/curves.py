@@ -1,34 +1,47 @@
-"""Curves over the steps of runs: losses, errors, and errors against what theory says."""
+"""Draw losses and errors over the steps of runs, with bounds and predictions."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO
-from fastmomentum.plots.axes import Floats, axis_of, curve, labelled, legend, positive, styles, widths
+from fastmomentum.plots.axes import (
+    Floats,
+    add_legend,
+    axis_or_new,
+    check_curve,
+    check_labelled,
+    check_positive_curve,
+    line_styles,
+    line_widths,
+)
 
-DOTS = 40
-"""Measured points marked on a curve, at most; more run into one another."""
+MAX_MARKERS = 40
+"""The greatest number of measured points that are marked on a curve; more markers would overlap."""
+
+BOUND_COLOUR = "#666666"
 
 
-def losses(curves: Mapping[str, Any], ax: Axes | None = None, *, times: Mapping[str, Any] | None = None) -> Axes:
-    """Loss over steps, or over seconds, on a logarithmic axis.
+def losses(
+    curves: Mapping[str, npt.ArrayLike], ax: Axes | None = None, *, times: Mapping[str, npt.ArrayLike] | None = None
+) -> Axes:
+    """Draw losses over steps or seconds, on a logarithmic axis.
 
-    Curves are drawn the wider the earlier they come, so that several upon one another can be told apart.
+    Earlier curves are drawn with wider lines, so that curves that coincide can be told apart.
 
     Parameters
     ----------
     curves : mapping from str to array_like, each of shape (t,)
-        The losses ≥ 0 of each run, which may be of different length; the first is that of step 0. Zeros, NaN and
+        The losses ≥ 0 of each run from step 0 on, under its label. Runs may have different lengths. Zeros, NaN and
         infinities leave gaps.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; an axis in a new figure otherwise.
+        The axis to draw on; a new figure's by default.
     times : mapping from str to array_like, optional
-        For each label the seconds since the run began, one a loss.
+        The time of each loss of each run, in seconds since the run began. By default losses are drawn over steps.
 
     Returns
     -------
@@ -36,9 +49,10 @@ def losses(curves: Mapping[str, Any], ax: Axes | None = None, *, times: Mapping[
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is not of that kind, a loss is negative, none is above 0, or the labels or lengths of `times`
-        are others than those of `curves`.
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If a loss is negative, a run has no loss > 0, or `times` has other labels or lengths than `curves`.
 
     Examples
     --------
@@ -50,30 +64,35 @@ def losses(curves: Mapping[str, Any], ax: Axes | None = None, *, times: Mapping[
     >>> axis.get_xlabel()
     'time [s]'
     """
-    found = _positive("curves", curves)
-    at = {label: np.arange(float(values.size)) for label, values in found.items()}
+    checked = _check_curves("curves", curves)
+    x = {label: _steps(values) for label, values in checked.items()}
     if times is not None:
-        given = labelled("times", times)
-        _same_labels("times", given, "curves", found)
-        at = {label: curve(f"times[{label!r}]", given[label], values.size) for label, values in found.items()}
-    axis = axis_of(ax)
-    _prepare(axis, "step t" if times is None else "time [s]", "loss")
-    legend(axis, _lines(axis, at, found))
+        given = check_labelled("times", times)
+        _check_same_labels("times", given, "curves", checked)
+        x = {label: check_curve(f"times[{label!r}]", given[label], values.size) for label, values in checked.items()}
+    axis = axis_or_new(ax)
+    _set_up(axis, "step t" if times is None else "time [s]", "loss")
+    add_legend(axis, _plot_lines(axis, x, checked))
     return axis
 
 
-def errors(curves: Mapping[str, Any], ax: Axes | None = None, *, bound: Any = None) -> Axes:
-    """‖e_t‖/‖e_0‖ over steps, on a logarithmic axis, of several runs or tunings, and a bound beside them.
+def errors(
+    curves: Mapping[str, npt.ArrayLike],
+    ax: Axes | None = None,
+    *,
+    bound: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
+) -> Axes:
+    """Draw the relative errors ‖e_t‖/‖e_0‖ of runs over steps, on a logarithmic axis, with bounds if given.
 
     Parameters
     ----------
     curves : mapping from str to array_like, each of shape (t,)
-        Errors ≥ 0, measured or predicted, from t = 0 on; they may be of different length. Zeros, NaN and infinities
-        leave gaps.
+        The errors ≥ 0 of each run from step 0 on, measured or predicted, under its label. Runs may have different
+        lengths. Zeros, NaN and infinities leave gaps.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; an axis in a new figure otherwise.
+        The axis to draw on; a new figure's by default.
     bound : float, array_like or mapping from str to array_like, optional
-        A rate ρ > 0, for ρ^t; or bounds from t = 0 on, one curve of them or one each under a label of its own.
+        A rate ρ > 0, drawn as ρ^t; or one bound from step 0 on; or several bounds from step 0 on, under their labels.
 
     Returns
     -------
@@ -81,8 +100,10 @@ def errors(curves: Mapping[str, Any], ax: Axes | None = None, *, bound: Any = No
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is not of that kind, an error is negative, or none is above 0.
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If an error or a bound is negative, or a curve has no number > 0.
 
     Examples
     --------
@@ -94,39 +115,43 @@ def errors(curves: Mapping[str, Any], ax: Axes | None = None, *, bound: Any = No
     >>> [line.get_label() for line in axis.lines]
     ['pytorch', 'ρ^t, ρ = 0.5195']
     """
-    found = _positive("curves", curves)
-    longest = max(values.size for values in found.values())
+    checked = _check_curves("curves", curves)
+    longest = max(values.size for values in checked.values())
     bounds: dict[str, Floats] = {}
     if isinstance(bound, Mapping):
-        bounds = _positive("bound", bound)
+        bounds = _check_curves("bound", bound)
     elif bound is not None and np.ndim(bound) == 0:
-        bounds = _powers("bound", bound, longest)
+        bounds = _powers_of_rate("bound", bound, longest)
     elif bound is not None:
-        bounds = {"bound": positive("bound", bound)}
-    axis = axis_of(ax)
-    _prepare(axis, "step t", "‖e_t‖ / ‖e_0‖")
-    at = {label: np.arange(float(values.size)) for label, values in found.items()}
-    legend(axis, [*_lines(axis, at, found), *_bounds(axis, bounds)])
+        bounds = {"bound": check_positive_curve("bound", bound)}
+    axis = axis_or_new(ax)
+    _set_up(axis, "step t", "‖e_t‖ / ‖e_0‖")
+    x = {label: _steps(values) for label, values in checked.items()}
+    add_legend(axis, [*_plot_lines(axis, x, checked), *_plot_bounds(axis, bounds)])
     return axis
 
 
 def against_theory(
-    measured: Mapping[str, Any], predicted: Mapping[str, Any], ax: Axes | None = None, *, rate: float | None = None
+    measured: Mapping[str, npt.ArrayLike],
+    predicted: Mapping[str, npt.ArrayLike],
+    ax: Axes | None = None,
+    *,
+    rate: float | None = None,
 ) -> Axes:
-    """‖e_t‖/‖e_0‖ as measured, in dots, upon what theory predicted, in lines, on a logarithmic axis.
+    """Draw measured relative errors ‖e_t‖/‖e_0‖ as markers and predicted ones as lines, on a logarithmic axis.
 
-    A prediction by :func:`fastmomentum.theory.response` goes through the dots; ρ^t, which leaves out how large the
-    error first grows, need not bound them (:func:`fastmomentum.theory.transient`).
+    A prediction by :func:`fastmomentum.theory.response` goes through the markers. The line ρ^t need not bound them,
+    as it leaves out the growth of the error in the first steps (:func:`fastmomentum.theory.transient`).
 
     Parameters
     ----------
     measured, predicted : mapping from str to array_like, each of shape (t,)
-        Errors ≥ 0 from t = 0 on, under the same labels; a prediction may be longer or shorter. Zeros, NaN and
-        infinities leave gaps.
+        The errors ≥ 0 from step 0 on, under the same labels. A prediction may be longer or shorter than its
+        measurement. Zeros, NaN and infinities leave gaps.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; an axis in a new figure otherwise.
+        The axis to draw on; a new figure's by default.
     rate : float, optional
-        ρ > 0, for a line ρ^t.
+        A rate ρ > 0, drawn as the line ρ^t.
 
     Returns
     -------
@@ -134,8 +159,10 @@ def against_theory(
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is not of that kind, the labels differ, an error is negative, or none is above 0.
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If the labels differ, an error is negative, or a curve has no number > 0.
 
     Examples
     --------
@@ -150,18 +177,20 @@ def against_theory(
     >>> [line.get_label() for line in axis.lines]
     ['critical damping, predicted', 'critical damping, measured', 'ρ^t, ρ = 0.9']
     """
-    seen, said = _positive("measured", measured), _positive("predicted", predicted)
-    _same_labels("predicted", said, "measured", seen)
-    longest = max(values.size for values in seen.values())
-    bounds = {} if rate is None else _powers("rate", rate, longest)
-    axis = axis_of(ax)
-    _prepare(axis, "step t", "‖e_t‖ / ‖e_0‖")
-    drawn: list[Line2D] = []
-    for (label, values), style in zip(seen.items(), styles(len(seen))):
-        look = {"color": style.color, "linestyle": style.linestyle}
-        drawn += axis.plot(np.arange(float(said[label].size)), said[label], label=f"{label}, predicted", **look)
-        drawn += axis.plot(
-            np.arange(float(values.size)),
+    markers, lines = _check_curves("measured", measured), _check_curves("predicted", predicted)
+    _check_same_labels("predicted", lines, "measured", markers)
+    longest = max(values.size for values in markers.values())
+    bounds = {} if rate is None else _powers_of_rate("rate", rate, longest)
+    axis = axis_or_new(ax)
+    _set_up(axis, "step t", "‖e_t‖ / ‖e_0‖")
+    handles: list[Line2D] = []
+    for (label, values), style in zip(markers.items(), line_styles(len(markers))):
+        line = lines[label]
+        handles += axis.plot(
+            _steps(line), line, label=f"{label}, predicted", color=style.color, linestyle=style.linestyle
+        )
+        handles += axis.plot(
+            _steps(values),
             values,
             label=f"{label}, measured",
             color=style.color,
@@ -169,45 +198,57 @@ def against_theory(
             marker=style.marker,
             markersize=5,
             markerfacecolor="none",
-            markevery=-(-values.size // DOTS),
+            markevery=-(-values.size // MAX_MARKERS),
         )
-    legend(axis, [*drawn, *_bounds(axis, bounds)])
+    add_legend(axis, [*handles, *_plot_bounds(axis, bounds)])
     return axis
 
 
-def _positive(name: str, value: object) -> dict[str, Floats]:
-    return {label: positive(f"{name}[{label!r}]", values) for label, values in labelled(name, value).items()}
+def _check_curves(name: str, value: object) -> dict[str, Floats]:
+    labelled = check_labelled(name, value)
+    return {label: check_positive_curve(f"{name}[{label!r}]", values) for label, values in labelled.items()}
 
 
-def _same_labels(name: str, value: Mapping[str, Any], other: str, expected: Mapping[str, Any]) -> None:
+def _check_same_labels(name: str, value: Mapping[str, object], other: str, expected: Mapping[str, object]) -> None:
     if value.keys() != expected.keys():
         raise ValueError(f"{name}: expected the labels of {other}, {list(expected)}; got {list(value)}")
 
 
-def _powers(name: str, rate: object, length: int) -> dict[str, Floats]:
+def _steps(values: Floats) -> Floats:
+    return np.arange(float(values.size))
+
+
+def _powers_of_rate(name: str, rate: object, length: int) -> dict[str, Floats]:
     rho = checks.number(name, rate, ABOVE_ZERO)
     with np.errstate(over="ignore", under="ignore"):
         return {f"ρ^t, ρ = {rho:.4g}": rho ** np.arange(float(length))}
 
 
-def _prepare(axis: Axes, across: str, up: str) -> None:
+def _set_up(axis: Axes, xlabel: str, ylabel: str) -> None:
     axis.set_yscale("log", nonpositive="mask")
-    axis.set(xlabel=across, ylabel=up)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.grid(alpha=0.3)
 
 
-def _lines(axis: Axes, at: Mapping[str, Floats], curves: Mapping[str, Floats]) -> list[Line2D]:
-    found: list[Line2D] = []
-    for (label, values), style, width in zip(curves.items(), styles(len(curves)), widths(len(curves))):
-        alone = style.marker if values.size == 1 else None
-        look = {"color": style.color, "linestyle": style.linestyle, "marker": alone, "linewidth": width}
-        found += axis.plot(at[label], values, label=label, **look)
-    return found
+def _plot_lines(axis: Axes, x: Mapping[str, Floats], curves: Mapping[str, Floats]) -> list[Line2D]:
+    handles: list[Line2D] = []
+    for (label, values), style, width in zip(curves.items(), line_styles(len(curves)), line_widths(len(curves))):
+        handles += axis.plot(
+            x[label],
+            values,
+            label=label,
+            color=style.color,
+            linestyle=style.linestyle,
+            linewidth=width,
+            marker=style.marker if values.size == 1 else None,
+        )
+    return handles
 
 
-def _bounds(axis: Axes, bounds: Mapping[str, Floats]) -> list[Line2D]:
-    found: list[Line2D] = []
-    for (label, values), style in zip(bounds.items(), styles(len(bounds))):
-        look = {"color": "#666666", "linestyle": style.linestyle, "linewidth": 1.2}
-        found += axis.plot(np.arange(float(values.size)), values, label=label, **look)
-    return found
+def _plot_bounds(axis: Axes, bounds: Mapping[str, Floats]) -> list[Line2D]:
+    handles: list[Line2D] = []
+    for (label, values), style in zip(bounds.items(), line_styles(len(bounds))):
+        handles += axis.plot(
+            _steps(values), values, label=label, color=BOUND_COLOUR, linestyle=style.linestyle, linewidth=1.2
+        )
+    return handles

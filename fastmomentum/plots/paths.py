@@ -1,48 +1,58 @@
-"""The paths of runs across the contours of a function of two parameters."""
+"""Draw the paths of runs on the contours of a function of two parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO
-from fastmomentum.plots.axes import Floats, axis_of, labelled, legend, numbers, styles, widths
+from fastmomentum.plots.axes import (
+    Floats,
+    add_legend,
+    axis_or_new,
+    check_labelled,
+    check_numbers,
+    line_styles,
+    line_widths,
+)
 
-POINTS = 201
-"""Of the grid on which the function is taken, along each axis."""
+Function = Callable[[Floats, Floats], npt.ArrayLike]
+
+GRID_POINTS = 201
+"""The number of grid points along each axis at which the function is computed."""
 
 CONTOURS = 12
 
 FARTHEST = 1e100
-"""Coordinates beyond it do not widen the picture: squares of them are no numbers any more."""
+"""The greatest coordinate that widens the picture: the squares of much larger ones overflow."""
 
 
 def trajectories(
-    function: Callable[[Floats, Floats], Any] | Sequence[float],
-    paths: Mapping[str, Any],
+    function: Function | Sequence[float],
+    paths: Mapping[str, npt.ArrayLike],
     ax: Axes | None = None,
     *,
     minimum: tuple[float, float] | None = None,
 ) -> Axes:
-    """Paths (x_t, y_t) across the contours of f(x, y).
+    """Draw the paths (x_t, y_t) of runs on the contours of f(x, y).
 
-    The contours lie at values min f + (max f − min f)·(k/12)², so that those of a quadratic are evenly spaced. Paths
-    are drawn the wider the earlier they come, so that several on the same points can be told apart.
+    The contours lie at the values min f + (max f − min f)·(k/12)², which are evenly spaced in x and y for a quadratic.
+    Earlier paths are drawn with wider lines, so that paths that coincide can be told apart.
 
     Parameters
     ----------
     function : callable or (float, float)
-        f(x, y) for arrays x and y of one shape, with values of that shape; or the curvatures (h₁, h₂) > 0 of
-        ½(h₁x² + h₂y²).
+        f(x, y), which takes two arrays of the same shape and returns an array of that shape; or the curvatures
+        (h₁, h₂) > 0 of the quadratic ½(h₁x² + h₂y²).
     paths : mapping from str to array_like, each of shape (t, 2), or (k, t, 2) for k runs under one label
         The points of each run, its start first. NaN and infinities leave gaps.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; an axis in a new figure otherwise.
+        The axis to draw on; a new figure's by default.
     minimum : (float, float), optional
-        Where a star marks the minimum; (0, 0) for a quadratic.
+        The minimum, marked with a star; (0, 0) by default if `function` is a quadratic.
 
     Returns
     -------
@@ -50,8 +60,10 @@ def trajectories(
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is not of that kind.
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If a curvature is not > 0, an array has the wrong shape, or no point is finite.
 
     Examples
     --------
@@ -67,39 +79,46 @@ def trajectories(
     >>> [text.get_text() for text in axis.get_legend().get_texts()]
     ['pytorch', 'start', 'minimum']
     """
-    f, lowest = _function(function)
-    runs = {label: _runs(f"paths[{label!r}]", each) for label, each in labelled("paths", paths).items()}
+    f, marked = _check_function(function)
+    runs = {label: _check_paths(f"paths[{label!r}]", each) for label, each in check_labelled("paths", paths).items()}
     if minimum is not None:
-        lowest = _pair("minimum", minimum)
-    every = np.concatenate([each.reshape(-1, 2) for each in runs.values()] + ([] if lowest is None else [[lowest]]))
-    seen = every[(np.abs(every) < FARTHEST).all(axis=1)]
-    if not len(seen):
+        marked = _check_point("minimum", minimum)
+    points = np.concatenate([each.reshape(-1, 2) for each in runs.values()] + ([] if marked is None else [[marked]]))
+    shown = points[(np.abs(points) < FARTHEST).all(axis=1)]
+    if not len(shown):
         raise ValueError("paths: expected a finite point somewhere; got none")
-    low, high = seen.min(axis=0), seen.max(axis=0)
-    room = 0.08 * np.where(high > low, high - low, 1.0)
-    low, high = low - room, high + room
-    x, y = np.meshgrid(*(np.linspace(a, b, POINTS) for a, b in zip(low, high)))
-    z = _values(f, x, y)
-    axis = axis_of(ax)
-    _contours(axis, x, y, z)
+    low, high = shown.min(axis=0), shown.max(axis=0)
+    edge = 0.08 * np.where(high > low, high - low, 1.0)
+    low, high = low - edge, high + edge
+    x, y = np.meshgrid(*(np.linspace(a, b, GRID_POINTS) for a, b in zip(low, high)))
+    z = _evaluate(f, x, y)
+    axis = axis_or_new(ax)
+    _draw_contours(axis, x, y, z)
     handles = []
-    for (label, each), style, width in zip(runs.items(), styles(len(runs)), widths(len(runs))):
+    for (label, each), style, width in zip(runs.items(), line_styles(len(runs)), line_widths(len(runs))):
         for run in each:
-            look = {"color": style.color, "linestyle": style.linestyle, "linewidth": width}
             (line,) = axis.plot(
-                *run.T, label=label, marker=style.marker, markersize=width + 2.0, markevery=slice(1, None), **look
+                *run.T,
+                label=label,
+                color=style.color,
+                linestyle=style.linestyle,
+                linewidth=width,
+                marker=style.marker,
+                markersize=width + 2.0,
+                markevery=slice(1, None),
             )
         handles.append(line)
     starts = np.concatenate([each[:, 0] for each in runs.values()])
-    handles += _marks(axis, starts, "start", marker="o", markersize=9, markerfacecolor="white")
-    if lowest is not None:
-        handles += _marks(axis, np.array([lowest]), "minimum", marker="*", markersize=13, markerfacecolor="white")
+    handles += _draw_marks(axis, starts, "start", marker="o", size=9.0)
+    if marked is not None:
+        handles += _draw_marks(axis, np.array([marked]), "minimum", marker="*", size=13.0)
     axis.set(xlabel="first parameter", ylabel="second parameter", xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    legend(axis, handles)
+    add_legend(axis, handles)
     return axis
 
 
-def _function(function: Any) -> tuple[Callable[[Floats, Floats], Any], tuple[float, float] | None]:
+def _check_function(function: Function | Sequence[float] | str) -> tuple[Function, tuple[float, float] | None]:
+    """Return the function and its minimum, or None for the minimum if the function is the user's."""
     if callable(function):
         return function, None
     if not isinstance(function, Sequence | np.ndarray) or isinstance(function, str) or np.shape(function) != (2,):
@@ -108,30 +127,31 @@ def _function(function: Any) -> tuple[Callable[[Floats, Floats], Any], tuple[flo
     return lambda x, y: 0.5 * (first * x * x + second * y * y), (0.0, 0.0)
 
 
-def _runs(name: str, value: Any) -> Floats:
-    found = numbers(name, value)
+def _check_paths(name: str, value: npt.ArrayLike) -> Floats:
+    """Return the points of one or more runs, of shape (runs, steps, 2)."""
+    found = check_numbers(name, value)
     found = found[None] if found.ndim == 2 else found
     if found.ndim != 3 or found.shape[2] != 2 or not found.size:
         raise ValueError(f"{name}: expected shape (t, 2), or (k, t, 2) for k runs; got {np.shape(value)}")
     return found
 
 
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    found = numbers(name, value)
+def _check_point(name: str, value: npt.ArrayLike) -> tuple[float, float]:
+    found = check_numbers(name, value)
     if found.shape != (2,) or not np.isfinite(found).all():
         raise ValueError(f"{name}: expected two finite numbers; got {checks.describe(value)}")
     return float(found[0]), float(found[1])
 
 
-def _values(f: Callable[[Floats, Floats], Any], x: Floats, y: Floats) -> Floats:
+def _evaluate(f: Function, x: Floats, y: Floats) -> Floats:
     with np.errstate(all="ignore"):
-        z = numbers("function", f(x, y))
+        z = check_numbers("function", f(x, y))
     if z.shape != x.shape:
         raise ValueError(f"function: expected values of the shape of its arguments, {x.shape}; got {z.shape}")
     return z
 
 
-def _contours(axis: Axes, x: Floats, y: Floats, z: Floats) -> None:
+def _draw_contours(axis: Axes, x: Floats, y: Floats, z: Floats) -> None:
     finite = z[np.isfinite(z)]
     with np.errstate(over="ignore"):
         span = np.ptp(finite) if finite.size else 0.0
@@ -140,5 +160,14 @@ def _contours(axis: Axes, x: Floats, y: Floats, z: Floats) -> None:
         axis.contour(x, y, np.ma.masked_invalid(z), levels, colors="#aaaaaa", linewidths=0.7)
 
 
-def _marks(axis: Axes, points: Floats, label: str, **look: Any) -> list[Line2D]:
-    return axis.plot(*points.T, label=label, linestyle="none", markeredgecolor="black", zorder=4, **look)
+def _draw_marks(axis: Axes, points: Floats, label: str, marker: str, size: float) -> list[Line2D]:
+    return axis.plot(
+        *points.T,
+        label=label,
+        linestyle="none",
+        marker=marker,
+        markersize=size,
+        markerfacecolor="white",
+        markeredgecolor="black",
+        zorder=4,
+    )

@@ -1,6 +1,4 @@
-"""The rate over the plane of learning rate and momentum."""
-
-from typing import Any
+"""Draw the convergence rate of a rule over the plane of learning rate and momentum."""
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -9,47 +7,54 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 
 from fastmomentum import checks, theory
-from fastmomentum.checks import ABOVE_ZERO, Range
-from fastmomentum.plots.axes import Floats, axis_of, legend
+from fastmomentum.checks import ABOVE_ZERO, AT_LEAST_ONE
+from fastmomentum.plots.axes import Floats, add_legend, axis_or_new
 from fastmomentum.rules.base import Rule
-from fastmomentum.theory.linear import resolve_rule
+from fastmomentum.theory.linear import Setting, resolve_rule
 from fastmomentum.theory.tuning import HEAVY_BALL, NESTEROV, Known, known
 
-AT_LEAST_ONE = Range(1.0, float("inf"))
+MOMENTA, LEARNING_RATES = 241, 401
+"""The numbers of grid points along the two axes."""
 
-MOMENTA, RATES = 241, 401
-"""Points of the grid."""
-
-HIGHEST = 0.999
-"""The greatest momentum: with 1 no rule forgets, and ρ is 1 all along."""
+HIGHEST_MOMENTUM = 0.999
+"""The greatest momentum drawn: at 1 no rule ever forgets a gradient, and ρ is 1 for every learning rate."""
 
 SHADES = (0.0, 1.2)
-"""ρ from the darkest to the lightest shade."""
+"""The values of ρ at the darkest and at the lightest shade."""
 
 
 def rates(
-    rule: str | Rule, ax: Axes | None = None, *, kappa: float | None = None, widest: float | None = None, **hyper: Any
+    rule: str | Rule,
+    ax: Axes | None = None,
+    *,
+    kappa: float | None = None,
+    widest: float | None = None,
+    **hyper: Setting,
 ) -> Axes:
-    """ρ(αh, β), the spectral radius of a rule, with what bounds and what crosses it.
+    """Draw the spectral radius ρ(αh, β) of a rule, the limit of stability, critical damping and the optimal tuning.
 
-    Drawn on the shades: where ρ = 1, the limit of stability (:func:`fastmomentum.theory.max_stable_lr`); critical
-    damping, β = (1 − √(αh))² for pytorch, classical and heavy_ball, β = (1 − √(αh))/(1 + √(αh)) for Nesterov's forms,
-    for ema and dampened rules with its share of αh; and the optimal tuning for a spectrum with κ = L/m, a line from αm
-    to αL at its β: the rate of a run is the largest ρ on it.
+    Up to three lines are drawn on the shades:
+
+    - the limit of stability, ρ = 1 (:func:`fastmomentum.theory.max_stable_lr`);
+    - critical damping: β = (1 − √(αh))² for pytorch, classical and heavy_ball, β = (1 − √(αh))/(1 + √(αh)) for
+      Nesterov's forms, and the same curves for ema and dampened rules, with αh times the share of a gradient that the
+      rule keeps;
+    - the optimal tuning for a spectrum with κ = L/m, as a line from αm to αL at its β. The rate of a run is the largest
+      ρ on this line.
 
     Parameters
     ----------
-    rule : str, Rule or chain
+    rule : str or Rule
         A rule that is linear in p, state and g.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; an axis in a new figure otherwise.
+        The axis to draw on; a new figure's by default.
     kappa : float, optional
-        κ ≥ 1, for the tuned line.
+        The condition number κ ≥ 1 of the optimal tuning. By default no tuning is drawn.
     widest : float, optional
-        The greatest αh > 0; by default a sixth beyond what is stable with β = 0 or 0.9 (up to three times what
-        is with 0), and beyond what is tuned.
+        The greatest αh > 0 drawn. By default 7/6 of the largest of three numbers: the last stable αh at β = 0, the last
+        stable αh at β = 0.9 (but at most three times the one at β = 0), and αL of the optimal tuning.
     **hyper
-        What else the rule declares, and the options of :func:`fastmomentum.step`.
+        The other hyper-parameters that the rule declares, and the options of :func:`fastmomentum.step`.
 
     Returns
     -------
@@ -57,13 +62,15 @@ def rates(
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument is not of that kind, or the rule is not linear, or takes no lr.
+    TypeError
+        If an argument has the wrong type.
+    ValueError
+        If a number is out of its range, the rule is unknown or not linear, or the rule has no lr.
 
     Notes
     -----
-    What ρ means, and that ‖e_t‖ = O(ρ^t) is false on the line of critical damping, is said at
-    :func:`fastmomentum.theory.spectral_radius`.
+    :func:`fastmomentum.theory.spectral_radius` explains the meaning of ρ, and why ‖e_t‖ = O(ρ^t) is false on the line
+    of critical damping.
 
     Examples
     --------
@@ -76,58 +83,65 @@ def rates(
     optimal tuning for κ = 10, αm to αL
     """
     k = None if kappa is None else checks.number("kappa", kappa, AT_LEAST_ONE)
-    tuned = None if k is None else theory.optimal(1.0, k, rule=rule, **hyper)
+    tuning = None if k is None else theory.optimal(1.0, k, rule=rule, **hyper)
     if widest is None:
-        edge = _edge(
-            theory.max_stable_lr([0.0, 0.9], 1.0, rule=rule, **hyper),
-            0.0 if tuned is None or k is None else tuned.lr * k,
-        )
+        stable = theory.max_stable_lr([0.0, 0.9], 1.0, rule=rule, **hyper)
+        edge = _default_edge(stable, 0.0 if tuning is None or k is None else tuning.lr * k)
     else:
         edge = checks.number("widest", widest, ABOVE_ZERO)
-    ah, beta = np.linspace(edge / RATES, edge, RATES), np.linspace(0.0, HIGHEST, MOMENTA)
+    ah = np.linspace(edge / LEARNING_RATES, edge, LEARNING_RATES)
+    beta = np.linspace(0.0, HIGHEST_MOMENTUM, MOMENTA)
     rho = theory.spectral_radius(ah, beta[:, None], 1.0, rule=rule, **hyper)
-    axis = axis_of(ax)
-    shade = axis.pcolormesh(
+    axis = axis_or_new(ax)
+    shades = axis.pcolormesh(
         ah, beta, rho, shading="gouraud", cmap="cividis", vmin=SHADES[0], vmax=SHADES[1], rasterized=True
     )
-    axis.figure.colorbar(shade, ax=axis, label="spectral radius ρ", extend="max")
+    axis.figure.colorbar(shades, ax=axis, label="spectral radius ρ", extend="max")
     handles: list[Artist] = []
     if rho.min() < 1.0 < rho.max():
         axis.contour(ah, beta, rho, [1.0], colors="black", linewidths=2.0)
         handles.append(Line2D([], [], color="black", linewidth=2.0, label="ρ = 1: limit of stability"))
-    found = known(resolve_rule(rule, hyper), [1.0])
-    if found is not None:
-        handles += _critical(axis, found)
-    if tuned is not None and k is not None:
-        look: dict[str, Any] = {"color": "#D55E00", "marker": "o", "markeredgecolor": "white", "markersize": 7}
-        label = f"optimal tuning for κ = {k:.4g}, αm to αL"
-        handles += axis.plot([tuned.lr, tuned.lr * k], [tuned.momentum] * 2, label=label, linewidth=2.5, **look)
+    method = known(resolve_rule(rule, hyper), [1.0])
+    if method is not None:
+        handles += _draw_critical_damping(axis, method)
+    if tuning is not None and k is not None:
+        handles += axis.plot(
+            [tuning.lr, tuning.lr * k],
+            [tuning.momentum] * 2,
+            label=f"optimal tuning for κ = {k:.4g}, αm to αL",
+            color="#D55E00",
+            linewidth=2.5,
+            marker="o",
+            markersize=7,
+            markeredgecolor="white",
+        )
     axis.set(xlabel="learning rate times curvature, αh", ylabel="momentum β", xlim=(0.0, edge), ylim=(0.0, 1.0))
     if handles:
-        legend(axis, handles, below=True)
+        add_legend(axis, handles, below=True)
     return axis
 
 
-def _edge(stable: Floats, tuned: float) -> float:
-    plain, heavy = (float(each) if np.isfinite(each) else 0.0 for each in stable)
-    return 7.0 / 6.0 * max(plain, min(heavy, 3.0 * plain), tuned) or 4.5
+def _default_edge(stable: Floats, tuned: float) -> float:
+    """Return the greatest αh to draw, from the last stable αh at β = 0 and 0.9, and αL of the optimal tuning."""
+    without_momentum, with_momentum = (float(each) if np.isfinite(each) else 0.0 for each in stable)
+    return 7.0 / 6.0 * max(without_momentum, min(with_momentum, 3.0 * without_momentum), tuned) or 4.5
 
 
-def _critical(axis: Axes, found: Known) -> list[Line2D]:
-    """Both branches of β(αh) as one line, in the rule's own learning rate."""
-    root = np.linspace(0.0, np.sqrt(HIGHEST), 400)
-    if found.method is HEAVY_BALL:
+def _draw_critical_damping(axis: Axes, method: Known) -> list[Line2D]:
+    """Draw both branches of the curve β(αh) as one line, with α the rule's own learning rate."""
+    root = np.linspace(0.0, np.sqrt(HIGHEST_MOMENTUM), 400)
+    if method.method is HEAVY_BALL:
         ah = np.concatenate([(1.0 - root[::-1]) ** 2, (1.0 + root[1:]) ** 2])
         beta, formula = np.concatenate([root[::-1], root[1:]]) ** 2, ", β = (1 − √(αh))²"
-    elif found.method is NESTEROV:
+    elif method.method is NESTEROV:
         beta, formula = root**2, ", β = (1 − √(αh)) / (1 + √(αh))"
         ah = ((1.0 - beta) / (1.0 + beta)) ** 2
     else:
         return []
-    share: Floats = np.broadcast_to(found.share(beta), beta.shape)
+    share: Floats = np.broadcast_to(method.share(beta), beta.shape)
     if not (share > 0.0).all():
         return []
-    plain = np.allclose(share, 1.0, rtol=1e-12)
+    formula_holds = np.allclose(share, 1.0, rtol=1e-12)
     outlined = [Stroke(linewidth=3.5, foreground="white"), Normal()]
-    label = "critical damping" + (formula if plain else "")
+    label = "critical damping" + (formula if formula_holds else "")
     return axis.plot(ah / share, beta, color="black", linestyle="--", label=label, path_effects=outlined)

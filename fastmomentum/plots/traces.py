@@ -1,6 +1,4 @@
-"""What a trace recorded, over its steps."""
-
-from typing import Any
+"""Draw the norms, the angle and the resets that a trace recorded."""
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -8,35 +6,38 @@ from matplotlib.axes import Axes
 
 from fastmomentum import checks
 from fastmomentum.optim.trace import Series, Trace
-from fastmomentum.plots.axes import axis_of, legend, styles
+from fastmomentum.plots.axes import add_legend, axis_or_new, line_styles
 
-NORMS = {"velocity": "velocity ‖v‖", "gradient": "gradient ‖g‖"}
+MAX_MARKERS = 40
+"""The greatest number of markers on a line."""
 
 
 def motion(trace: Trace | Series, ax: Axes | None = None) -> Axes:
-    """‖v‖ and ‖g‖ over steps, on a logarithmic axis, and cos∠(v, g) on one to the right; resets are marked.
+    """Draw ‖v‖ and ‖g‖ over the steps of a trace, cos∠(v, g) on a second axis to the right, and the resets.
 
     Parameters
     ----------
-    trace : Trace or Track
-        A record with one step at least, or the track of one of its groups, which knows of no resets. Zeros and NaN
-        leave gaps: a velocity at rest has no logarithm, and no angle.
+    trace : Trace or one of its groups
+        The record of at least one step; ``trace.groups[i]`` has no resets. Zeros and NaN leave gaps: a zero velocity
+        has neither logarithm nor angle.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; an axis in a new figure otherwise.
+        The axis to draw on; a new figure's by default.
 
     Returns
     -------
     matplotlib.axes.Axes
-        That of the norms; the figure has another for the cosine, upon it.
+        The axis of the norms. The axis of the cosine is another axis of the figure, on the same place.
 
     Raises
     ------
-    TypeError, ValueError
-        If it is no trace, or has no step.
+    TypeError
+        If `trace` is no trace.
+    ValueError
+        If `trace` has no step.
 
     Notes
     -----
-    The units of ‖g‖ are those of the loss over those of the parameters; what those of ‖v‖ are the rule says.
+    ‖g‖ has the unit of the loss over that of the parameters. The unit of ‖v‖ depends on the rule.
 
     Examples
     --------
@@ -51,29 +52,37 @@ def motion(trace: Trace | Series, ax: Axes | None = None) -> Axes:
     ['velocity ‖v‖', 'gradient ‖g‖', 'cos∠(v, g), right']
     """
     if not isinstance(trace, Trace | Series):
-        raise TypeError(f"trace: expected a Trace, or a Track of one; got {checks.describe(trace)}")
+        raise TypeError(f"trace: expected a Trace, or one of its groups; got {checks.describe(trace)}")
     if not len(trace):
-        raise ValueError("trace: expected one with a step at least; got one without")
-    track = trace.overall if isinstance(trace, Trace) else trace
-    axis = axis_of(ax)
-    values = {name: getattr(track, name) for name in NORMS}
-    if any((np.isfinite(each) & (each > 0.0)).any() for each in values.values()):
+        raise ValueError("trace: expected a trace with one step at least; got a trace without steps")
+    series = trace.overall if isinstance(trace, Trace) else trace
+    axis = axis_or_new(ax)
+    norms = {"velocity ‖v‖": series.velocity, "gradient ‖g‖": series.gradient}
+    if any((np.isfinite(norm) & (norm > 0.0)).any() for norm in norms.values()):
         axis.set_yscale("log", nonpositive="mask")
-    first, second, third = (
-        style._asdict() | {"markersize": 3, "markevery": -(-len(track) // 40)} for style in styles(3)
-    )
+    cosine_axis = axis.twinx()
+    lines = [(axis, label, norm) for label, norm in norms.items()]
+    lines.append((cosine_axis, "cos∠(v, g), right", series.cosine))
     handles: list[Artist] = []
-    for (name, label), look in zip(NORMS.items(), (first, second)):
-        handles += axis.plot(track.steps, values[name], label=label, **look)
-    beside = axis.twinx()
-    handles += beside.plot(track.steps, track.cosine, label="cos∠(v, g), right", **third)
-    beside.axhline(0.0, color=third["color"], linewidth=0.6)
-    beside.set(ylim=(-1.05, 1.05), ylabel="cos∠(v, g), from −1 to 1")
-    resets: list[Any] = trace.resets if isinstance(trace, Trace) else []
-    for i, reset in enumerate(resets):
-        line = axis.axvline(reset.step, color="black", linestyle=(0, (1, 2)), linewidth=1.5, label="reset")
-        handles += [line][i:]
+    for (drawn_on, label, values), style in zip(lines, line_styles(len(lines))):
+        handles += drawn_on.plot(
+            series.steps,
+            values,
+            label=label,
+            color=style.color,
+            linestyle=style.linestyle,
+            marker=style.marker,
+            markersize=3,
+            markevery=-(-len(series) // MAX_MARKERS),
+        )
+    cosine_axis.axhline(0.0, color=style.color, linewidth=0.6)
+    cosine_axis.set(ylim=(-1.05, 1.05), ylabel="cos∠(v, g), from −1 to 1")
+    resets = trace.resets if isinstance(trace, Trace) else []
+    marks = [
+        axis.axvline(reset.step, color="black", linestyle=(0, (1, 2)), linewidth=1.5, label="reset") for reset in resets
+    ]
+    handles += marks[:1]  # one legend entry for all resets
     axis.set(xlabel="step t", ylabel="norm, in the run's own units")
     axis.grid(alpha=0.3)
-    legend(axis, handles, below=True, columns=2)
+    add_legend(axis, handles, below=True, columns=2)
     return axis

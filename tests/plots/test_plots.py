@@ -444,8 +444,8 @@ CASES = {"cases": [{"case": "float32, n = 10", "threads": 1, "moved": 200, "runs
             ValueError,
             "sides: expected some of fastm.*; got 'torch'",
         ),
-        (lambda p: p.motion(3), TypeError, "trace: expected a Trace, or a Track of one; got 3"),
-        (lambda p: p.motion(fm.Trace()), ValueError, "trace: expected one with a step at least; got one without"),
+        (lambda p: p.motion(3), TypeError, "trace: expected a Trace, or one of its groups; got 3"),
+        (lambda p: p.motion(fm.Trace()), ValueError, "trace: expected a trace with one step at least; got a trace without"),
     ],
 )
 def test_a_refused_argument_is_named(call, error, message):
