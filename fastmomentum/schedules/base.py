@@ -186,7 +186,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Then(Schedule):
-    """Follow one schedule, then another; :meth:`Schedule.then` makes this schedule.
+    """Join two schedules, the second after the first; :meth:`Schedule.then` returns such a schedule.
 
     first(t) for t < after, then second(t − after)
 

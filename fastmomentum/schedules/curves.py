@@ -238,8 +238,8 @@ class WarmRestarts(Schedule):
         if self.growth == 1:
             return half_cosine_formula(self.start, self.end, f"({t} mod {self.period})/{self.period}")
         lengths = ", ".join(str(self.period * self.growth**k) for k in range(3))
-        share = f"{half_cosine_formula(self.start, self.end, 'u/T')}, u steps into a period of T = {lengths}, …"
-        return share if t == "t" else f"{share} from {t} = 0"
+        formula = f"{half_cosine_formula(self.start, self.end, 'u/T')}, u steps into a period of T = {lengths}, …"
+        return formula if t == "t" else f"{formula} from {t} = 0"
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class Cycle(Schedule):
     steps : int
         The number of all steps, ≥ 1.
     rise : float
-        The share of steps before the peak, in (0, 1), more than 1/steps.
+        The fraction of steps before the peak, in (0, 1), more than 1/steps.
 
     Raises
     ------
@@ -339,7 +339,7 @@ def one_cycle(
     steps : int
         The number of all updates, ≥ 1; later both schedules keep their last values.
     rise : float
-        The share of steps before the peak, in (0, 1), more than 1/steps.
+        The fraction of steps before the peak, in (0, 1), more than 1/steps.
     start_ratio, end_ratio : float
         The peak divided by the first learning rate, and the first learning rate divided by the last; > 0.
     low_momentum, high_momentum : float
@@ -379,17 +379,17 @@ def one_cycle(
     return Pair(Cycle(first, peak, last, steps, rise), Cycle(high, low, high, steps, rise))
 
 
-def half_cosine(start: float, end: float, share: float) -> float:
-    """Return the value of half a cosine from start to end, at a share from 0 to 1 of its length.
+def half_cosine(start: float, end: float, fraction: float) -> float:
+    """Return the value of half a cosine from start to end, at a fraction from 0 to 1 of its length.
 
-    end + (start − end)·(1 + cos(π·share))/2, exact at both ends
+    end + (start − end)·(1 + cos(π·fraction))/2, exact at both ends
     """
-    return end + (start - end) * ((1.0 + cos(pi * share)) / 2.0) if share else start
+    return end + (start - end) * ((1.0 + cos(pi * fraction)) / 2.0) if fraction else start
 
 
-def half_cosine_formula(start: float, end: float, share: str) -> str:
+def half_cosine_formula(start: float, end: float, fraction: str) -> str:
     """Return the formula of :func:`half_cosine` as text."""
-    return f"{format_number(end)} + ({format_number(start)} − {format_number(end)})·(1 + cos(π·{share}))/2"
+    return f"{format_number(end)} + ({format_number(start)} − {format_number(end)})·(1 + cos(π·{fraction}))/2"
 
 
 def exponential(start: float, factor: float, count: int) -> float:

@@ -32,7 +32,7 @@ CLASSES: dict[str, type[Schedule | Chebyshev]] = {
 
 
 def is_packable(value: object) -> bool:
-    """Return whether `value` is a schedule that :func:`pack` can convert: one of the package's own classes alone.
+    """Return whether :func:`pack` can convert `value`: a schedule built only of the package's own classes.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def pack(schedule: Schedule | Chebyshev) -> Packed:
     Raises
     ------
     TypeError
-        If it is not a schedule of the package, or contains a schedule of another class.
+        If `schedule` is not a schedule of the package, or contains a schedule of another class.
 
     Examples
     --------

@@ -68,7 +68,7 @@ def iterations(
     Returns
     -------
     int, or float inf
-        inf if the run does not converge: if ρ ≥ 1 at an eigenvalue (at one with an error, if `error` is given).
+        inf if the run does not converge: if ρ ≥ 1 at an eigenvalue (with `error`: at one whose error is not 0).
 
     Raises
     ------
@@ -78,8 +78,8 @@ def iterations(
 
     Notes
     -----
-    log(tol)/log(ρ) is neither exact nor a bound: it ignores that the error grows before it falls, which costs a fifth
-    more steps at the optimal tunings (critical damping at both ends of the spectrum).
+    log(tol)/log(ρ) is neither the exact number nor a bound, as it ignores that the error grows before it falls. At the
+    optimal tunings (critical damping at both ends of the spectrum) this growth costs a fifth more steps.
 
     Examples
     --------
@@ -233,8 +233,8 @@ def certificate(
 
     For every r > ρ(A) the equation P = I + (A/r)ᵀP(A/r) has a positive definite solution, and then
     ‖z_t‖ ≤ √cond(P)·r^t·‖z_0‖ for z = (e_t, e_{t−1}) and any z_0. C is the largest √cond(P) over the spectrum, or the
-    constant of a start from the initial state if that is larger. C is finite at critical damping, too. There it grows
-    without bound as r falls to ρ, which O(ρ^t) does not show.
+    constant of a start from the initial state if that is larger. C is finite at critical damping, too, but grows there
+    without bound as r falls to ρ: the error is not O(ρ^t).
 
     Parameters
     ----------

@@ -89,11 +89,11 @@ def check_steps(value: npt.ArrayLike, name: str = "t") -> Ints:
 
 
 def check_affordable(steps: float, cost: int) -> None:
-    """Check that `steps` steps, each with the work of `cost` coordinates, take less than a minute to compute."""
+    """Check that `steps` steps take less than a minute to compute, if one step costs as much as `cost` coordinates."""
     if steps * cost > MAX_WORK:
         raise ValueError(
-            f"lr, momentum: expected a setting that settles within some {MAX_WORK / cost:.0e} steps, as each step is "
-            f"computed; got one that takes about {steps:.0e}"
+            f"lr, momentum: expected values with which the run converges within some {MAX_WORK / cost:.0e} steps, as "
+            f"each step is computed; got values with which it takes about {steps:.0e}"
         )
 
 
@@ -234,13 +234,13 @@ class ResolvedRule(NamedTuple):
 
 
 def resolve_rule(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule:
-    """Return `rule` with the options and hyper-parameters in `hyper`, which must not hold lr and momentum."""
+    """Return `rule` with the options and hyper-parameters in `hyper`, which must contain neither lr nor momentum."""
     if hyper.get("max_norm") is not None:
         raise ValueError(f"max_norm: expected None, as clipping is not linear; got {hyper['max_norm']!r}")
     for name in ("lr", "momentum"):
         if name in hyper:
             raise TypeError(
-                f"{name}: expected as an argument of its own, or as the result; got {hyper[name]!r} among the others"
+                f"{name}: expected no value, as this function varies {name} itself; got {hyper[name]!r}. Leave it out"
             )
     composed, values = resolve_options(rule, lr=0.0, momentum=0.0, **hyper)
     return ResolvedRule(composed, {name: value for name, value in values.items() if name not in ("lr", "momentum")})

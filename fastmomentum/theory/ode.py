@@ -65,9 +65,9 @@ def two_step(step: float, friction: float) -> TwoStep:
 
     Notes
     -----
-    A run from the initial state has p_{−1} = p_0, like a ball that was still half a step before time 0: its error is of
-    first order in s. With heavy_ball's state set to p_{−1} = p_0 − ½s²∇f(p_0) the ball is still at time 0, and the
-    error is of second order.
+    A run from the initial state has p_{−1} = p_0, like a ball whose speed is 0 half a step before time 0: its error is
+    of first order in s. With heavy_ball's state set to p_{−1} = p_0 − ½s²∇f(p_0) the ball's speed is 0 at time 0, and
+    the error is of second order.
 
     Examples
     --------
@@ -171,5 +171,5 @@ def ball(grad: Callable[[Floats], npt.ArrayLike], x: npt.ArrayLike, friction: fl
         derivative, (0.0, float(when[-1])), z, "DOP853", when, rtol=1e-10, atol=1e-12 * float(np.abs(start).max())
     )
     if not found.success:
-        raise RuntimeError(f"ball: {found.message}")
+        raise RuntimeError(f"ball: scipy.integrate.solve_ivp failed, with the message: {found.message}")
     return np.asarray(found.y[: start.size].T)

@@ -73,7 +73,7 @@ def iteration_matrix(
     Notes
     -----
     On f = ½xᵀHx − bᵀx the matrix holds for every eigenvector of H, with its eigenvalue as h. On other functions it
-    holds near a smooth minimum. The state counts in full, including slots on which p does not depend.
+    holds near a smooth minimum. Every state slot has a row and a column, even if p does not depend on it.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def spectral_radius(
     ‖e_t‖^(1/t) → ρ(A) for almost every start, and ‖A^t‖ ≤ C(ε)·(ρ + ε)^t for every ε > 0 (Gelfand). It is *not* true
     that ‖e_t‖ = O(ρ^t): at critical damping, where the optimal tunings lie, ‖A^t‖ grows like t·ρ^(t−1).
 
-    Parameters and errors are those of :func:`iteration_matrix`, and so is the class of functions for which ρ holds.
+    Parameters and errors are those of :func:`iteration_matrix`. ρ holds for the functions for which the matrix holds.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def transient(
     rule: str | Rule,
     **hyper: Setting,
 ) -> Any:
-    """Return ‖A^t‖₂ in the coordinates (e_t, e_{t−1}): the factor by which t steps can increase an error, at most.
+    """Return the greatest factor by which t steps can increase an error, ‖A^t‖₂ in the coordinates (e_t, e_{t−1}).
 
     Rules that draw the same trajectory have the same transients in these coordinates. For a rule with s ≥ 2 state slots
     the coordinates are (e_t, …, e_{t−s}). At critical damping ‖A^t‖/ρ^t grows like t.

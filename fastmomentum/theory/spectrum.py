@@ -32,7 +32,7 @@ HessianProduct = Callable[[Array, Array], npt.ArrayLike]
 
 
 class Product(Protocol):
-    """Compute the product Hv; the type of such functions."""
+    """Compute Hessian-vector products Hv: the type of the functions that do this."""
 
     def __call__(self, v: Floats, stretch: float = 1.0) -> Floats:
         """Return Hv for a vector v of shape (n,), with a difference step that is `stretch` times the usual one."""
@@ -228,7 +228,7 @@ def tune(
 
     The tuning is the :func:`optimal` one for m minus its error and L plus its error, both widened by `margin`. The
     optimum for the estimates themselves would diverge if L were underestimated by 1/κ, relatively. The margin costs
-    next to nothing, as L is no longer at critical damping with it (measured on three real problems and κ = 10⁴, with L
+    hardly any steps, as it moves L away from critical damping (measured on three real problems and κ = 10⁴, with L
     estimated 1 % low: 0.76 to 1.01 times the steps of the optimal tuning).
 
     Parameters

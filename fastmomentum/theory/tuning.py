@@ -32,8 +32,8 @@ from fastmomentum.theory.rates import ROUNDING, centre_and_split, radius
 LARGE = 2.0**60
 """A value of lr·h at which the terms of a matrix without lr are rounding errors, so that lr's factor can be read."""
 
-OCTAVES = np.exp2(np.arange(-120.0, 120.0, 0.5))
-"""Learning rates in units of 1/h, for any units of the gradient: the last of them that converges is searched."""
+LR_GRID = np.exp2(np.arange(-120.0, 120.0, 0.5))
+"""The learning rates, in units of 1/h, among which the last that converges is searched; the gradient has any units."""
 
 
 class Tuning(NamedTuple):
@@ -235,14 +235,14 @@ def max_stable_lr(momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: st
 def last_stable_lr(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
     """Return the learning rate from which on ρ ≥ 1, by a search on a grid and root finding."""
     mu, h = np.broadcast_arrays(mu, h)
-    tried = OCTAVES / h[..., None]
+    tried = LR_GRID / h[..., None]
     converges = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
     # First come learning rates too small to tell ρ from 1, then those that converge, then those that do not.
     is_last = converges[..., :-1] & ~converges[..., 1:]
     found = np.where(converges[..., -1], np.inf, 0.0)
     has_last = is_last.any(axis=-1)
     if has_last.any():
-        at = OCTAVES.size - 2 - np.argmax(is_last[has_last][:, ::-1], axis=-1)[:, None]
+        at = LR_GRID.size - 2 - np.argmax(is_last[has_last][:, ::-1], axis=-1)[:, None]
         low, high = (np.take_along_axis(tried[has_last], k, axis=-1)[:, 0] for k in (at, at + 1))
         root = elementwise.find_root(
             lambda lr, mu, h: radius(rule, lr, mu, h) - (1.0 - ROUNDING), (low, high), args=(mu[has_last], h[has_last])
@@ -263,8 +263,8 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tuning
     2016, proposition 1)
     =====================================  ================  ==============================  ================
 
-    with κ = L/m, and lr divided by 1 − β or 1 − τ if the rule averages or dampens. For other rules the tuning is a
-    minimax over lr and momentum by numerical search; that no lower rate was found proves nothing.
+    with κ = L/m, and lr divided by 1 − β or 1 − τ if the rule averages or dampens. For other rules the tuning is
+    found by a numerical minimax search over lr and momentum, which does not prove that no lower rate exists.
 
     Parameters
     ----------
@@ -314,8 +314,8 @@ def standard(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tunin
     is 1 − 1/κ. For heavy ball the tuning is Polyak's, as in :func:`optimal`. On quadratics the tuning is slower than
     :func:`optimal`, but for Nesterov's method it is proven on all convex functions with curvature in [m, L].
 
-    Parameters and errors are those of :func:`optimal`; a rule that does not draw the trajectory of one of these three
-    methods is a ValueError.
+    Parameters and errors are those of :func:`optimal`. A ValueError is also raised for a rule that does not draw the
+    trajectory of one of these three methods.
 
     Examples
     --------

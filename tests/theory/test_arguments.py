@@ -154,7 +154,7 @@ def test_m_above_L_is_refused_with_both_values():
 
 
 def test_a_run_too_long_to_look_at_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="lr, momentum: expected a setting that settles within some .* steps"):
+    with pytest.raises(ValueError, match="lr, momentum: expected values .* converges within some .* steps"):
         theory.iterations(1e-6, 1 - 1e-11, [1.0], 1e-3, rule="heavy_ball")
 
 
