@@ -1,4 +1,4 @@
-"""``python -m fastmomentum`` is the command ``fastmomentum``."""
+"""Run the command ``fastmomentum`` as ``python -m fastmomentum``."""
 
 import sys
 

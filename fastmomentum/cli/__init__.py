@@ -1,7 +1,7 @@
-"""The command ``fastmomentum``, also ``python -m fastmomentum``; needs the extra ``cli``.
+"""Run the command ``fastmomentum``, also ``python -m fastmomentum``; needs the extra ``cli``.
 
-It is read by argparse: the standard library's parser starts in hundredths of a second, stays as it is from year to
-year, and lets every line of help and every exit status be what is written here.
+The command line is parsed by argparse of the standard library: it starts within hundredths of a second, rarely changes
+from one version of Python to the next, and leaves every line of help and every exit status to this package.
 """
 
 import io
@@ -11,22 +11,27 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-OK, FAILED, MISUSED = 0, 1, 2
-INTERRUPTED, CLOSED = 128 + signal.SIGINT, 128 + 13
-"""What shells report of a program that SIGINT, or SIGPIPE (13, which Windows lacks), ended."""
+DONE, FAILED, USAGE_ERROR = 0, 1, 2
+INTERRUPTED, PIPE_CLOSED = 128 + signal.SIGINT, 128 + 13
+"""The statuses that shells report for a program ended by SIGINT or by SIGPIPE (13; Windows has no SIGPIPE)."""
 
 EXTRAS = {"rich": "cli", "matplotlib": "cli", "sklearn": "cli"}
-"""What a command imports beyond the package's own requirements, and which extra brings it."""
+"""The packages that commands import beyond the package's own requirements, and the extra that installs each."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, sys.argv's where none are given.
+    """Run the command line and return its exit status.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The arguments; those of ``sys.argv`` by default.
 
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed (a prediction missed, an extra lacking), 2 asked for what cannot be done, 130
-        interrupted, 141 nobody reads on.
+        0 done, 1 failed (a prediction missed, or an extra is not installed), 2 wrong arguments or files, 130
+        interrupted, 141 the reader of stdout has closed the pipe.
 
     Examples
     --------
@@ -37,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # κ and ½ on a terminal that has none of them
+            stream.reconfigure(errors="replace")  # for terminals whose encoding lacks κ or ½
     try:
         status = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer would raise once more when Python closes it.
+        # Without this, Python would write the rest of the buffer when it closes stdout, and raise once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED
+        return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
     return status
@@ -55,7 +60,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         from fastmomentum.cli.terminal import Failure, Terminal, UsageError
     except ModuleNotFoundError as missing:
-        return _lacking(command, missing)
+        return _report_missing_package(command, missing)
     from fastmomentum.cli.parser import make_parser
 
     try:
@@ -63,19 +68,20 @@ def _run(arguments: Sequence[str] | None) -> int:
         command = f"fastmomentum {options.command}"
         run = import_module(f"fastmomentum.cli.{options.module}").run
         return int(run(options, Terminal(options.json)))
-    except SystemExit as stop:  # argparse's, which has said why
-        return int(stop.code or OK)
-    except UsageError as refused:
-        sys.stderr.write(f"{command}: error: {refused}\n")
-        return MISUSED
-    except Failure as failed:
-        sys.stderr.write(f"{command}: {failed}\n")
+    except SystemExit as stop:  # argparse has printed its message
+        return int(stop.code or DONE)
+    except UsageError as error:
+        sys.stderr.write(f"{command}: error: {error}\n")
+        return USAGE_ERROR
+    except Failure as failure:
+        sys.stderr.write(f"{command}: {failure}\n")
         return FAILED
     except ModuleNotFoundError as missing:
-        return _lacking(command, missing)
+        return _report_missing_package(command, missing)
 
 
-def _lacking(command: str, missing: ModuleNotFoundError) -> int:
+def _report_missing_package(command: str, missing: ModuleNotFoundError) -> int:
+    """Print how to install the missing package; raise the error again if no extra installs that package."""
     package = (missing.name or "").partition(".")[0]
     if package not in EXTRAS:
         raise missing

@@ -1,4 +1,4 @@
-"""``fastmomentum demo``, ``bench`` and ``validate``: what exists, started with what was asked for."""
+"""Run ``fastmomentum demo``, ``bench`` and ``validate``."""
 
 import argparse
 import sys
@@ -11,13 +11,13 @@ from fastmomentum.cli.tune import check_picture
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Start it; its own status."""
+    """Run the command in `options` and return its exit status."""
     if options.command == "demo":
         from fastmomentum.cli import demo
 
         check_picture("--picture", options.picture)
         return demo.run(options.picture, terminal)
-    out = _folder(options.out)
+    out = _make_folder(options.out)
     if options.command == "validate":
         from fastmomentum.cli.validation import report
 
@@ -25,19 +25,19 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
     root = Path(fastmomentum.__file__).resolve().parents[1]
     if not (root / "benchmarks" / "__main__.py").is_file():
         raise Failure(
-            "the benchmarks are in the source tree, not in the installed package: in a clone of fastmomentum's "
-            "repository, or in its unpacked source distribution, run ./scripts/bench"
+            "the benchmarks are not in the installed package: run ./scripts/bench in a clone of fastmomentum's "
+            "repository, or in its unpacked source distribution"
         )
-    if sys.path[0] != str(root):  # another package of that name must not come first
+    if sys.path[0] != str(root):  # so that no other package named benchmarks is found first
         sys.path.insert(0, str(root))
     status = import_module("benchmarks.__main__").run(out, options.smoke, terminal)
     return int(status)
 
 
-def _folder(path: Path) -> Path:
-    """`path`, made if need be."""
+def _make_folder(path: Path) -> Path:
+    """Return `path`, after making the folder if it does not exist."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {path}: {error.strerror}") from error
+        raise UsageError(f"--out {path}: expected a folder that can be made; got {error.strerror}") from error
     return path

@@ -1,12 +1,10 @@
-"""The main job on real data: a small network on handwritten digits, trained by one rule after the other.
+"""Run ``fastmomentum demo``: train a small network on handwritten digits by one rule after the other."""
 
-Run as ``fastmomentum demo``; needs the extra ``cli``.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -19,27 +17,49 @@ from fastmomentum.cli.terminal import Terminal
 from fastmomentum.plots.curves import losses
 
 Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+class Settings(TypedDict, total=False):
+    """Hold the arguments of Momentum that differ between the runs."""
+
+    rule: str
+    lr: float
+    nesterov: bool
+
 
 HIDDEN, EPOCHS, BATCH, MOMENTUM, LR = 256, 40, 64, 0.9, 0.02
-RUNS: dict[str, dict[str, Any]] = {
+RUNS: dict[str, Settings] = {
     "gradient descent": {"rule": "sgd", "lr": LR},
     "pytorch": {"rule": "pytorch", "lr": LR},
     "classical": {"rule": "classical", "lr": LR},
     "ema": {"rule": "ema", "lr": LR / (1 - MOMENTUM)},
     "Nesterov": {"rule": "pytorch", "nesterov": True, "lr": LR},
 }
-PLAIN = "gradient descent"
+WITHOUT_MOMENTUM = "gradient descent"
 
 
 class Digits(NamedTuple):
-    """scikit-learn's packaged 8 × 8 digits, scaled to [0, 1]; every fifth image is kept for the test."""
+    """Hold scikit-learn's 8 × 8 images of digits, scaled to [0, 1]; every fifth image is in the test set."""
 
-    train: tuple[Floats, npt.NDArray[np.int64]]
-    test: tuple[Floats, npt.NDArray[np.int64]]
+    train: tuple[Floats, Integers]
+    test: tuple[Floats, Integers]
 
 
 class Run(NamedTuple):
-    """What one rule did: training loss after each tenth, test accuracy, and the time that its updates took."""
+    """Hold the results of one rule.
+
+    Attributes
+    ----------
+    losses : list of float
+        The training loss after each tenth of the run.
+    accuracy : float
+        The share of test images that are classified correctly.
+    seconds, seconds_numpy : float
+        The time of all updates, and of these updates by the NumPy backend.
+    same_bits : bool
+        Whether parameters and state were those of the NumPy backend, bit by bit, after every update.
+    """
 
     losses: list[float]
     accuracy: float
@@ -49,21 +69,21 @@ class Run(NamedTuple):
 
 
 def load() -> Digits:
-    """The data."""
+    """Return the images and labels of the training set and the test set."""
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
-    kept = np.arange(len(labels)) % 5 == 0
-    return Digits((images[~kept], labels[~kept]), (images[kept], labels[kept]))
+    in_test = np.arange(len(labels)) % 5 == 0
+    return Digits((images[~in_test], labels[~in_test]), (images[in_test], labels[in_test]))
 
 
 class Network:
-    """64 inputs, one hidden layer of tanh, 10 classes by softmax; all parameters in one flat array."""
+    """Compute a network: 64 inputs, a hidden layer of tanh, and 10 classes by softmax; one array has all parameters."""
 
     shapes = ((64, HIDDEN), (HIDDEN,), (HIDDEN, 10), (10,))
     size = sum(int(np.prod(shape)) for shape in shapes)
 
     def start(self) -> Floats:
-        """The parameters that every run starts from."""
+        """Return the initial parameters, the same in every run."""
         flat = np.zeros(self.size, np.float32)
         rng = np.random.default_rng(0)
         for weights in self.views(flat)[::2]:
@@ -71,52 +91,55 @@ class Network:
         return flat
 
     def views(self, flat: Floats) -> list[Floats]:
-        """The layers' weights and biases, as views of the flat array."""
+        """Return the weights and biases of the layers, as views of the flat array."""
         ends = np.cumsum([np.prod(shape) for shape in self.shapes])
         return [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), self.shapes)]
 
     def forward(self, flat: Floats, x: Floats) -> tuple[Floats, Floats]:
-        """Hidden activations, and log-probabilities of the classes."""
+        """Return the hidden activations, and the logarithms of the class probabilities."""
         w1, b1, w2, b2 = self.views(flat)
         hidden = np.tanh(x @ w1 + b1)
         scores = hidden @ w2 + b2
         scores -= scores.max(axis=1, keepdims=True)
         return hidden, scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
 
-    def loss(self, flat: Floats, x: Floats, y: npt.NDArray[np.int64]) -> float:
-        """Mean cross-entropy."""
+    def loss(self, flat: Floats, x: Floats, y: Integers) -> float:
+        """Return the mean cross-entropy."""
         return float(-self.forward(flat, x)[1][np.arange(len(y)), y].mean())
 
-    def gradient(self, flat: Floats, x: Floats, y: npt.NDArray[np.int64], out: Floats) -> None:
-        """The gradient of the loss, into the flat array `out`."""
-        hidden, logs = self.forward(flat, x)
-        error = np.exp(logs)
+    def gradient(self, flat: Floats, x: Floats, y: Integers, out: Floats) -> None:
+        """Write the gradient of the loss into the flat array `out`."""
+        hidden, log_probabilities = self.forward(flat, x)
+        error = np.exp(log_probabilities)
         error[np.arange(len(y)), y] -= 1
         error /= len(y)
-        g1, c1, g2, c2 = self.views(out)
-        np.matmul(hidden.T, error, out=g2)
-        error.sum(axis=0, out=c2)
-        back = error @ self.views(flat)[2].T * (1 - hidden * hidden)
-        np.matmul(x.T, back, out=g1)
-        back.sum(axis=0, out=c1)
+        grad_w1, grad_b1, grad_w2, grad_b2 = self.views(out)
+        np.matmul(hidden.T, error, out=grad_w2)
+        error.sum(axis=0, out=grad_b2)
+        hidden_error = error @ self.views(flat)[2].T * (1 - hidden * hidden)
+        np.matmul(x.T, hidden_error, out=grad_w1)
+        hidden_error.sum(axis=0, out=grad_b1)
 
 
-def batches(count: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The same shuffled batches for every run."""
+def batches(count: int) -> Iterator[Integers]:
+    """Yield the row numbers of shuffled batches, the same in every run."""
     rng = np.random.default_rng(1)
     for _ in range(EPOCHS):
         yield from np.array_split(rng.permutation(count), count // BATCH)
 
 
-def train(settings: dict[str, Any], data: Digits, advance: Any) -> Run:
-    """Train by fastmomentum; beside it the same updates by the NumPy backend, timed and compared bit by bit."""
+def train(settings: Settings, data: Digits, advance: Callable[[], object]) -> Run:
+    """Train by fastmomentum, and repeat each update by the NumPy backend to compare times and bits.
+
+    `advance` is called after every update, for the progress bar.
+    """
     network = Network()
     x, y = data.train
     params, grad = network.start(), np.empty(network.size, np.float32)
     opt = fm.Momentum(params, momentum=MOMENTUM, **settings)
     reference = params.copy()
     state = None if opt.state is None else opt.state.copy()
-    opt.step(np.zeros_like(grad))  # compiles; a zero gradient at rest changes nothing
+    opt.step(np.zeros_like(grad))  # compiles the kernel; a zero gradient changes neither parameters nor zero state
     steps = list(batches(len(y)))
     losses: list[float] = []
     seconds, seconds_numpy, same = 0.0, 0.0, True
@@ -137,52 +160,64 @@ def train(settings: dict[str, Any], data: Digits, advance: Any) -> Run:
 
 
 def table(runs: dict[str, Run]) -> Table:
-    """The runs side by side."""
-    shown = Table("training loss after", *runs, title="Handwritten digits, the same start and batches for every rule")
+    """Return a table with one column for each run."""
+    title = "Handwritten digits, with the same start and the same batches for every rule"
+    shown = Table("training loss after", *runs, title=title)
     for tenth in range(10):
         shown.add_row(f"{(tenth + 1) * 10} %", *(f"{run.losses[tenth]:.4f}" for run in runs.values()))
     shown.add_section()
     shown.add_row("test accuracy", *(f"{run.accuracy:.1%}" for run in runs.values()))
     shown.add_row("updates (s)", *(f"{run.seconds:.4f}" for run in runs.values()))
-    shown.add_row("by the NumPy backend (s)", *(f"{run.seconds_numpy:.4f}" for run in runs.values()))
-    shown.add_row("ratio", *(f"{run.seconds_numpy / run.seconds:.1f}" for run in runs.values()))
-    shown.add_row("bits", *("the same" if run.same_bits else "DIFFERENT" for run in runs.values()))
+    shown.add_row("NumPy backend (s)", *(f"{run.seconds_numpy:.4f}" for run in runs.values()))
+    shown.add_row("times faster", *(f"{run.seconds_numpy / run.seconds:.1f}" for run in runs.values()))
+    shown.add_row("bits, compared to NumPy", *("the same" if run.same_bits else "DIFFERENT" for run in runs.values()))
     return shown
 
 
 def picture(runs: dict[str, Run], path: Path) -> None:
-    """The loss curves; those of the three conventions of one trajectory lie on each other."""
-    parts = np.arange(10, 101, 10)
+    """Save the loss curves; those of pytorch, classical and ema coincide, as the three draw one trajectory."""
+    percent = np.arange(10, 101, 10)
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     curves = {name: run.losses for name, run in runs.items()}
-    axis = losses(curves, figure.add_subplot(), times=dict.fromkeys(runs, parts))
+    axis = losses(curves, figure.add_subplot(), times=dict.fromkeys(runs, percent))
     axis.set(xlabel="part of the run [%]", ylabel="training loss", title="Digits: gradient descent and momentum")
     figure.savefig(path, dpi=120)
 
 
 def run(path: Path, terminal: Terminal) -> int:
-    """Run the demo, the curves to `path`; 0 if momentum beats gradient descent and all bits are those of NumPy."""
+    """Train by all rules, print the results, and save the loss curves to `path`.
+
+    Returns
+    -------
+    int
+        0 if every form of momentum beats gradient descent and all bits are those of the NumPy backend, else 1.
+    """
     data = load()
     total = EPOCHS * (len(data.train[1]) // BATCH)
     terminal.show(
-        f"{len(data.train[1])} images, {Network.size:,} parameters in one float32 array, {total} updates a rule"
+        f"{len(data.train[1])} images, {Network.size:,} parameters in one float32 array, {total} updates with each rule"
     )
     runs = {}
     with terminal.progress() as progress:
         for name, settings in RUNS.items():
             task = progress.add_task(name, total=total)
-            runs[name] = train(settings, data, lambda task=task: progress.advance(task))
+            runs[name] = train(settings, data, partial(progress.advance, task))
     terminal.show(table(runs))
     picture(runs, path)
     terminal.say(f"The loss curves are in {path}.")
-    slow = [name for name, run in runs.items() if name != PLAIN and not run.losses[-1] < runs[PLAIN].losses[-1]]
-    different = [name for name, run in runs.items() if not run.same_bits]
-    failed = [f"{name} does not beat gradient descent" for name in slow]
-    failed += [f"the bits of {name} are not those of the NumPy backend" for name in different]
-    for why in failed:
-        terminal.say(f"FAILED: {why}")
-    told = {name: run._asdict() for name, run in runs.items()}
+    last_loss = {name: run.losses[-1] for name, run in runs.items()}
+    failed = [
+        f"{name} does not beat gradient descent"
+        for name, loss in last_loss.items()
+        if name != WITHOUT_MOMENTUM and not loss < last_loss[WITHOUT_MOMENTUM]
+    ]
+    failed += [
+        f"the bits of {name} are not those of the NumPy backend" for name, run in runs.items() if not run.same_bits
+    ]
+    for reason in failed:
+        terminal.say(f"FAILED: {reason}")
+    results = {name: run._asdict() for name, run in runs.items()}
     terminal.record(
-        {"parameters": Network.size, "updates": total, "runs": told, "failed": failed, "picture": str(path)}
+        {"parameters": Network.size, "updates": total, "runs": results, "failed": failed, "picture": str(path)}
     )
     return 1 if failed else 0

@@ -1,6 +1,7 @@
-"""What could hang or crash where something is missing or broken: asked in a process of its own, with a limit of time.
+"""Ask in separate processes, with a time limit, for facts about the machine whose query could hang or crash.
 
-``python -m fastmomentum.cli.probes NAME`` prints the answer as JSON.
+A missing or broken driver or library then costs one answer, not the command. ``python -m fastmomentum.cli.probes NAME``
+prints the answer of one probe as JSON.
 """
 
 import ctypes
@@ -13,20 +14,21 @@ from time import monotonic
 from typing import Any
 
 SECONDS = 20.0
-"""What all answers together may take; Numba's import takes half a second, a CUDA driver that wakes up a few."""
+"""The time limit for all answers together: importing Numba takes half a second, waking a CUDA driver a few."""
 
-WIDTHS = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
-"""Bits of the widest vectors, by the feature that has them."""
+VECTOR_BITS = {"avx512f": 512, "avx": 256, "sse2": 128, "neon": 128}
+"""The vector width that each feature of a processor gives, the widest first."""
 
 Answer = dict[str, Any]
+"""The answer of a probe as JSON has it; {"error": why} if there is none."""
 
 
 def ask(names: Iterable[str], seconds: float = SECONDS) -> dict[str, Answer]:
-    """The answers of these probes, asked at the same time; {"error": why} where there is none."""
+    """Run these probes at the same time, and return their answers."""
     end, running = monotonic() + seconds, {name: _start(name) for name in names}
     try:
-        return {name: _answer(process, end) for name, process in running.items()}
-    finally:  # of Ctrl-C, too
+        return {name: _wait_for_answer(process, end) for name, process in running.items()}
+    finally:  # after Ctrl-C, too
         for process in running.values():
             if process.poll() is None:
                 process.kill()
@@ -40,36 +42,36 @@ def _start(name: str) -> "subprocess.Popen[str]":
     )
 
 
-def _answer(process: "subprocess.Popen[str]", end: float) -> Answer:
+def _wait_for_answer(process: "subprocess.Popen[str]", end: float) -> Answer:
     try:
-        out, problem = process.communicate(timeout=max(end - monotonic(), 0.1))
+        out, err = process.communicate(timeout=max(end - monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         return {"error": "no answer in time"}
     try:
         return dict(json.loads(out.splitlines()[-1]))
     except (ValueError, IndexError):
-        last = problem.strip().splitlines()[-1:] or [f"it ended with status {process.returncode}"]
-        return {"error": last[0]}
+        last_line = err.strip().splitlines()[-1:] or [f"it ended with status {process.returncode}"]
+        return {"error": last_line[0]}
 
 
 def processor() -> Answer:
-    """What LLVM, which compiles the kernels, takes the processor for."""
+    """Return the processor and its vector width, as LLVM, which compiles the kernels, sees them."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features()
-    width = next((bits for feature, bits in WIDTHS.items() if features.get(feature)), None)
+    width = next((bits for feature, bits in VECTOR_BITS.items() if features.get(feature)), None)
     return {"llvm": binding.get_host_cpu_name(), "vector_bits": width}
 
 
 def threads() -> Answer:
-    """How many threads may run, and Numba's threading layer, which this brings up."""
+    """Return how many threads may run, and Numba's threading layer, which this call starts."""
     from fastmomentum.backends.cpu.threads import available, layer
 
     return {"available": available(), "layer": layer()}
 
 
 def cuda() -> Answer:
-    """The driver's devices, by the driver's own functions; and, if it has any, whether numba-cuda can use them."""
+    """Return the devices that the CUDA driver itself reports, and whether numba-cuda can use them."""
     found: Answer = {"available": False, "devices": []}
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")

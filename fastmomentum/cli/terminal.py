@@ -1,4 +1,4 @@
-"""What the commands say, and where: results on stdout, progress on stderr, JSON where a machine reads."""
+"""Print results on stdout, as text or as JSON, and progress on stderr."""
 
 import json
 import math
@@ -11,26 +11,29 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-UNBOUNDED = 1000
-"""Columns that are enough for any table."""
+UNBOUNDED_WIDTH = 1000
+"""A number of columns that is enough for any table."""
+
+Record = Mapping[str, Any]
+"""The results of a command as JSON has them."""
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done: one line that says what was expected and what came."""
+    """Report arguments or files that cannot be used, in one line: what was expected, and what came."""
 
 
 class Failure(Exception):
-    """What was asked for could not be done, which is nobody's mistake: one line."""
+    """Report in one line why a command failed on correct arguments."""
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the command, which ends with the status that other programs then have; rich says 1."""
+        """Raise the error, so that main() returns the usual status 141; rich would exit with 1."""
         raise BrokenPipeError
 
 
 class Terminal:
-    """Where a command's results and progress go.
+    """Print the results and the progress of a command.
 
     Parameters
     ----------
@@ -40,34 +43,37 @@ class Terminal:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        # Neither brackets nor colons in a path, nor numbers, are taken for anything else than what they are.
-        self._out = _Console(markup=False, highlight=False, emoji=False)
+        # Brackets and colons in a path, and numbers, are printed as they are.
+        self._console = _Console(markup=False, highlight=False, emoji=False)
 
     @property
     def width(self) -> int:
-        """Columns to write in; 80 where no terminal and no COLUMNS say more."""
-        return self._out.width
+        """The number of columns to print in: the terminal's, or that in COLUMNS, or 80."""
+        return self._console.width
 
     def say(self, text: str) -> None:
-        """A line, which is never broken: a path in it stays one word."""
+        """Print a line without breaking it, so that a path in it stays one word."""
         self.show(text, soft_wrap=True)
 
-    def show(self, what: RenderableType = "", soft_wrap: bool = False) -> None:
-        """A table, or text that is broken at the terminal's width; a table whose words have no room there is not."""
-        if isinstance(what, Table):
-            # rich would cut words and the digits of numbers, and leave whole columns out.
-            needed = Measurement.get(self._out, self._out.options.update(max_width=UNBOUNDED), what)
-            what.width = needed.maximum if needed.minimum > self.width else what.width
+    def show(self, content: RenderableType = "", soft_wrap: bool = False) -> None:
+        """Print a table or a text; break text at the terminal's width, but never cut a table that is too wide."""
+        if isinstance(content, Table):
+            # In a narrow terminal rich would cut words and digits of numbers, and leave whole columns out.
+            needed = Measurement.get(self._console, self._console.options.update(max_width=UNBOUNDED_WIDTH), content)
+            content.width = needed.maximum if needed.minimum > self.width else content.width
         if not self.as_json:
-            self._out.print(what, soft_wrap=soft_wrap, crop=False)
+            self._console.print(content, soft_wrap=soft_wrap, crop=False)
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """The results for machines: in ASCII, whatever the locale, and null for NaN and infinity, which JSON lacks."""
+    def record(self, record: Record) -> None:
+        """Print the results as JSON, if JSON was asked for.
+
+        The text is ASCII in every locale. NaN and infinity are printed as null, since JSON has neither.
+        """
         if self.as_json:
-            sys.stdout.write(json.dumps(_finite(record), indent=1, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(_without_nan(record), indent=1, allow_nan=False) + "\n")
 
     def progress(self) -> Progress:
-        """A bar on stderr, gone when done; none where stderr is no terminal."""
+        """Return a progress bar on stderr that vanishes when done; it shows nothing if stderr is no terminal."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,9 +84,10 @@ class Terminal:
         return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _finite(value: Any) -> Any:
+def _without_nan(value: object) -> object:
+    """Return a copy of the value in which every NaN and infinity is None."""
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

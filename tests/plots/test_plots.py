@@ -445,7 +445,11 @@ CASES = {"cases": [{"case": "float32, n = 10", "threads": 1, "moved": 200, "runs
             "sides: expected some of fastm.*; got 'torch'",
         ),
         (lambda p: p.motion(3), TypeError, "trace: expected a Trace, or one of its groups; got 3"),
-        (lambda p: p.motion(fm.Trace()), ValueError, "trace: expected a trace with one step at least; got a trace without"),
+        (
+            lambda p: p.motion(fm.Trace()),
+            ValueError,
+            "trace: expected a trace with one step at least; got a trace without",
+        ),
     ],
 )
 def test_a_refused_argument_is_named(call, error, message):
