@@ -1,7 +1,4 @@
-"""What is to be tuned for: the ends of a spectrum, or a least-squares problem read from a file.
-
-What a start at x = 0 has of each curvature, where the eigenvectors of the Hessian are too many to be taken.
-"""
+"""Describe the problem that ``fastmomentum tune`` tunes for: the ends of a spectrum, or least squares on a file."""
 
 import csv
 import warnings
@@ -20,26 +17,31 @@ from fastmomentum import theory
 from fastmomentum.cli.terminal import UsageError
 
 Floats = npt.NDArray[np.float64]
+AnyArray = npt.NDArray[Any]
 
-DENSE = 2000
-"""Up to so many parameters all eigenvalues are taken (measured: 15 s for 2000); beyond, Lanczos finds the ends."""
+MAX_DENSE = 2000
+"""The greatest number of parameters for which all eigenvalues are computed (measured: 15 s for 2000).
+
+For more parameters, Lanczos estimates the ends of the spectrum.
+"""
 
 
 class Problem(NamedTuple):
-    """A quadratic, as far as it is known.
+    """Hold a quadratic problem: its spectrum, and the error of its start if that is known.
 
     Attributes
     ----------
     source : str
-        "kappa", "ends", or the file's name.
+        "kappa", "ends", or the name of the file.
     spectrum : Spectrum
-        The ends (m, L), with their errors.
+        The ends (m, L) of the spectrum, with their errors.
     curvatures, error : ndarray or None
-        All eigenvalues of the Hessian and x₀ − x* in their basis, where known.
+        The eigenvalues of the Hessian, and x₀ − x* in the basis of its eigenvectors; None if not known.
     rows, columns : int
-        Of A; 0 without data.
+        The shape of A; 0 without data.
     estimated : bool
-        Whether all this is what Lanczos finds; the curvatures are then few that stand for all.
+        Whether Lanczos estimated the spectrum. The curvatures are then a few nodes that represent all eigenvalues; see
+        :func:`quadrature_from_zero`.
     """
 
     source: str
@@ -52,17 +54,19 @@ class Problem(NamedTuple):
 
     @property
     def kappa(self) -> float:
-        """L/m."""
+        """The condition number L/m."""
         return self.spectrum.L / self.spectrum.m
 
 
 def least_squares(path: Path, ridge: float) -> Problem:
-    """½‖Ax − b‖² + ½·ridge·‖x‖², with A and b from a file, started at x = 0.
+    """Return the least-squares problem of a file, started at x = 0.
+
+    ½‖Ax − b‖² + ½·ridge·‖x‖²
 
     Raises
     ------
     UsageError
-        If the file holds no such problem, or one with m = 0, for which there is no rate.
+        If the file has no valid A and b, or if m = 0, for which there is no rate.
     RuntimeError
         If Lanczos does not converge.
     """
@@ -74,16 +78,16 @@ def least_squares(path: Path, ridge: float) -> Problem:
         raise UsageError(f"{path}: expected A'A neither 0 nor beyond double precision; A has the norm {size:.3g}")
     if rows < columns and not ridge:
         raise UsageError(f"{path}: expected full rank; A has {rows} rows for {columns} columns, so m = 0. {_REMEDY}")
-    if columns > DENSE:
+    if columns > MAX_DENSE:
         spectrum = theory.spectrum(None, np.zeros(columns), hessp=lambda x, v: a.T @ (a @ v) + ridge * v)
         if not spectrum.m > spectrum.m_error:
             raise UsageError(
                 f"{path}: expected full rank; m = {spectrum.m:.3g} ± {spectrum.m_error:.1g} may be 0. {_REMEDY}"
             )
-        nodes, parts = seen_from_zero(a, b, ridge) or (None, None)
-        return Problem(str(path), spectrum, nodes, parts, rows, columns, True)
-    # Singular values of A, not eigenvalues of A'A: its least ones keep their digits.
-    whole: Any = np.linalg.qr(np.column_stack([a, b]), mode="r")  # NumPy's annotations think of all modes at once
+        nodes, error = quadrature_from_zero(a, b, ridge) or (None, None)
+        return Problem(str(path), spectrum, nodes, error, rows, columns, True)
+    # The small singular values of A are more accurate than the square roots of the small eigenvalues of AᵀA.
+    whole: Any = np.linalg.qr(np.column_stack([a, b]), mode="r")  # NumPy's types do not tell that "r" gives one array
     triangle = whole[: min(rows, columns)]
     left, found, _ = np.linalg.svd(triangle[:, :-1])
     if not ridge and found[-1] <= np.finfo(np.float64).eps * max(rows, columns) * found[0]:
@@ -98,66 +102,69 @@ def least_squares(path: Path, ridge: float) -> Problem:
     return Problem(str(path), spectrum, curvatures, -singular * pull / curvatures, rows, columns)
 
 
-_REMEDY = "--ridge R makes it R"
+_REMEDY = "With --ridge R, m is at least R."
 
 
 def _read(path: Path) -> tuple[Floats, Floats]:
-    """A and b, checked."""
+    """Return A and b of the file, checked and as float64."""
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise UsageError(f"{path}: expected a name that ends in .npz or .csv")
     try:
         a, b = readers[path.suffix.lower()](path)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or 'is damaged'}") from error
+        raise UsageError(f"{path}: {error.strerror or 'the file is damaged'}") from error
     if a.ndim != 2 or b.shape not in ((len(a),), (len(a), 1)):
         raise UsageError(f"{path}: expected A of n rows and b of n numbers; got shapes {a.shape} and {b.shape}")
     if not a.size:
-        raise UsageError(f"{path}: expected one row and one column of A at least; got shape {a.shape}")
+        raise UsageError(f"{path}: expected at least one row and one column in A; got shape {a.shape}")
     for name, array in (("A", a), ("b", b)):
         if array.dtype.kind not in "iuf":
             raise UsageError(f"{path}: expected real numbers in {name}; got {array.dtype}")
         bad = np.argwhere(~np.isfinite(array))
         if bad.size:
-            where = ", ".join(str(int(index)) for index in bad[0])
-            raise UsageError(f"{path}: expected finite numbers; {name}[{where}] is {array[tuple(bad[0])]}")
+            index = ", ".join(str(int(number)) for number in bad[0])
+            raise UsageError(f"{path}: expected finite numbers; {name}[{index}] is {array[tuple(bad[0])]}")
     return a.astype(np.float64), b.astype(np.float64).reshape(-1)
 
 
-def _read_npz(path: Path) -> tuple[Any, Any]:
+def _read_npz(path: Path) -> tuple[AnyArray, AnyArray]:
     try:
         with path.open("rb") as file:
-            held = np.load(file, allow_pickle=False)
-            if not isinstance(held, np.lib.npyio.NpzFile):
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise UsageError(f"{path}: expected an npz archive; got a single array")
-            if not {"A", "b"} <= set(held.files):
-                raise UsageError(f"{path}: expected arrays A and b; got {', '.join(held.files) or 'none'}")
-            return held["A"], held["b"]
+            if not {"A", "b"} <= set(loaded.files):
+                raise UsageError(f"{path}: expected arrays A and b; got {', '.join(loaded.files) or 'none'}")
+            return loaded["A"], loaded["b"]
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: expected a whole npz archive of numbers; it cannot be read as one") from error
+        raise UsageError(
+            f"{path}: expected an npz archive of numeric arrays; the file cannot be read as such"
+        ) from error
 
 
-def _read_csv(path: Path) -> tuple[Any, Any]:
+def _read_csv(path: Path) -> tuple[AnyArray, AnyArray]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             skipped = int(_is_heading(next(csv.reader(file), [])))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of an empty file, which is refused below
+            warnings.simplefilter("ignore", UserWarning)  # NumPy warns of an empty file, which is refused below
             table = np.loadtxt(path, delimiter=",", skiprows=skipped, ndmin=2, encoding="utf-8-sig")
     except (ValueError, csv.Error) as error:
-        why = _first_fault(path) or str(error).splitlines()[0]
-        raise UsageError(f"{path}: expected commas between numbers: {why}") from error
+        fault = _find_fault(path) or str(error).splitlines()[0]
+        raise UsageError(f"{path}: expected commas between numbers: {fault}") from error
     if not table.size:
         raise UsageError(f"{path}: expected lines of numbers; got none")
     if table.shape[1] < 2:
-        raise UsageError(f"{path}: expected two columns at least, b the last; got shape {table.shape}")
+        raise UsageError(f"{path}: expected at least two columns, with b in the last; got shape {table.shape}")
     return table[:, :-1], table[:, -1]
 
 
-def _first_fault(path: Path) -> str:
-    """Where a file that NumPy refuses is first no table, with lines counted as editors do; empty where it is not seen.
+def _find_fault(path: Path) -> str:
+    """Describe the first fault of a table that NumPy cannot read, with its line number; return "" if none is found.
 
-    NumPy counts lines without those that it skips, from 0, and its message names options that nobody has here.
+    Lines are numbered as in an editor. NumPy numbers them from 0 without the skipped lines, and its message names
+    arguments of numpy.loadtxt, which the user of the command does not have.
     """
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file, suppress(csv.Error):
         reader, width = csv.reader(file), 0
@@ -169,12 +176,12 @@ def _first_fault(path: Path) -> str:
                 if not _is_number(cell):
                     return f"line {reader.line_num}, column {column} has {cell!r}"
             if len(cells) != width:
-                return f"line {reader.line_num} has {len(cells)} numbers, those before it {width}"
+                return f"line {reader.line_num} has {len(cells)} numbers; the lines before have {width}"
     return ""
 
 
 def _is_heading(cells: list[str]) -> bool:
-    """Whether the first line holds names: no cell of it is a number."""
+    """Return whether these cells of the first line are names, that is, whether none of them is a number."""
     return bool(cells) and not any(map(_is_number, cells))
 
 
@@ -186,50 +193,52 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-PRODUCTS = 2000
-"""Iterations after which LSMR is given up: with A of 4,000 × 2,000 they take a minute."""
+MAX_LSMR_STEPS = 2000
+"""The number of iterations after which LSMR is stopped: with A of 4,000 × 2,000 they take a minute."""
 
-VECTORS = 300
-"""Vectors that Lanczos keeps."""
+MAX_LANCZOS_STEPS = 300
+"""The greatest number of Lanczos vectors that are kept."""
 
-SETTLED = 1e-3
-"""How near, relatively, the least curvature that Lanczos finds must be to an eigenvalue."""
+LEAST_NODE_TOL = 1e-3
+"""The relative distance to an eigenvalue up to which the least node that Lanczos finds is accepted."""
 
 
-def seen_from_zero(a: Floats, b: Floats, ridge: float) -> tuple[Floats, Floats] | None:
-    """Few curvatures, and an error in each, that stand for x₀ − x* in the eigenbasis of AᵀA + ridge.
+def quadrature_from_zero(a: Floats, b: Floats, ridge: float) -> tuple[Floats, Floats] | None:
+    """Return a few curvatures, and the error in each, that represent the start x₀ = 0 of a large problem.
 
-    ‖p(H)e_0‖² = Σ_k w_k·p(θ_k)² with the nodes and weights of Gauss's quadrature, which Lanczos finds when it starts at
-    e_0: exact for polynomials p up to its number of steps, and settled far beyond for those of a method that
-    converges, once the end of the spectrum has been found.
+    ‖p(H)e_0‖² = Σ_k w_k·p(θ_k)², with H = AᵀA + ridge and e_0 = x₀ − x*
+
+    The nodes θ and weights w are those of Gauss quadrature, which Lanczos computes if it starts at e_0. The formula is
+    exact for polynomials p of a degree below the number of Lanczos steps. It is accurate for much higher degrees if p
+    belongs to a method that converges, after the least node has come close to the least eigenvalue.
 
     Returns
     -------
     (ndarray, ndarray) or None
-        θ and √w; None where LSMR does not find x*, or Lanczos the end of the spectrum.
+        θ and √w; None if LSMR does not find x*, or if Lanczos does not find the least eigenvalue.
 
     Notes
     -----
     Golub and Meurant, Matrices, Moments and Quadrature, 2010, chapter 6.
     """
-    solution, stopped, *_ = lsmr(a, b, damp=np.sqrt(ridge), atol=1e-13, btol=1e-13, conlim=0, maxiter=PRODUCTS)
+    solution, stopped, *_ = lsmr(a, b, damp=np.sqrt(ridge), atol=1e-13, btol=1e-13, conlim=0, maxiter=MAX_LSMR_STEPS)
     size = float(np.linalg.norm(solution))
-    if stopped == 7 or not size:  # 7: not yet converged
+    if stopped == 7 or not size:  # 7: LSMR reached maxiter
         return None
-    basis = np.empty((min(VECTORS, len(solution)), len(solution)))
-    diagonal, beside = np.zeros(len(basis)), np.zeros(len(basis))
+    basis = np.empty((min(MAX_LANCZOS_STEPS, len(solution)), len(solution)))
+    diagonal, off_diagonal = np.zeros(len(basis)), np.zeros(len(basis))
     vector = -solution / size
     for k in range(len(basis)):
         basis[k] = vector
         product = a.T @ (a @ vector) + ridge * vector
         diagonal[k] = vector @ product
-        for _ in range(2):  # once leaves the rounding of large parts that are taken away
+        for _ in range(2):  # one orthogonalisation leaves rounding errors of the large components that it removes
             product -= basis[: k + 1].T @ (basis[: k + 1] @ product)
-        beside[k] = np.linalg.norm(product)
-        if beside[k] <= 1e-13 * diagonal[: k + 1].max():  # e_0 has no part in what is left
+        off_diagonal[k] = np.linalg.norm(product)
+        if off_diagonal[k] <= 1e-13 * diagonal[: k + 1].max():  # the vectors span all eigenvectors that e_0 contains
             break
-        vector = product / beside[k]
-    nodes, vectors = eigh_tridiagonal(diagonal[: k + 1], beside[:k])
-    if k + 1 < len(solution) and beside[k] * abs(vectors[-1, 0]) > SETTLED * nodes[0]:
+        vector = product / off_diagonal[k]
+    nodes, vectors = eigh_tridiagonal(diagonal[: k + 1], off_diagonal[:k])
+    if k + 1 < len(solution) and off_diagonal[k] * abs(vectors[-1, 0]) > LEAST_NODE_TOL * nodes[0]:
         return None
     return nodes, np.abs(vectors[0]) * size

@@ -1,15 +1,13 @@
-"""``fastmomentum tune``: learning rate and momentum for each rule, and how fast they converge.
-
-The predicted error of runs, step by step, as a picture.
-"""
+"""Run ``fastmomentum tune``: find learning rate and momentum for each rule, and predict and draw the convergence."""
 
 import argparse
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rich import box
 from rich.table import Table
 
@@ -17,33 +15,37 @@ from fastmomentum import rules, theory
 from fastmomentum.cli.problem import Floats, Problem, least_squares
 from fastmomentum.cli.terminal import Failure, Terminal, UsageError
 
-FAMILIES = {
+METHODS = {
     "gradient descent": ("sgd",),
     "heavy ball": ("heavy_ball", "classical", "pytorch", "ema"),
     "Nesterov": ("nesterov_positions", "classical_nesterov", "pytorch_nesterov", "ema_nesterov"),
 }
-"""Rules that draw one trajectory at their tunings stand together; others follow, each for itself."""
+"""The rules of each method: with the tunings found here, all rules of one method draw the same trajectory."""
 
-MILLIONS = 10_000_000
-"""From so many on, steps are told in four digits."""
+EXPONENT_FROM = 10_000_000
+"""The number of steps from which on the table shows four digits and an exponent."""
 
-ESTIMATED = 0.02
-"""The margin where m and L are estimates; :func:`fastmomentum.theory.tune` has the same."""
+ESTIMATE_MARGIN = 0.02
+"""The default margin if m and L are estimates; it is also the default of :func:`fastmomentum.theory.tune`."""
+
+OBJECTIVE = "1/2 |Ax - b|^2 + ridge/2 |x|^2"
+"""The objective for data, as the JSON output names it."""
 
 
 class Row(NamedTuple):
-    """A rule's settings, and what they do.
+    """Hold the settings of one rule, and their predicted convergence.
 
     Attributes
     ----------
     rule, tuning : str
-        Its name; "optimal" or "standard".
+        The name of the rule, and "optimal" or "standard".
     lr, momentum, rate : float
-        The settings, momentum None where the rule has none, and the largest ρ on [m, L].
+        The settings, and the largest spectral radius ρ on [m, L]; momentum is None for a rule without momentum.
     steps : float or None
-        Of this problem, started at x = 0, to the tolerance; None where its eigenvalues are not known.
+        The number of steps to the tolerance on this problem, from x = 0; None if its eigenvalues are not known.
     bound : float or None
-        The same for every start from rest, on every spectrum in [m, L]; inf where ρ rounds to 1.
+        The number of steps for every start with velocity 0 and every spectrum in [m, L]; inf if ρ rounds to 1. None
+        if the count would take minutes.
     """
 
     rule: str
@@ -56,26 +58,34 @@ class Row(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Whose trajectory the rule draws."""
-        return next((method for method, family in FAMILIES.items() if self.rule in family), self.rule)
+        """The method that has this rule; the name of the rule if no method has it."""
+        return next((method for method, members in METHODS.items() if self.rule in members), self.rule)
 
 
 def run(options: argparse.Namespace, terminal: Terminal) -> int:
-    """Find, print, draw; 0, or 1 where Lanczos found no spectrum."""
-    names = chosen(options.rule)
+    """Find the tunings, print them, draw their curves if asked, and return the exit status 0.
+
+    Raises
+    ------
+    UsageError
+        If the options or the file cannot be used.
+    Failure
+        If Lanczos finds no spectrum.
+    """
+    names = select_rules(options.rule)
     if options.plot:
         check_picture("--plot", options.plot)
     with terminal.progress() as progress:
         task = progress.add_task("the spectrum", total=len(names) + 1)
         try:
-            problem = _problem(options)
+            problem = _make_problem(options)
         except RuntimeError as error:
             raise Failure(f"{options.data}: {error}") from error
         margin = options.margin
         if margin is None:
-            margin = ESTIMATED if problem.estimated else 0.0
-        ends = widened(problem.spectrum, margin)
-        rows, without = [], []
+            margin = ESTIMATE_MARGIN if problem.estimated else 0.0
+        ends = widen(problem.spectrum, margin)
+        rows, without_rate = [], []
         for name in names:
             progress.update(task, advance=1, description=name)
             try:
@@ -84,70 +94,80 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
                 if options.rule:
                     expected = str(error).partition("; got")[0].removeprefix("rule: ")
                     raise UsageError(f"--rule {name}: {expected}") from error
-                without.append(name)
+                without_rate.append(name)
     if options.plot:
         draw(options.plot, problem, ends, rows, options.tol, terminal)
-    _tell(terminal, options, problem, ends, margin, rows)
-    if without:
-        terminal.say(f"no rate is known for {', '.join(without)}")
-    told = record(problem, ends, margin, options.tol, rows)
-    terminal.record(told | {"ridge": options.ridge, "without_rate": without})
+    _print_results(terminal, options, problem, ends, margin, rows)
+    if without_rate:
+        terminal.say(f"no rate is known for {', '.join(without_rate)}")
+    results = record(problem, ends, margin, options.tol, rows)
+    terminal.record(results | {"ridge": options.ridge, "without_rate": without_rate})
     return 0
 
 
-def chosen(given: list[str] | None) -> list[str]:
-    """The rules to tune, those of one trajectory one after the other."""
+def select_rules(given: list[str] | None) -> list[str]:
+    """Return the rules to tune, in the order of the table: the rules of one method are neighbours."""
     known = rules.names()
     for name in given or ():
         if name not in known:
             raise UsageError(f"--rule: expected one of {', '.join(known)}; got {name!r}")
-    ordered = [name for family in FAMILIES.values() for name in family]
+    ordered = [name for members in METHODS.values() for name in members]
     ordered += [name for name in known if name not in ordered]
     return [name for name in ordered if not given or name in given]
 
 
-def widened(spectrum: theory.Spectrum, margin: float) -> tuple[float, float]:
-    """The ends that are reckoned with: m less its error and the margin, L with them."""
+def widen(spectrum: theory.Spectrum, margin: float) -> tuple[float, float]:
+    """Return m and L, both moved outwards by their error and then by the fraction `margin`."""
     return (spectrum.m - spectrum.m_error) * (1.0 - margin), (spectrum.L + spectrum.L_error) * (1.0 + margin)
 
 
 def tunings(rule: str, problem: Problem, ends: tuple[float, float], tol: float) -> Iterator[Row]:
-    """The optimal tuning, and the standard one where that is another; ValueError where the rule has no rate."""
+    """Yield the row of the optimal tuning, and the row of the standard tuning if the two differ.
+
+    Raises
+    ------
+    ValueError
+        If the theory has no rate for this rule.
+    """
     best = theory.optimal(*ends, rule=rule)
-    yield _row(rule, "optimal", best, problem, ends, tol)
+    yield _make_row(rule, "optimal", best, problem, ends, tol)
     try:
         usual = theory.standard(*ends, rule=rule)
-    except ValueError:  # it draws no known method's trajectory
+    except ValueError:  # there are standard tunings only for the rules in METHODS
         return
     if usual != best:
-        yield _row(rule, "standard", usual, problem, ends, tol)
+        yield _make_row(rule, "standard", usual, problem, ends, tol)
 
 
-def _row(rule: str, tuning: str, found: theory.Tuning, problem: Problem, ends: tuple[float, float], tol: float) -> Row:
+def _make_row(
+    rule: str, tuning: str, found: theory.Tuning, problem: Problem, ends: tuple[float, float], tol: float
+) -> Row:
     momentum = found.momentum if "momentum" in getattr(rules, rule).parameters else None
     steps = None
     if problem.curvatures is not None:
-        steps = _count(found, problem.curvatures, tol, rule, problem.error)
-    return Row(rule, tuning, found.lr, momentum, found.rate, steps, _count(found, ends, tol, rule))
+        steps = _count_steps(found, problem.curvatures, tol, rule, problem.error)
+    return Row(rule, tuning, found.lr, momentum, found.rate, steps, _count_steps(found, ends, tol, rule))
 
 
-def _count(found: theory.Tuning, spectrum: Any, tol: float, rule: str, error: Any = None) -> float | None:
-    """Iterations; None where to count them would take minutes."""
+def _count_steps(
+    found: theory.Tuning, spectrum: npt.ArrayLike, tol: float, rule: str, error: Floats | None = None
+) -> float | None:
+    """Return the number of iterations to the tolerance, or None if the count would take minutes."""
     try:
         return theory.iterations(found.lr, found.momentum, spectrum, tol, rule=rule, error=error)
     except ValueError:
         return None
 
 
-def _problem(options: argparse.Namespace) -> Problem:
-    """What the arguments ask for; they may ask for one thing only."""
+def _make_problem(options: argparse.Namespace) -> Problem:
+    """Return the problem that the options describe, and refuse options that describe two problems or none."""
     ends = options.m is not None, options.L is not None
     if (options.data is not None) + (options.kappa is not None) + any(ends) != 1 or any(ends) != all(ends):
         raise UsageError("expected one of --kappa K, --m M with --L L, or a file (see fastmomentum tune --help)")
     if options.data is not None:
         return least_squares(options.data, options.ridge)
     if options.ridge:
-        raise UsageError("--ridge: expected with a file only; with --m and --L add it to both")
+        raise UsageError("--ridge: expected with a file only; without a file, add the ridge to --m and to --L")
     if options.kappa is not None:
         return Problem("kappa", theory.Spectrum(1.0, options.kappa))
     if options.m > options.L:
@@ -155,8 +175,10 @@ def _problem(options: argparse.Namespace) -> Problem:
     return Problem("ends", theory.Spectrum(options.m, options.L))
 
 
-def record(problem: Problem, ends: tuple[float, float], margin: float, tol: float, rows: list[Row]) -> dict[str, Any]:
-    """The same for machines; null there for what is unknown, has no part, or is infinite."""
+def record(
+    problem: Problem, ends: tuple[float, float], margin: float, tol: float, rows: list[Row]
+) -> dict[str, object]:
+    """Return the results for the JSON output, with None for values that are unknown or do not apply."""
     return {
         "source": problem.source,
         "objective": OBJECTIVE if problem.columns else None,
@@ -172,10 +194,7 @@ def record(problem: Problem, ends: tuple[float, float], margin: float, tol: floa
     }
 
 
-OBJECTIVE = "1/2 |Ax - b|^2 + ridge/2 |x|^2"
-
-
-def _tell(
+def _print_results(
     terminal: Terminal,
     options: argparse.Namespace,
     problem: Problem,
@@ -183,86 +202,92 @@ def _tell(
     margin: float,
     rows: list[Row],
 ) -> None:
-    found, known = problem.spectrum, problem.curvatures is not None
+    found, has_steps = problem.spectrum, problem.curvatures is not None
     if problem.columns:
         ridge = f" + {options.ridge / 2:g}·‖x‖²" if options.ridge else ""
         terminal.say(f"{problem.source}: f(x) = ½‖Ax − b‖²{ridge}, A of {problem.rows:,} × {problem.columns:,}")
-    sure = f" (estimated: ±{found.m_error:.1g}, ±{found.L_error:.1g})" if problem.estimated else ""
-    terminal.say(f"m = {found.m:.6g}, L = {found.L:.6g}, κ = L/m = {problem.kappa:.6g}{sure}")
+    errors = f" (estimated: ±{found.m_error:.1g}, ±{found.L_error:.1g})" if problem.estimated else ""
+    terminal.say(f"m = {found.m:.6g}, L = {found.L:.6g}, κ = L/m = {problem.kappa:.6g}{errors}")
     if margin or problem.estimated:
         terminal.say(f"tuned for m = {ends[0]:.6g}, L = {ends[1]:.6g}: margin {margin:g}")
     table = Table("rule", "tuning", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in ("lr", "momentum", "rate", *(["steps"] if known else []), "bound"):
+    for heading in ("lr", "momentum", "rate", *(["steps"] if has_steps else []), "bound"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=9)
     for row, following in zip(rows, [*rows[1:], None]):
-        momentum = "" if row.momentum is None else near_one(row.momentum)
-        counts = [_shown(row.steps)] if known else []
-        figures = f"{row.lr:.5g}", momentum, near_one(row.rate), *counts, _shown(row.bound)
+        momentum = "" if row.momentum is None else format_near_one(row.momentum)
+        steps = [_format_count(row.steps)] if has_steps else []
+        figures = f"{row.lr:.5g}", momentum, format_near_one(row.rate), *steps, _format_count(row.bound)
         table.add_row(row.rule, row.tuning, *figures, end_section=not following or row.method != following.method)
     terminal.show(table)
     terminal.say("")
-    terminal.say(f"Steps from rest until ‖x − x*‖ is {options.tol:g} times what it was at the start:")
-    if known:
-        terminal.say(f"  steps  of this problem, from x = 0{', estimated' if problem.estimated else ''}")
-    terminal.say("  bound  for every start, and every spectrum in [m, L]")
+    terminal.say(f"Steps from velocity 0 until ‖x − x*‖ is {options.tol:g} times its value at the start:")
+    if has_steps:
+        terminal.say(f"  steps  for this problem, from x = 0{', estimated' if problem.estimated else ''}")
+    terminal.say("  bound  for every start and every spectrum in [m, L]")
     if problem.source == "kappa":
-        terminal.say("lr is for m = 1, L = κ: divide it by your m")
-    if not problem.columns and not margin and {row.rule for row in rows} & set(FAMILIES["heavy ball"]):
-        terminal.say("The optimal heavy ball is an edge: --margin 0.02 where m and L are estimates.")
+        terminal.say("lr is for m = 1 and L = κ: divide it by the m of your problem.")
+    if not problem.columns and not margin and {row.rule for row in rows} & set(METHODS["heavy ball"]):
+        terminal.say("The optimal heavy ball is at the edge of stability:")
+        terminal.say("use --margin 0.02 if m and L are estimates.")
     if options.plot:
         terminal.say(f"The predicted error curves are in {options.plot}.")
 
 
-def near_one(value: float) -> str:
-    """Six digits, of 1 − value where the value's own would all be nines.
+def format_near_one(value: float) -> str:
+    """Return the value in six digits, or as 1 minus its distance to 1 if the digits would begin with four nines.
 
     Examples
     --------
-    >>> near_one(0.25), near_one(0.9999998)
+    >>> format_near_one(0.25), format_near_one(0.9999998)
     ('0.25', '1-2e-07')
     """
     return f"{value:.6g}" if value <= 0.9999 or value == 1.0 else f"1-{1.0 - value:.3g}"
 
 
-def _shown(count: float | None) -> str:
+def _format_count(count: float | None) -> str:
     if count is None:
         return "?"
     if count == float("inf"):
         return "never"
-    return f"{count:,}" if count < MILLIONS else f"{count:.4g}"
+    return f"{count:,}" if count < EXPONENT_FROM else f"{count:.4g}"
 
 
-LONGER = 5
-"""How many times as many steps as the fastest rule needs are drawn; a slower one runs out of the picture."""
+MAX_STEPS_RATIO = 5
+"""The number of steps drawn, over the number that the fastest rule needs; curves of slower rules may be cut off."""
 
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
+"""The greatest number of steps that are drawn."""
+
 WORK = 4_000_000
-"""Steps times curvatures of one curve, a second or so, where the curvatures are chosen here."""
+"""The product of steps and curvatures for one curve (about one second), if the curvatures are chosen here."""
 
-MOST_WORK = 20_000_000
-"""The same where they are given, and only the steps can be fewer."""
+MAX_WORK = 20_000_000
+"""The greatest product of steps and curvatures for one curve if the curvatures are given; it limits the steps."""
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Refuse a file that no picture can be written to: better said before the work than after it.
+    """Refuse a path that no picture can be written to, before the long computation begins.
 
     Raises
     ------
     UsageError
-        If its folder does not exist, or matplotlib knows no such format; it would add one where there is none.
+        If the folder does not exist, or the name does not end in a format of matplotlib. (To a name without an
+        ending, matplotlib would append .png, so that the picture would not be at `path`.)
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
     if path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"{option} {path}: expected a file in a folder that exists")
     if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
-        raise UsageError(f"{option} {path}: expected a name that ends in .png, .pdf, .svg or the like")
+        raise UsageError(f"{option} {path}: expected a name that ends in .png, .pdf, .svg or another matplotlib format")
 
 
 def draw(
-    path: Path, problem: Problem, ends: tuple[float, float], rows: "list[Row]", tol: float, terminal: Terminal
+    path: Path, problem: Problem, ends: tuple[float, float], rows: list[Row], tol: float, terminal: Terminal
 ) -> None:
-    """‖e_t‖/‖e_0‖ over t for each trajectory, to the file.
+    """Draw the relative error of each trajectory over the steps, and save the picture to `path`.
+
+    ‖e_t‖/‖e_0‖, with e_t = x_t − x*
 
     Raises
     ------
@@ -273,38 +298,42 @@ def draw(
 
     plots = import_module("fastmomentum.plots")
     drawn = trajectories(rows)
-    steps = min(length(rows), MOST_WORK // (1 if problem.curvatures is None else problem.curvatures.size))
-    found = {}
+    steps = min(curve_length(rows), MAX_WORK // (1 if problem.curvatures is None else problem.curvatures.size))
+    curves = {}
     with terminal.progress() as progress:
         task = progress.add_task("curves", total=len(drawn))
         for label, row in drawn.items():
             progress.update(task, advance=1, description=label)
-            found[label] = curve(row, problem, ends, steps, tol)
+            curves[label] = curve(row, problem, ends, steps, tol)
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     axis = figure.subplots()
-    plots.errors(found, ax=axis).set_ylim(bottom=tol / 10)
-    known = problem.curvatures is not None
-    axis.set_title(f"κ = {problem.kappa:.4g}: {'the error from x = 0' if known else 'the worst error of any start'}")
+    plots.errors(curves, ax=axis).set_ylim(bottom=tol / 10)
+    shown = "the largest error of all starts" if problem.curvatures is None else "the error from x = 0"
+    axis.set_title(f"κ = {problem.kappa:.4g}: {shown}")
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise UsageError(f"--plot {path}: {error.strerror or error}") from error
 
 
-def trajectories(rows: "Iterable[Row]") -> "dict[str, Row]":
-    """One row of each trajectory, under the method's name and the tuning's."""
+def trajectories(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return one row for each trajectory, under the names of its method and its tuning."""
     return {f"{row.method}, {row.tuning}": row for row in rows}
 
 
-def length(rows: "Iterable[Row]") -> int:
-    """How many steps the picture has."""
+def curve_length(rows: Iterable[Row]) -> int:
+    """Return the number of steps to draw."""
     counts = [row.bound if row.steps is None else row.steps for row in rows]
     finite = [int(count) for count in counts if count is not None and count < np.inf]
-    return min([max(finite), LONGER * min(finite), MOST_STEPS]) if finite else MOST_STEPS
+    return min([max(finite), MAX_STEPS_RATIO * min(finite), MAX_STEPS]) if finite else MAX_STEPS
 
 
-def curve(row: "Row", problem: Problem, ends: tuple[float, float], steps: int, tol: float) -> Floats:
-    """‖e_t‖/‖e_0‖ at t = 0, 1, …: of the problem's own start, or the largest of any; up to where it is below tol."""
+def curve(row: Row, problem: Problem, ends: tuple[float, float], steps: int, tol: float) -> Floats:
+    """Return the relative errors ‖e_t‖/‖e_0‖ at t = 0, 1, …, steps.
+
+    The errors are those of the problem's own start if that is known, and the curve then ends at the first error of at
+    most `tol`. Otherwise each error is the largest of all starts, over a grid of curvatures in `ends`.
+    """
     if problem.curvatures is not None and problem.error is not None and problem.error.any():
         used = problem.error != 0.0
         h, weight = problem.curvatures[used], problem.error[used] / np.linalg.norm(problem.error)

@@ -138,7 +138,7 @@ def test_tune_estimates_the_ends_of_a_large_problem_and_keeps_a_margin(
     tuned, command, least_squares, tmp_path, monkeypatch
 ):
     a, _ = least_squares
-    monkeypatch.setattr(problem, "DENSE", 5)
+    monkeypatch.setattr(problem, "MAX_DENSE", 5)
     told, rows = tuned(tmp_path / "data.npz", "--rule", "pytorch")
     h = np.linalg.eigvalsh(a.T @ a)
     assert abs(told["m"] - h[0]) <= 2 * told["m_error"] + 1e-9
@@ -153,7 +153,7 @@ def test_tune_estimates_the_ends_of_a_large_problem_and_keeps_a_margin(
     )
     assert (told["estimated"], told["margin"]) == (True, 0.02)
     assert row["steps"] == steps_taken(a.T @ a, a.T @ least_squares[1], row)
-    monkeypatch.setattr(problem, "PRODUCTS", 1)
+    monkeypatch.setattr(problem, "MAX_LSMR_STEPS", 1)
     assert tuned(tmp_path / "data.npz", "--rule", "pytorch")[1]["pytorch", "optimal"]["steps"] is None
     assert "estimated" in command("tune", tmp_path / "data.npz", "--rule", "sgd")[1]
 
@@ -245,7 +245,7 @@ def test_the_worst_curve_ends_at_the_bound(plots, command, tmp_path):
     # 119 is the bound of the test above's kind, on the envelope; the worst of 256 curvatures comes to just below it
     assert ball[0] == 1.0
     assert 0.97 * 119 <= np.flatnonzero(ball > 1e-8)[-1] + 1 <= 119
-    assert max(map(len, found.values())) == tune.LONGER * 119 + 1
+    assert max(map(len, found.values())) == tune.MAX_STEPS_RATIO * 119 + 1
 
 
 def test_file_names_are_printed_unchanged(command, least_squares, tmp_path):
@@ -255,7 +255,7 @@ def test_file_names_are_printed_unchanged(command, least_squares, tmp_path):
 
 
 def test_tune_warns_when_a_heavy_ball_has_no_margin(command):
-    edge = "The optimal heavy ball is an edge"
+    edge = "The optimal heavy ball is at the edge of stability"
     assert edge in command("tune", "--kappa", 9, "--rule", "pytorch")[1]
     assert edge not in command("tune", "--kappa", 9, "--rule", "pytorch", "--margin", 0.02)[1]
     assert edge not in command("tune", "--kappa", 9, "--rule", "sgd")[1]
@@ -302,7 +302,7 @@ def test_broken_files_are_refused_in_one_line(command, tmp_path):
         "nan.npz": "expected finite numbers; A[5, 2] is nan",
         "inf.npz": "b[0] is inf",
         "rank.npz": "expected full rank; the least singular value",
-        "wide.npz": "A has 3 rows for 8 columns, so m = 0. --ridge R",
+        "wide.npz": "A has 3 rows for 8 columns, so m = 0. With --ridge R, m is at least R.",
         "shapes.npz": "got shapes (8, 3) and (4,)",
         "flat.npz": "expected A of n rows",
         "empty.npz": "got shape (8, 0)",
@@ -317,9 +317,9 @@ def test_broken_files_are_refused_in_one_line(command, tmp_path):
         "missing.npz": "No such file or directory",
         "missing.csv": "No such file or directory",
         "word.csv": "'x'",
-        "ragged.csv": "numbers, those before it 3",
+        "ragged.csv": "line 2 has 2 numbers; the lines before have 3",
         "empty.csv": "expected lines of numbers; got none",
-        "one.csv": "two columns at least",
+        "one.csv": "at least two columns",
         "nan.csv": "A[0, 0] is nan",
         "binary.csv": "expected commas between numbers",
         "data.txt": "ends in .npz or .csv",
@@ -332,12 +332,12 @@ def test_broken_files_are_refused_in_one_line(command, tmp_path):
 
 @pytest.mark.parametrize("ridge", [0.0, 3.0])
 def test_tune_groups_the_curvatures_of_a_start(monkeypatch, ridge):
-    monkeypatch.setattr(problem, "VECTORS", 120)
+    monkeypatch.setattr(problem, "MAX_LANCZOS_STEPS", 120)
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((600, 300)) * np.geomspace(1.0, 2.0, 300), rng.standard_normal(600)
     h, basis = np.linalg.eigh(a.T @ a + ridge * np.eye(300))
     error = -basis.T @ np.linalg.solve(a.T @ a + ridge * np.eye(300), a.T @ b)
-    nodes, few = problem.seen_from_zero(a, b, ridge)
+    nodes, few = problem.quadrature_from_zero(a, b, ridge)
     assert nodes.size == 120
     assert np.linalg.norm(few) == pytest.approx(np.linalg.norm(error), rel=1e-9)
     for rule in ("sgd", "heavy_ball", "nesterov_positions"):
@@ -347,16 +347,16 @@ def test_tune_groups_the_curvatures_of_a_start(monkeypatch, ridge):
             for spectrum, each in ((h, error), (nodes, few))
         ]
         assert abs(counts[1] - counts[0]) <= max(1, 0.01 * counts[0])
-    monkeypatch.setattr(problem, "VECTORS", 5)  # too few to see the end of the spectrum
-    assert problem.seen_from_zero(a, b, ridge) is None
+    monkeypatch.setattr(problem, "MAX_LANCZOS_STEPS", 5)  # too few to see the end of the spectrum
+    assert problem.quadrature_from_zero(a, b, ridge) is None
 
 
 def test_a_large_problem_without_full_rank_is_refused(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(problem, "DENSE", 3)
+    monkeypatch.setattr(problem, "MAX_DENSE", 3)
     a = np.random.default_rng(0).standard_normal((8, 4))
     a[:, 1] = a[:, 0]
     np.savez(tmp_path / "rank.npz", A=a, b=np.ones(8))
-    assert "may be 0. --ridge R makes it R" in refused(command, "tune", tmp_path / "rank.npz")
+    assert "may be 0. With --ridge R, m is at least R." in refused(command, "tune", tmp_path / "rank.npz")
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_any_work(command, tm
     def works(*given):
         raise AssertionError
 
-    monkeypatch.setattr(tune, "_problem", works)
+    monkeypatch.setattr(tune, "_make_problem", works)
     monkeypatch.setattr(demo, "run", works)
     assert words in refused(command, "tune", "--kappa", 3, "--rule", "sgd", "--plot", tmp_path / name)
     assert words in refused(command, "demo", "--picture", tmp_path / name)
@@ -419,7 +419,7 @@ def test_a_picture_that_the_system_does_not_write_is_refused(command, tmp_path, 
     [
         ("a,b,y\n1,2,3\n\n1,red,4\n", "line 4, column 2 has 'red'"),
         ("a,b,y\n1,2,3\n1,,4\n", "line 3, column 2 has ''"),
-        ("# of 2026\n1,2,3\n1,2\n", "line 3 has 2 numbers, those before it 3"),
+        ("# of 2026\n1,2,3\n1,2\n", "line 3 has 2 numbers; the lines before have 3"),
         ("a;b\n1;2\n", "line 2, column 1 has '1;2'"),
         ("1_0,2,3\n", "could not convert string '1_0'"),  # a number for Python, none for NumPy
         ("a,b,y\n", "expected lines of numbers; got none"),
@@ -443,7 +443,7 @@ def test_tune_fails_when_no_spectrum_is_found(command, least_squares, tmp_path, 
     def fails(*given, **named):
         raise RuntimeError("spectrum: Lanczos did not converge")
 
-    monkeypatch.setattr(problem, "DENSE", 5)
+    monkeypatch.setattr(problem, "MAX_DENSE", 5)
     monkeypatch.setattr(problem.theory, "spectrum", fails)
     status, out, err = command("tune", tmp_path / "data.npz")
     assert (status, out) == (1, "")
@@ -719,7 +719,7 @@ def test_the_console_script_and_the_scripts_are_this_command():
 
 def test_numbers_near_one_are_printed_with_their_distance():
     assert Problem("ends", theory.Spectrum(2.0, 5.0)).kappa == 2.5
-    assert tune.near_one(1.0) == "1"
-    assert [tune.near_one(rate) for rate in (0.9999, 0.99995)] == ["0.9999", "1-5e-05"]
-    assert [tune._shown(count) for count in (9_999_999, 10_000_000)] == ["9,999,999", "1e+07"]
-    assert tune.length([]) == tune.MOST_STEPS
+    assert tune.format_near_one(1.0) == "1"
+    assert [tune.format_near_one(rate) for rate in (0.9999, 0.99995)] == ["0.9999", "1-5e-05"]
+    assert [tune._format_count(count) for count in (9_999_999, 10_000_000)] == ["9,999,999", "1e+07"]
+    assert tune.curve_length([]) == tune.MAX_STEPS
