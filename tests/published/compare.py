@@ -34,7 +34,7 @@ class Tolerance:
         else:
             scale = max(np.abs(expected).max(initial=0), 1.0)
             atol = self.printed + units * np.finfo(found.dtype).eps * scale
-            np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+            np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=self.reason)
 
 
 BITS = Tolerance("The source rounds each operation as the package does, or rounds none.")

@@ -34,7 +34,7 @@ class Published:
     sign: int = 1  # −1 if the source stores the velocity with the opposite sign
     dtypes: tuple = DTYPES
     apis: tuple = APIS
-    in_single_precision: bool = False  # the source computed in single precision, in which params are compared then
+    in_single_precision: bool = False  # the source computed so, and params are compared so
 
 
 # TensorFlow and tf-keras
@@ -368,8 +368,8 @@ EIGHT_DECIMALS = Tolerance(
 )
 # The package multiplies by 1 − lr·λ first, and dfdx subtracts λ·lr·p together with the gradient. Each of the two has
 # one rounding a step of a number below 1 that the other has not, half a unit each.
-DECOUPLED_EIGHT_DECIMALS = Tolerance("Half of the eighth decimal, and one unit a step.", printed=5e-9, units_a_step=1)
-DECOUPLED_SIX_DECIMALS = Tolerance("Half of the sixth decimal, and one unit a step.", printed=5e-7, units_a_step=1)
+DECOUPLED_8 = Tolerance("Half of the eighth decimal, and one unit a step.", printed=5e-9, units_a_step=1)
+DECOUPLED_6 = Tolerance("Half of the sixth decimal, and one unit a step.", printed=5e-7, units_a_step=1)
 
 DFDX = [
     Published(
@@ -391,15 +391,11 @@ DFDX = [
         ("test_sgd_nesterov_momentum", {"momentum": 0.5, "nesterov": True}, BITS),
         ("test_sgd_l2_weight_decay_classic_momentum", {"momentum": 0.5, "weight_decay": 0.1}, BITS),
         ("test_sgd_weight_decay_no_momentum", {"rule": "sgd", "weight_decay": 0.1}, EIGHT_DECIMALS),
-        (
-            "test_sgd_weight_decay_no_momentum",
-            {"rule": "sgd", "decoupled_weight_decay": 0.1},
-            DECOUPLED_EIGHT_DECIMALS,
-        ),
+        ("test_sgd_weight_decay_no_momentum", {"rule": "sgd", "decoupled_weight_decay": 0.1}, DECOUPLED_8),
         (
             "test_sgd_decoupled_weight_decay_classic_momentum",
             {"momentum": 0.5, "decoupled_weight_decay": 0.1},
-            DECOUPLED_SIX_DECIMALS,
+            DECOUPLED_6,
         ),
     )
 ]
