@@ -1,1 +1,1 @@
-"""Measures the theory against the compiled kernels: predictions, runs, a table and pictures."""
+"""Measure on the compiled kernels what the theory predicts, and report both in a table, a record and pictures."""

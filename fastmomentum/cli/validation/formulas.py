@@ -1,12 +1,11 @@
-"""One line of the validation's table.
+"""Compare the theory with published formulas, and hold the results of a comparison in rows.
 
-The formulas as they are printed, apart from the rules' own functions, which theory and kernels both read.
-
-Were a rule written down wrongly, theory and kernels would agree on it; these would not.
+Theory and kernels both read the functions of the rules, so that they would agree on a rule that is written down
+wrongly. The formulas in this file are taken from the literature instead, and would disagree.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,22 +14,22 @@ from fastmomentum import theory
 
 
 class Row(NamedTuple):
-    """What was predicted, what was measured, and how far apart they may be.
+    """Hold one prediction with its measurement, and the greatest error at which the prediction holds.
 
     Attributes
     ----------
     what : str
-        The quantity, and of which run.
+        The name of the quantity and of the run.
     predicted, measured : float
-        By the theory, and on the compiled kernels.
+        The value by the theory, and the value measured on the compiled kernels.
     error : float
-        In the measure that the topic names.
+        The error, in the unit that the topic names.
     limit : float
-        Up to which error the prediction holds.
+        The greatest error at which the prediction holds.
     group : str
-        What rows it is shown together with: the table has the worst of each group.
+        The name of the group; the table shows the worst row of each group.
     topic : str
-        What it is an instance of, with the measure of the error: the summary has the worst of each topic.
+        The kind of the prediction, with the unit of the error; benchmarks/README.md shows the worst row of each topic.
     """
 
     what: str
@@ -43,31 +42,40 @@ class Row(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """The verdict; an error that is not a number is a miss."""
+        """Whether the error is within its limit; False if the error is NaN."""
         return self.error <= self.limit
 
     @property
     def severity(self) -> float:
-        """The error in units of its limit; nothing is worse than what is no number."""
+        """The error divided by its limit; inf if the error is NaN, or above a limit of 0."""
         if not self.holds:
             return self.error / self.limit if self.limit and self.error == self.error else float("inf")
         return self.error / self.limit if self.limit else 0.0
 
 
 def relative(what: str, predicted: float, measured: float, limit: float, group: str, topic: str) -> Row:
-    """A row whose error is relative to what was predicted."""
+    """Return a row whose error is relative to the predicted value."""
     return Row(what, predicted, measured, abs(measured / predicted - 1.0), limit, group, topic)
 
 
 def worst(rows: Iterable[Row], key: str = "group") -> list[tuple[Row, int]]:
-    """Of every group or topic the row that is nearest to its limit, or furthest beyond it, and how many there are."""
-    together: dict[str, list[Row]] = {}
+    """Return the row of greatest severity of each group, or of each topic, and the number of rows in it."""
+    rows_of: dict[str, list[Row]] = {}
     for row in rows:
-        together.setdefault(getattr(row, key), []).append(row)
-    return [(max(each, key=lambda row: row.severity), len(each)) for each in together.values()]
+        rows_of.setdefault(getattr(row, key), []).append(row)
+    return [(max(each, key=lambda row: row.severity), len(each)) for each in rows_of.values()]
+
+
+class Settings(TypedDict):
+    """Hold the arguments of Momentum for one run."""
+
+    rule: str
+    lr: float
+    momentum: float
 
 
 Floats = npt.NDArray[np.float64]
+Number = TypeVar("Number", float, Floats)
 
 HEAVY_BALLS = ("heavy_ball", "classical", "pytorch", "ema")
 NESTEROVS = ("pytorch_nesterov", "classical_nesterov", "ema_nesterov", "nesterov_positions")
@@ -76,30 +84,40 @@ RULES = ("sgd", *HEAVY_BALLS, *NESTEROVS)
 CONDITIONS = (2.0, 1e2, 1e4, 1e6, 1e8)
 
 
-def effective(rule: str, momentum: Any) -> Any:
-    """What lr is multiplied with to give the effective learning rate α."""
+def lr_factor(rule: str, momentum: Number) -> Number:
+    """Return the factor between lr and the effective learning rate α.
+
+    α = (1 − μ)·lr for the ema rules, α = lr for all others
+    """
     return 1.0 - momentum if rule.startswith("ema") else 1.0 + 0.0 * momentum
 
 
 def radius(rule: str, ah: Floats, mu: Floats) -> Floats:
-    """The larger root of λ² − (1 + μ − αh)λ + μ, or of λ² − (1 + μ)(1 − αh)λ + μ(1 − αh) for Nesterov's method."""
+    """Return the spectral radius ρ, which is the largest modulus of the roots of a published polynomial.
+
+    λ² − (1 + μ − αh)λ + μ for heavy ball, λ² − (1 + μ)(1 − αh)λ + μ(1 − αh) for Nesterov's method
+    """
     if rule == "sgd":
         return np.abs(1.0 - ah) + 0.0 * mu
     nesterov = rule in NESTEROVS
-    trace = (1.0 + mu) * (1.0 - ah) if nesterov else 1.0 + mu - ah
+    sum_of_roots = (1.0 + mu) * (1.0 - ah) if nesterov else 1.0 + mu - ah
     product = mu * (1.0 - ah) if nesterov else mu + 0.0 * ah
-    root = np.sqrt((trace * trace / 4.0 - product).astype(np.complex128))
-    return np.maximum(np.abs(trace / 2.0 + root), np.abs(trace / 2.0 - root))
+    root = np.sqrt((sum_of_roots * sum_of_roots / 4.0 - product).astype(np.complex128))
+    return np.maximum(np.abs(sum_of_roots / 2.0 + root), np.abs(sum_of_roots / 2.0 - root))
 
 
-def critical(rule: str, ah: Floats) -> Floats:
-    """The momentum at which the two roots are one; inf where there is none."""
+def critical_momentum(rule: str, ah: Floats) -> Floats:
+    """Return the momentum of critical damping, at which the two roots coincide; inf if there is none."""
     root = np.sqrt(ah)
     return np.where(ah < 1.0, (1.0 - root) / (1.0 + root), np.inf) if rule in NESTEROVS else (1.0 - root) ** 2
 
 
-def printed_tuning(rule: str, m: float, L: float) -> tuple[float, float, float]:
-    """α, μ and 1 − ρ: Cauchy's, Polyak's, or that of Lessard, Recht and Packard 2016."""
+def published_tuning(rule: str, m: float, L: float) -> tuple[float, float, float]:
+    """Return α, μ and 1 − ρ of the optimal tuning for curvatures in [m, L].
+
+    The tunings are Cauchy's for gradient descent, Polyak's (1964) for heavy ball, and that of Lessard, Recht and
+    Packard (2016) for Nesterov's method.
+    """
     k = L / m
     if rule == "sgd":
         return 2.0 / (L + m), 0.0, 2.0 / (k + 1.0)
@@ -109,33 +127,30 @@ def printed_tuning(rule: str, m: float, L: float) -> tuple[float, float, float]:
     return 4.0 / (3.0 * L + m), (root - 2.0) / (root + 2.0), 2.0 / root
 
 
-def limit(rule: str, mu: float) -> float:
-    """The αh below which it converges."""
+def stability_limit(rule: str, mu: float) -> float:
+    """Return the αh below which the rule converges."""
     return 2.0 if rule == "sgd" else 2.0 + 2.0 * mu if rule in HEAVY_BALLS else (2.0 + 2.0 * mu) / (1.0 + 2.0 * mu)
 
 
 def rows() -> Iterator[Row]:
-    """Optimal tunings and stability limits, against the table; predicted is what is printed."""
+    """Compare optimal tunings and stability limits with the published formulas, as the predicted values of the rows."""
     for rule in RULES:
         for condition in CONDITIONS:
             m, L = 0.3, 0.3 * condition
-            alpha, mu, gain = printed_tuning(rule, m, L)
+            alpha, mu, gain = published_tuning(rule, m, L)
             found = theory.optimal(m, L, rule=rule)
             pairs = (
-                ("αL", alpha * L, found.lr * effective(rule, found.momentum) * L),
+                ("αL", alpha * L, found.lr * lr_factor(rule, found.momentum) * L),
                 ("μ", mu, found.momentum),
                 ("1 − ρ", gain, 1.0 - found.rate),
             )
-            for name, printed, ours in pairs:
-                error = abs(ours - printed) / (printed or 1.0)
-                topic = "optimal tunings, against the printed formulas (relative)"
-                yield Row(
-                    f"{name} of the optimal tuning, κ = {condition:g}, {rule}", printed, ours, error, 1e-7, topic, topic
-                )
+            for name, published, ours in pairs:
+                error = abs(ours - published) / (published or 1.0)
+                topic = "optimal tunings, against the published formulas (relative)"
+                what = f"{name} of the optimal tuning, κ = {condition:g}, {rule}"
+                yield Row(what, published, ours, error, 1e-7, topic, topic)
         for mu in (0.0, 0.5, 0.99):
-            printed = limit(rule, mu)
-            ours = float(theory.max_stable_lr(mu, 3.0, rule=rule)) * 3.0 * effective(rule, mu if rule != "sgd" else 0.0)
-            topic = "stability limits, against the printed formulas (relative)"
-            yield Row(
-                f"αh at the limit, μ = {mu:g}, {rule}", printed, ours, abs(ours / printed - 1.0), 1e-12, topic, topic
-            )
+            published = stability_limit(rule, mu)
+            ours = float(theory.max_stable_lr(mu, 3.0, rule=rule)) * 3.0 * lr_factor(rule, mu if rule != "sgd" else 0.0)
+            topic = "stability limits, against the published formulas (relative)"
+            yield relative(f"αh at the limit, μ = {mu:g}, {rule}", published, ours, 1e-12, topic, topic)

@@ -1,7 +1,6 @@
-"""Where the theory ends: a function on which the optimal tuning never arrives, and one only locally quadratic."""
+"""Validate beyond quadratics: a function on which the optimal tuning never converges, and a logistic regression."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,30 +8,33 @@ from scipy.special import expit
 
 import fastmomentum as fm
 from fastmomentum import theory
-from fastmomentum.cli.validation.formulas import RULES, Row, relative
+from fastmomentum.cli.validation.formulas import RULES, Row, Settings, relative
 from fastmomentum.cli.validation.quadratics import RIDGE, count_iterations, standardised
 
 Floats = npt.NDArray[np.float64]
 
 CYCLE = (-1.8024490, 2.1159184, 0.6465306)
-"""Lessard, Recht and Packard 2016, section 4.6: where heavy ball goes round, for ever."""
+"""The points between which heavy ball cycles for ever (Lessard, Recht and Packard 2016, section 4.6)."""
 
 
-def lessard(x: Floats) -> Floats:
-    """Their gradient, of slope 25, 1 and 25 again: m = 1, L = 25."""
+def lessard_gradient(x: Floats) -> Floats:
+    """Return the gradient of the function of Lessard, Recht and Packard, of slope 25, 1 and 25: m = 1, L = 25."""
     return np.where(x < 1.0, 25.0 * x, np.where(x < 2.0, x + 24.0, 25.0 * x - 24.0))
 
 
-def cycle(steps: int = 9_999) -> Iterator[Row]:
-    """Polyak's tuning for m = 1, L = 25 (α = 1/9, μ = 4/9, ρ = 2/3) from x₀ = 3.3: no convergence, but a 3-cycle."""
+def cycle_rows(steps: int = 9_999) -> Iterator[Row]:
+    """Compare the last three points of a run with the published cycle.
+
+    The run has Polyak's tuning for m = 1 and L = 25 (α = 1/9, μ = 4/9, ρ = 2/3), and starts at x₀ = 3.3.
+    """
     tuning = theory.optimal(1.0, 25.0, rule="heavy_ball")
     x = np.array([3.3])
     opt = fm.Momentum(x, rule="heavy_ball", lr=tuning.lr, momentum=tuning.momentum)
     visited = []
     for _ in range(steps):
-        opt.step(lessard(x))
+        opt.step(lessard_gradient(x))
         visited.append(float(x[0]))
-    # The published figures have seven decimals.
+    # The published values have seven decimals.
     for predicted, measured in zip(sorted(CYCLE), sorted(visited[-3:])):
         what = f"3-cycle under Polyak's tuning after {steps:,} steps"
         yield Row(
@@ -47,31 +49,37 @@ def cycle(steps: int = 9_999) -> Iterator[Row]:
 
 
 class Logistic:
-    """ℓ2-regularised logistic regression on the breast-cancer set; the labels are the signs of the centred targets."""
+    """Compute a logistic regression with an ℓ2 penalty on the breast-cancer data.
+
+    mean of log(1 + exp(−y·xw)) + ½·1e-3·‖w‖²
+
+    The labels y = ±1 are the signs of the centred targets.
+    """
 
     def __init__(self) -> None:
         x, y = standardised("breast cancer")
         self.x, self.y = x, np.sign(y)
         self.solution = np.zeros(x.shape[1])
-        for _ in range(50):  # Newton's method, far beyond convergence
+        for _ in range(50):  # Newton's method, with many more steps than it needs
             self.solution -= np.linalg.solve(self.hessian(self.solution), self.grad(self.solution))
 
     def grad(self, w: Floats) -> Floats:
-        """Of the mean of log(1 + exp(−y·xw)) + ½·1e-3·‖w‖²."""
+        """Return the gradient of the objective."""
         pull = expit(-self.y * (self.x @ w)) * self.y
         return np.asarray(RIDGE * w - self.x.T @ pull / len(self.y))
 
     def hessian(self, w: Floats) -> Floats:
-        """Of the same."""
+        """Return the Hessian of the objective."""
         p = expit(self.x @ w)
         return np.asarray((self.x.T * (p * (1.0 - p))) @ self.x / len(self.y) + RIDGE * np.eye(w.size))
 
 
-def local(near: float = 1e-4, tol: float = 1e-6) -> Iterator[Row]:
-    """Near its optimum logistic regression converges as the quadratic does that its Hessian there makes.
+def logistic_rows(near: float = 1e-4, tol: float = 1e-6) -> Iterator[Row]:
+    """Compare runs near the optimum of a logistic regression with predictions from its Hessian at the optimum.
 
-    From rest at a distance `near`: iterations to `tol` of that at the optimal tuning, and the rate itself along the
-    slowest eigenvector, with little momentum, so that one real eigenvalue leads.
+    The runs start with velocity 0 at the distance `near` from the optimum. The first kind of row counts the iterations
+    with the optimal tuning until the distance is `tol` times that. The second kind has the rate along the slowest
+    eigenvector, with a momentum so small that a real eigenvalue dominates.
     """
     problem = Logistic()
     spectrum, basis = np.linalg.eigh(problem.hessian(problem.solution))
@@ -79,7 +87,7 @@ def local(near: float = 1e-4, tol: float = 1e-6) -> Iterator[Row]:
     error *= near / float(np.linalg.norm(error))
     for rule in RULES:
         best = theory.optimal(spectrum[0], spectrum[-1], rule=rule)
-        settings: dict[str, Any] = {"rule": rule, "lr": best.lr, "momentum": best.momentum}
+        settings: Settings = {"rule": rule, "lr": best.lr, "momentum": best.momentum}
         expected = theory.iterations(best.lr, best.momentum, spectrum, tol, rule=rule, error=error)
         found = count_iterations(problem.grad, problem.solution + basis @ error, problem.solution, tol, **settings)
         group = f"logistic regression near its optimum: iterations to {tol:g}"
@@ -92,11 +100,12 @@ def local(near: float = 1e-4, tol: float = 1e-6) -> Iterator[Row]:
             group,
             "iterations near the optimum of a logistic regression (steps)",
         )
-        slow = {"rule": rule, "lr": 0.5 * float(theory.max_stable_lr(0.5, spectrum[-1], rule=rule)), "momentum": 0.5}
+        half_of_limit = 0.5 * float(theory.max_stable_lr(0.5, spectrum[-1], rule=rule))
+        slow: Settings = {"rule": rule, "lr": half_of_limit, "momentum": 0.5}
         rate = theory.spectral_radius(slow["lr"], 0.5, spectrum, rule=rule).max()
         start = problem.solution + near * basis[:, 0]
         steps = [count_iterations(problem.grad, start, problem.solution, part, **slow) for part in (tol**0.5, tol)]
         log, count = 0.5 * float(np.log(tol)), steps[1] - steps[0]
         group = "log ρ, logistic regression near its optimum, slowest direction"
-        topic = "log ρ near that optimum, counted to a step (relative)"
+        topic = "log ρ near the optimum of a logistic regression (relative)"
         yield relative(f"{group}, {rule}", float(np.log(rate)), log / count, 1.0 / count, group, topic)

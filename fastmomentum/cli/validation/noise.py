@@ -1,32 +1,33 @@
-"""Noise in the gradient: the variance that a run keeps, and how momentum averages."""
+"""Validate runs with noise in the gradient: the variance of the parameters, and that of the ema velocity."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 import fastmomentum as fm
 from fastmomentum import theory
 from fastmomentum.cli.validation.formulas import RULES, Row
 
 SIGMAS = 4.0
-"""Half the width of the confidence intervals, in standard errors of the mean: one in 16,000 would miss by chance."""
+"""The largest deviation from the mean, in standard errors: one right prediction in 16,000 misses it by chance."""
 
 SETTINGS = ((0.1, 0.9), (0.5, 0.5), (1.2, 0.8))
-"""Pairs (αh, μ) of long stochastic runs: monotone noise, oscillation, and close to the limit of the Nesterov forms."""
+"""The pairs (αh, μ) of the runs: without and with oscillation, and close to the stability limit of Nesterov."""
 
 MOMENTA = (0.5, 0.9, 0.99)
 
 
 class Estimate(NamedTuple):
-    """A mean of independent figures, and its standard error."""
+    """Hold the mean of independent samples, and its standard error."""
 
     mean: float
     error: float
 
 
 def variance(rule: str, lr: float, momentum: float, steps: int, runs: int = 2048) -> Estimate:
-    """The mean square of p over the second half of so many independent runs on ½x², with unit noise."""
+    """Return the mean square of p over the second half of independent runs of 2·steps on ½x², with unit noise."""
     rng = np.random.default_rng(0)
     p, grad, total = np.zeros(runs), np.empty(runs), np.zeros(runs)
     opt = fm.Momentum(p, rule=rule, lr=lr, momentum=momentum)
@@ -39,8 +40,8 @@ def variance(rule: str, lr: float, momentum: float, steps: int, runs: int = 2048
     return _estimate(total / steps)
 
 
-def averaged(momentum: float, runs: int = 100_000) -> Estimate:
-    """The mean square of the velocity of rule "ema" long after its start, where the gradient is unit noise alone."""
+def ema_variance(momentum: float, runs: int = 100_000) -> Estimate:
+    """Return the mean square of the velocity of rule "ema" long after its start, if the gradient is only unit noise."""
     rng = np.random.default_rng(0)
     p, grad = np.zeros(runs), np.empty(runs)
     opt = fm.Momentum(p, rule="ema", lr=0.0, momentum=momentum)
@@ -50,7 +51,11 @@ def averaged(momentum: float, runs: int = 100_000) -> Estimate:
 
 
 def rows(steps: int = 1000, runs: int = 2048) -> Iterator[Row]:
-    """Variances against the Lyapunov equation's, and of the average against the sum of its squared weights."""
+    """Compare measured variances with predictions.
+
+    Those of the parameters are predicted by the Lyapunov equation, those of the ema velocity by the sum of its squared
+    weights.
+    """
     for ah, mu in SETTINGS:
         for rule in RULES:
             lr = ah / (1.0 - mu) if rule.startswith("ema") else ah
@@ -61,14 +66,14 @@ def rows(steps: int = 1000, runs: int = 2048) -> Iterator[Row]:
     for mu in MOMENTA:
         predicted = float((theory.ema_weights(mu, int(40 * theory.effective_window(mu))) ** 2).sum())
         what = f"variance of an average of noise, ema, β = {mu:g}: (1 − β)/(1 + β)"
-        yield _row(what, predicted, averaged(mu, 50 * runs), what, "variance of an average of noise")
+        yield _row(what, predicted, ema_variance(mu, 50 * runs), what, "variance of an average of noise")
 
 
-def _estimate(figures: np.ndarray) -> Estimate:
-    return Estimate(float(figures.mean()), float(figures.std(ddof=1) / np.sqrt(figures.size)))
+def _estimate(samples: npt.NDArray[np.float64]) -> Estimate:
+    return Estimate(float(samples.mean()), float(samples.std(ddof=1) / np.sqrt(samples.size)))
 
 
 def _row(what: str, predicted: float, found: Estimate, group: str, topic: str) -> Row:
-    """The error is in standard errors of what was measured."""
+    """Return a row whose error is in standard errors of the measured mean."""
     error = abs(found.mean - predicted) / found.error
     return Row(what, predicted, found.mean, error, SIGMAS, group, f"{topic} (standard errors)")

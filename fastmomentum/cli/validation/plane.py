@@ -1,6 +1,7 @@
-"""The whole (αh, μ) plane: the rate of every point measured on the compiled kernels.
+"""Validate the rate over the (αh, μ) plane, and the growth at critical damping.
 
-Critical damping, where the sentence ‖e_t‖ = O(ρ^t) is false: what is true there, measured.
+Every point of the plane is a run of the compiled kernels on ½hx². At critical damping the error is not O(ρ^t): it
+decreases as t·ρ^t.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,25 +17,38 @@ from fastmomentum.cli.validation.formulas import Row, relative
 
 Floats = npt.NDArray[np.float64]
 
-WIDEST = 4.5
-"""The greatest αh: beyond where the last heavy ball diverges, at 4."""
+MAX_AH = 4.5
+"""The greatest αh; every rule diverges from αh = 4 on."""
 
-TOGETHER = 16
-"""Momenta run at a time: few enough for their arrays to stay in the cache."""
+BATCH = 16
+"""The number of momenta that are run at a time, so that their arrays stay in the cache."""
 
-AWAY, MOVES = 1e-3, 1e-3
-"""How far, relatively, a point lies from critical damping, and |log ρ| from 0, where its log-rate must be right."""
+MIN_DISTANCE, MIN_LOG_RATE = 1e-3, 1e-3
+"""The relative distance from critical damping, and the |log ρ|, beyond which the log-rate of a point is compared."""
 
 TOPIC = "log ρ over the (αh, μ) plane, by rule and regime"
 
-TOLD = 1e-6
-"""|log ρ| from which on convergence and divergence must be told apart."""
+MIN_SIGN = 1e-6
+"""The |log ρ| beyond which the sign of a log-rate, which is convergence or divergence, is compared."""
 
 
 class Plane(NamedTuple):
-    """Log-rates of one rule over the plane, of shape (momenta, learning rates times curvature).
+    """Hold the predicted and measured log-rates of one rule over the plane.
 
-    `flips` is how often, per step, the error changed its sign in the last quarter of the run.
+    Attributes
+    ----------
+    rule : str
+        The name of the rule.
+    ah : ndarray of shape (n,)
+        The effective learning rate times the curvature, αh.
+    mu : ndarray of shape (m,)
+        The momentum μ.
+    predicted, measured : ndarray of shape (m, n)
+        log ρ, per step.
+    flips : ndarray of shape (m, n)
+        The number of sign changes of the error per step, in the last quarter of the run.
+    regime : ndarray of shape (m, n)
+        The regime by the theory.
     """
 
     rule: str
@@ -46,29 +60,30 @@ class Plane(NamedTuple):
     regime: npt.NDArray[np.str_]
 
     @property
-    def away(self) -> npt.NDArray[np.bool_]:
-        """Which points lie away from critical damping: at it, the rate is approached like 1/t only."""
+    def off_critical(self) -> npt.NDArray[np.bool_]:
+        """True for the points that are not near critical damping, where the measured rate converges only as 1/t."""
         with np.errstate(divide="ignore"):
-            return np.abs(self.mu[:, None] / formulas.critical(self.rule, self.ah) - 1.0) > AWAY
+            distance = np.abs(self.mu[:, None] / formulas.critical_momentum(self.rule, self.ah) - 1.0)
+        return np.greater(distance, MIN_DISTANCE)
 
     @property
     def error(self) -> Floats:
-        """Of the measured log-rates, relative."""
+        """The relative errors of the measured log-rates."""
         return np.abs(self.measured / self.predicted - 1.0)
 
 
 def grid(momenta: int, curvatures: int) -> tuple[Floats, Floats]:
-    """μ in (0, 1) and αh in (0, 4.5), in the middle of so many cells."""
-    return (np.arange(momenta) + 0.5) / momenta, (np.arange(curvatures) + 0.5) / curvatures * WIDEST
+    """Return μ in (0, 1) and αh in (0, 4.5), at the middles of this many cells."""
+    return (np.arange(momenta) + 0.5) / momenta, (np.arange(curvatures) + 0.5) / curvatures * MAX_AH
 
 
 def measure(rule: str, mu: Floats, ah: Floats, steps: int) -> Plane:
-    """Run `rule` over the plane, one array a momentum and one curvature a coordinate, and compare the rates."""
+    """Run `rule` on every point of the plane: each momentum has an array, with one curvature per coordinate."""
     mu = np.zeros(1) if rule == "sgd" else mu
-    lr = 1.0 / formulas.effective(rule, mu)  # αh on the plane is the effective one
+    lr = 1.0 / formulas.lr_factor(rule, mu)  # so that lr·factor = α = 1, and αh = h
     measured, flips = np.empty((2, mu.size, ah.size))
-    for start in range(0, mu.size, TOGETHER):
-        part = slice(start, start + TOGETHER)
+    for start in range(0, mu.size, BATCH):
+        part = slice(start, start + BATCH)
         measured[part], flips[part] = log_rates(rule, lr[part], mu[part], ah, steps)
     settings = lr[:, None], mu[:, None], ah
     radius = theory.spectral_radius(*settings, rule=rule)
@@ -76,12 +91,11 @@ def measure(rule: str, mu: Floats, ah: Floats, steps: int) -> Plane:
 
 
 def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> tuple[Floats, Floats]:
-    """The rates, per step, at which log‖(e_t, e_{t−1})‖ moves, and how often the error changes its sign in the end.
+    """Return the slope of log‖(e_t, e_{t−1})‖ per step, and the sign changes of the error per step at the end.
 
-    The rate is the increments' mean under smooth weights.
-
-    The weights exp(−1/(x(1 − x))) over the run make the mean of an oscillation vanish faster than any power of `steps`.
-    After each step error and state are brought back to about 1 by powers of two, which changes no digit.
+    The slope is a weighted mean of the increments. With the smooth weights exp(−1/(x(1 − x))) over the run, the mean
+    of an oscillation vanishes faster than any power of `steps`. Error and state are scaled to about 1 after each step
+    by powers of two, which is exact.
     """
     error = np.ones((mu.size, h.size))
     grad, before, size, power = (np.empty_like(error) for _ in range(4))
@@ -115,12 +129,12 @@ def log_rates(rule: str, lr: Floats, mu: Floats, h: Floats, steps: int) -> tuple
 
 
 FLIPS = {"monotone": (0.0, 0.0), "alternating": (1.0, 1.0), "oscillating": (1e-9, 1.0 - 1e-9)}
-"""How often, per step, the error may change its sign in each regime."""
+"""The least and the greatest number of sign changes per step in each regime."""
 
 
 def rows(plane: Plane, worst: float = 1e-3, median: float = 1e-12) -> Iterator[Row]:
-    """What the plane of one rule shows."""
-    at = plane.away & (np.abs(plane.predicted) > MOVES)
+    """Compare the measured log-rates, signs and regimes of one rule with the theory and the published polynomials."""
+    at = plane.off_critical & (np.abs(plane.predicted) > MIN_LOG_RATE)
     for regime in np.unique(plane.regime[at]):
         error = np.where(at & (plane.regime == regime), plane.error, np.nan)
         k = np.unravel_index(np.nanargmax(error), error.shape)
@@ -136,64 +150,64 @@ def rows(plane: Plane, worst: float = 1e-3, median: float = 1e-12) -> Iterator[R
     for regime, (least, most) in FLIPS.items():
         here = at & (plane.regime == regime)
         wrong += int((here & ((plane.flips < least) | (plane.flips > most))).sum())
-    what = f"regimes by the error's signs, {plane.rule}: told wrongly"
+    what = f"regimes by the error's signs, {plane.rule}: wrong points"
+    yield _count_row(what, wrong, "monotone, alternating or oscillating (wrong points)")
+    wrong = int((plane.regime[plane.predicted > MIN_SIGN] != "divergent").sum())
+    wrong += int((plane.regime[plane.predicted < -MIN_SIGN] == "divergent").sum())
+    what = f"divergent by regime and by rate, {plane.rule}: points that disagree"
     yield Row(
-        what, 0.0, float(wrong), float(wrong), 0.0, what, "monotone, alternating or oscillating (points told wrongly)"
+        what, 0.0, float(wrong), float(wrong), 0.0, what, "divergent by regime and by rate (points that disagree)"
     )
-    wrong = int((plane.regime[plane.predicted > TOLD] != "divergent").sum())
-    wrong += int((plane.regime[plane.predicted < -TOLD] == "divergent").sum())
-    what = f"divergent by regime and by rate, {plane.rule}: at odds"
-    yield Row(what, 0.0, float(wrong), float(wrong), 0.0, what, "divergent by regime and by rate (points at odds)")
-    printed = formulas.radius(plane.rule, plane.ah, plane.mu[:, None])
-    off = np.where(plane.away, np.abs(np.exp(plane.predicted) / printed - 1.0), 0.0)
+    published = formulas.radius(plane.rule, plane.ah, plane.mu[:, None])
+    off = np.where(plane.off_critical, np.abs(np.exp(plane.predicted) / published - 1.0), 0.0)
     k = np.unravel_index(off.argmax(), off.shape)
-    figures = float(printed[k]), float(np.exp(plane.predicted[k])), float(off[k])
-    what = f"ρ over the plane, against the printed polynomial, {plane.rule}"
-    yield Row(what, *figures, 1e-9, what, "ρ over that plane, against the printed polynomials (relative)")
-    told = np.abs(plane.predicted) > TOLD
-    wrong = int((told & (np.sign(plane.predicted) != np.sign(plane.measured))).sum())
-    what = f"converges or not, {plane.rule}, {int(told.sum()):,} points: told wrongly"
-    yield Row(
-        what,
-        0.0,
-        float(wrong),
-        float(wrong),
-        0.0,
-        what,
-        "converging or diverging over that plane (points told wrongly)",
-    )
+    figures = float(published[k]), float(np.exp(plane.predicted[k])), float(off[k])
+    what = f"ρ over the plane, against the published polynomial, {plane.rule}"
+    yield Row(what, *figures, 1e-9, what, "ρ over the (αh, μ) plane, against the published polynomials (relative)")
+    certain = np.abs(plane.predicted) > MIN_SIGN
+    wrong = int((certain & (np.sign(plane.predicted) != np.sign(plane.measured))).sum())
+    what = f"converges or not, {plane.rule}, {int(certain.sum()):,} points: wrong ones"
+    yield _count_row(what, wrong, "converging or diverging over the (αh, μ) plane (wrong points)")
+
+
+def _count_row(what: str, wrong: int, topic: str) -> Row:
+    """Return a row that holds if no point is wrong."""
+    return Row(what, 0.0, float(wrong), float(wrong), 0.0, what, topic)
 
 
 RATE = 0.9
-"""ρ of all runs here: the momentum of heavy ball is its square, 0.81."""
+"""The spectral radius ρ of all runs at critical damping; the momentum of heavy ball is its square, 0.81."""
 
-GROWTH = "growth exponent of ‖e_t‖/ρ^t: 1 at critical damping, 0 beside it (absolute)"
+GROWTH = "growth exponent of ‖e_t‖/ρ^t: 1 at critical damping, 0 elsewhere (absolute)"
 
 LR = (1.0 - RATE) ** 2
 MOMENTA = {"heavy_ball": RATE**2, "pytorch": RATE**2, "ema": RATE**2, "nesterov_positions": RATE / (2.0 - RATE)}
-"""Critical damping at the effective learning rate LR and h = 1: (1 − √(αh))², and (1 − √(αh))/(1 + √(αh))."""
+"""The momenta of critical damping at the effective learning rate LR and h = 1.
+
+(1 − √(αh))² for heavy ball, (1 − √(αh))/(1 + √(αh)) for Nesterov's method
+"""
 
 
 class Trajectory(NamedTuple):
-    """log₂ of the size of (e_t, e_{t−1}) after every step, from t = 1 on, beyond what double precision holds."""
+    """Hold log₂ of a norm after every step, from t = 1 on; the norm itself may be out of the range of float64."""
 
     logs: Floats
 
     def over(self, rate: float) -> Floats:
-        """What is left over rate^t."""
-        left: Floats = np.exp2(self.logs - np.log2(rate) * np.arange(1, self.logs.size + 1))
-        return left
+        """Return the norm divided by rate^t, for every t."""
+        ratio: Floats = np.exp2(self.logs - np.log2(rate) * np.arange(1, self.logs.size + 1))
+        return ratio
 
 
 def run(rule: str, lr: float, momentum: float, steps: int) -> Trajectory:
-    """‖(e_t, e_{t−1})‖ from rest on ½x²."""
+    """Return ‖(e_t, e_{t−1})‖ of a run on ½x² with velocity 0 at the start."""
     error = np.ones(1)
     opt = fm.Momentum(error, rule=rule, lr=lr, momentum=momentum)
     return _follow(opt, error, steps, lambda before: float(np.hypot(error[0], before[0])))
 
 
 def powers(lr: float, momentum: float, steps: int) -> Trajectory:
-    """‖A^t‖₂ on ½x², A^t by running heavy ball from (e_t, e_{t−1}) = (1, 0) and (0, 1)."""
+    """Return ‖A^t‖₂ of heavy ball on ½x², whose columns are runs from (e_t, e_{t−1}) = (1, 0) and (0, 1)."""
     error = np.array([1.0, 0.0])
     opt = fm.Momentum(error, rule="heavy_ball", lr=lr, momentum=momentum)
     opt.state[...] = error[::-1]
@@ -201,7 +215,7 @@ def powers(lr: float, momentum: float, steps: int) -> Trajectory:
 
 
 def _follow(opt: fm.Momentum, error: Floats, steps: int, size: Callable[[Floats], float]) -> Trajectory:
-    """After each step error and state are brought back to about 1 by a power of two, which changes no digit."""
+    """Run the optimiser on ½x², and scale error and state to about 1 after each step by a power of two."""
     logs, doublings = np.empty(steps), 0
     for t in range(steps):
         before = error.copy()
@@ -216,7 +230,7 @@ def _follow(opt: fm.Momentum, error: Floats, steps: int, size: Callable[[Floats]
 
 
 def critical_rows(steps: int = 1 << 15) -> Iterator[Row]:
-    """The growth exponent of ‖e_t‖/ρ^t at critical damping and beside it; ‖A^t‖, and Gelfand's limit of it."""
+    """Compare the growth of ‖e_t‖/ρ^t, ‖A^t‖ and Gelfand's limit with the theory, at critical damping and elsewhere."""
     for rule, momentum in MOMENTA.items():
         lr = LR / (1.0 - momentum) if rule == "ema" else LR
         over = run(rule, lr, momentum, steps).over(RATE)
@@ -228,10 +242,10 @@ def critical_rows(steps: int = 1 << 15) -> Iterator[Row]:
     exponent = float(np.log2(over[steps // 2 :].max() / over[: steps // 2].max()))
     what = "‖e_t‖/ρ^t grows like t^…, lr twice as large, heavy_ball"
     yield Row(what, 0.0, exponent, abs(exponent), 1e-3, what, GROWTH)
-    yield from _of_powers(powers(LR, momentum, steps), momentum, steps)
+    yield from _power_rows(powers(LR, momentum, steps), momentum, steps)
 
 
-def _of_powers(measured: Trajectory, momentum: float, steps: int) -> Iterator[Row]:
+def _power_rows(measured: Trajectory, momentum: float, steps: int) -> Iterator[Row]:
     for t in (1, 10, 100, 1000):
         norm = float(np.exp2(measured.logs[t - 1]))
         predicted = float(theory.transient(LR, momentum, 1.0, t, rule="heavy_ball"))
@@ -244,7 +258,7 @@ def _of_powers(measured: Trajectory, momentum: float, steps: int) -> Iterator[Ro
             "‖A^t‖ at critical damping (relative)",
         )
     root = float(np.exp2(measured.logs[-1] / steps))
-    # ‖A^t‖ is about 2tρ^t here, and the t-th root of 2t is what separates it from the limit.
+    # ‖A^t‖ is about 2tρ^t here, so that its t-th root exceeds ρ by the factor (2t)^(1/t).
     what = f"‖A^t‖^(1/t) → ρ (Gelfand), t = {steps:,}"
     yield Row(
         what,
@@ -258,10 +272,9 @@ def _of_powers(measured: Trajectory, momentum: float, steps: int) -> Iterator[Ro
     certified = RATE + 0.1 * (1.0 - RATE)
     constant = theory.certificate(LR, momentum, [1.0], certified, rule="heavy_ball")
     most = float(measured.over(certified).max())
-    what = f"largest ‖A^t‖/r^t at r = {certified:g}, at most the certificate's constant"
-    topic = "largest ‖A^t‖/r^t there (over the certificate's constant)"
+    what = f"greatest ‖A^t‖/r^t at r = {certified:g}, and the certificate's constant, its bound"
+    topic = "greatest ‖A^t‖/r^t there (over the certificate's constant)"
     yield Row(what, constant, most, most / constant, 1.0, what, topic)
-    what = f"the certificate's constant at r = {certified:g}, at most ten times what it bounds"
-    yield Row(
-        what, most, constant, constant / most, 10.0, what, "the certificate's constant there (over what it bounds)"
-    )
+    what = f"the certificate's constant at r = {certified:g}, and the greatest ‖A^t‖/r^t"
+    topic = "the certificate's constant there (over the greatest ‖A^t‖/r^t)"
+    yield Row(what, most, constant, constant / most, 10.0, what, topic)

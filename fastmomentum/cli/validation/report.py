@@ -1,7 +1,4 @@
-"""What the validation looks like.
-
-All of the validation, as one table, pictures and a record.
-"""
+"""Run the whole validation, and write its table, its record and its pictures."""
 
 import json
 import sys
@@ -22,13 +19,13 @@ from fastmomentum import theory
 from fastmomentum.cli.terminal import Terminal
 from fastmomentum.cli.validation import formulas, limits, noise, plane, quadratics
 from fastmomentum.cli.validation.formulas import Row, worst
-from fastmomentum.cli.validation.plane import WIDEST, Plane
+from fastmomentum.cli.validation.plane import MAX_AH, Plane
 
 METHODS = {"gradient descent": "sgd", "heavy ball": "heavy_ball", "Nesterov": "nesterov_positions"}
 
 
 def draw(planes: dict[str, Plane], folder: Path) -> list[Path]:
-    """All pictures, as PNG files in `folder`."""
+    """Draw all pictures as PNG files in `folder`, and return their paths."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -52,7 +49,7 @@ def draw(planes: dict[str, Plane], folder: Path) -> list[Path]:
 
 
 def _plane(axis: Any, plane: Plane) -> None:
-    mu, ah = np.linspace(0.0, 1.0, 201), np.linspace(1e-3, WIDEST, 401)
+    mu, ah = np.linspace(0.0, 1.0, 201), np.linspace(1e-3, MAX_AH, 401)
     rho = theory.spectral_radius(1.0, mu[:, None], ah, rule=plane.rule)
     levels = {"vmin": 0.0, "vmax": 1.2, "cmap": "viridis"}
     shade = axis.pcolormesh(ah, mu, rho, shading="gouraud", **levels)
@@ -67,7 +64,7 @@ def _plane(axis: Any, plane: Plane) -> None:
         xlabel="αh",
         ylabel="μ",
         title=f"{plane.rule}: ρ, and as measured (dots)",
-        xlim=(0, WIDEST),
+        xlim=(0, MAX_AH),
     )
 
 
@@ -109,49 +106,51 @@ Part = tuple[str, Callable[[], Iterator[Row]]]
 
 
 class Sizes:
-    """How large the validation is: the whole, or the small version that the tests run."""
+    """Hold the sizes of the full validation, or of the small one that the tests run."""
 
     def __init__(self, small: bool) -> None:
         self.grid = (24, 45) if small else (256, 400)
         self.steps = 2048 if small else 8192
-        # Fewer steps see less of a slow oscillation: the error of what is left of it goes down with their number.
+        # The measured rate of a slow oscillation is less exact after fewer steps.
         self.worst, self.median = (1e-2, 1e-10) if small else (1e-3, 1e-12)
         self.powers = 1 << 11 if small else 1 << 15
         self.noise = (400, 512) if small else (1000, 2048)
         self.quadratics = (
             [quadratics.prescribed(100.0, 20), quadratics.laplacian(8), quadratics.least_squares("digits")]
             if small
-            else list(quadratics.every())
+            else list(quadratics.all_quadratics())
         )
 
 
 def parts(sizes: Sizes, planes: dict[str, plane.Plane]) -> Iterator[Part]:
-    """Everything that is validated, by name; the planes measured on the way are kept for the pictures."""
+    """Yield the name and the function of every part of the validation; the parts fill `planes` for the pictures."""
 
-    def over_the_plane(rule: str) -> Iterator[Row]:
+    def plane_rows(rule: str) -> Iterator[Row]:
         mu, ah = plane.grid(*sizes.grid)
         planes[rule] = plane.measure(rule, mu, ah, sizes.steps)
         return plane.rows(planes[rule], sizes.worst, sizes.median)
 
-    yield "printed formulas", formulas.rows
+    yield "published formulas", formulas.rows
     for rule in formulas.RULES:
-        yield f"the (αh, μ) plane, {rule}", partial(over_the_plane, rule)
+        yield f"the (αh, μ) plane, {rule}", partial(plane_rows, rule)
     yield "critical damping", partial(plane.critical_rows, sizes.powers)
     for problem in sizes.quadratics:
         yield problem.name, partial(quadratics.counting_rows, problem)
-    yield "tuned on estimates", quadratics.tuning_rows
+    yield "tuned on an estimated spectrum", quadratics.tuning_rows
     yield "noise", partial(noise.rows, *sizes.noise)
-    yield "a function with a cycle", limits.cycle
-    yield "logistic regression", limits.local
+    yield "a function with a cycle", limits.cycle_rows
+    yield "logistic regression", limits.logistic_rows
 
 
 WIDE = 120
-"""Columns from which on there is room for what was predicted and what was measured."""
+"""The width of a terminal from which on the table has columns for the predicted and the measured value."""
 
 
 def table(rows: list[Row], width: int) -> Table:
-    """Of every group of rows the worst."""
-    shown = Table("what (of several the worst)", title="Predicted by the theory, measured on the compiled kernels")
+    """Return a table of the worst row of every group."""
+    shown = Table(
+        "prediction (the worst of its group)", title="Predicted by the theory, measured on the compiled kernels"
+    )
     both = ("predicted", "measured") if width >= WIDE else ()
     for heading in (*both, "error", "limit", "of", "verdict"):
         shown.add_column(heading, justify="right", no_wrap=True)
@@ -163,7 +162,7 @@ def table(rows: list[Row], width: int) -> Table:
 
 
 def record(rows: list[Row], small: bool, seconds: float) -> dict[str, Any]:
-    """What goes to the JSON file: every row, and with which versions it was measured."""
+    """Return the content of the JSON file: all rows, the versions of the packages, the date and the duration."""
     packages = {name: version(name) for name in ("fastmomentum", "numpy", "scipy", "numba", "scikit-learn")}
     return {
         "date": date.today().isoformat(),
@@ -174,15 +173,15 @@ def record(rows: list[Row], small: bool, seconds: float) -> dict[str, Any]:
     }
 
 
-def written(record: dict[str, Any]) -> str:
-    """The record as JSON, every row on a line of its own."""
+def format_record(record: dict[str, Any]) -> str:
+    """Return the record as JSON with one line per row."""
     rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in record["rows"])
     rest = json.dumps(record | {"rows": []}, indent=1, ensure_ascii=False)
     return rest.replace('"rows": []', f'"rows": [\n{rows}\n]') + "\n"
 
 
 def run(out: Path, small: bool, terminal: Terminal) -> int:
-    """Run the validation, pictures and record into the folder `out`; 0 if every prediction holds."""
+    """Run the validation, write its record and pictures to `out`, and return 0 if all predictions hold, else 1."""
     begin = perf_counter()
     rows: list[Row] = []
     planes: dict[str, plane.Plane] = {}
@@ -194,15 +193,15 @@ def run(out: Path, small: bool, terminal: Terminal) -> int:
             rows += part()
             progress.advance(task)
         progress.update(task, description="pictures")
-        drawn = draw(planes, out)
+        pictures = draw(planes, out)
     seconds = perf_counter() - begin
-    kept, told = out / "validation.json", record(rows, small, seconds)
-    kept.write_text(written(told))
+    path, content = out / "validation.json", record(rows, small, seconds)
+    path.write_text(format_record(content))
     terminal.show(table(rows, terminal.width))
     missed = [row for row in rows if not row.holds]
     for row in missed:
         terminal.say(f"MISSED: {row.what}: predicted {row.predicted:.9g}, measured {row.measured:.9g}")
     terminal.say(f"{len(rows)} predictions, {len(missed)} missed, {seconds:.0f} s.")
-    terminal.say(f"Record: {kept}; pictures: {', '.join(map(str, drawn))}")
-    terminal.record(told)
+    terminal.say(f"Record: {path}; pictures: {', '.join(map(str, pictures))}")
+    terminal.record(content)
     return 1 if missed else 0
