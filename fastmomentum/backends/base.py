@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
+from threading import Lock
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol
 
@@ -34,6 +35,25 @@ def cached_kernel(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Call
     if key not in _kernels:
         _kernels[key] = make()
     return _kernels[key]
+
+
+def one_caller(lock: Lock) -> Lock:
+    """Return the lock, to be used in ``with``, if no caller holds it.
+
+    A second caller is refused; one that comes at the very same moment waits. To wait always would hang a forked child
+    whose parent was in a step. ``with`` on the lock itself is safe from signals; an ``acquire`` with a ``try`` could be
+    interrupted between the two, and the lock would stay held.
+
+    Raises
+    ------
+    RuntimeError
+        If another caller holds the lock.
+    """
+    if lock.locked():
+        raise RuntimeError(
+            "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
+        )
+    return lock
 
 
 class uninterrupted:

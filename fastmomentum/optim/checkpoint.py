@@ -36,7 +36,8 @@ import numpy as np
 
 from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
-from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.backends.base import one_caller
+from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup
 from fastmomentum.optim.state import State
 from fastmomentum.rules.registry import find, names
@@ -287,13 +288,18 @@ def _unfit(value: Any) -> str:
     return ""
 
 
-def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
-    """Yield a sentence for each difference between two saved states of the right form."""
+def rule_differences(saved: SavedState, like: SavedState) -> Iterator[str]:
+    """Yield a sentence for each way in which the rule of a saved state differs from that of another."""
     # What stands for the name of a rule without a name has changed between versions: made_of alone tells these apart.
     told_by = ("rule", "made_of") if like["rule"] in names() or saved["rule"] in names() else ("made_of",)
     for key in told_by:
         if saved[key] != like[key]:
-            yield f"{key}: expected {like[key]!r}; got {saved[key]!r}"
+            yield f"{key}: expected {like[key]!r}; got {checks.describe(saved[key])}"
+
+
+def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
+    """Yield a sentence for each difference between two saved states of the right form."""
+    yield from rule_differences(saved, like)
     if saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]:
         yield (
             f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "

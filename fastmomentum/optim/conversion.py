@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.backends.base import one_caller
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.checkpoint import load_dict, to_dict
-from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import ArrayUpdate, Executor, Observer, uninterrupted
+from fastmomentum.backends.base import ArrayUpdate, Executor, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.groups import Layout, ParamGroup, StepRows
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
@@ -24,25 +24,6 @@ Record = tuple[int, str, str]
 
 PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
-
-
-def one_caller(lock: Lock) -> Lock:
-    """Return the lock, to be used in ``with``, if no caller holds it.
-
-    A second caller is refused; one that comes at the very same moment waits. To wait always would hang a forked child
-    whose parent was in a step. ``with`` on the lock itself is safe from signals; an ``acquire`` with a ``try`` could be
-    interrupted between the two, and the lock would stay held.
-
-    Raises
-    ------
-    RuntimeError
-        If another caller holds the lock.
-    """
-    if lock.locked():
-        raise RuntimeError(
-            "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
-        )
-    return lock
 
 
 class StepPlan(NamedTuple):
@@ -108,7 +89,7 @@ class Engine:
     loads, changes : int
         How often a saved state was loaded, and how often state was changed otherwise than by a step.
     lock : Lock
-        Held by whoever changes something, through :func:`one_caller`.
+        The lock that a step and every other change hold, through :func:`~fastmomentum.backends.base.one_caller`.
     """
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:

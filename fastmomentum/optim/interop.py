@@ -14,8 +14,9 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.backends import is_array
+from fastmomentum.backends.base import one_caller
 from fastmomentum.optim.checkpoint import load_dict, to_dict
-from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find

@@ -5,8 +5,9 @@ from os import PathLike
 from typing import Any, Self
 
 from fastmomentum import checks
+from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import checkpoint, conversion
-from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import parse_params
 from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope

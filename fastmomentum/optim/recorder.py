@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
-from fastmomentum.backends.base import HostExecutor
+from fastmomentum.backends.base import HostExecutor, one_caller
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
-from fastmomentum.optim.engine import Engine, one_caller
+from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.trace import EMPTY, Row, Trace, combine
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import uninterrupted
-from fastmomentum.optim.checkpoint import check_mapping, refuse
-from fastmomentum.optim.engine import one_caller
+from fastmomentum.backends.base import one_caller, uninterrupted
+from fastmomentum.optim.checkpoint import check_mapping, refuse, rule_differences
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
 from fastmomentum.rules.record import hyper_row
@@ -62,7 +61,7 @@ def linearise(settings: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
     """
     for option in ("lookahead", "max_norm"):
         if option in settings:
-            raise TypeError(f"{option}: expected for Momentum alone; got {settings[option]!r}")
+            raise TypeError(f"{option}: expected only by Momentum, not by SparseRows; got {settings[option]!r}")
     settings = {name: checks.unwrap_scalar(value) for name, value in settings.items()}
     update, given = resolve_options(**settings)
     hyper = hyper_row(update, given, dtype)
@@ -278,7 +277,8 @@ class SparseRows:
         array([[0.75]])
         """
         if "rule" in settings:
-            raise TypeError("rule: expected for the constructor alone, as the state is the rule's; got it in change")
+            given = settings["rule"]
+            raise TypeError(f"rule: expected only by the constructor, as the state belongs to the rule; got {given!r}")
         with one_caller(self._lock):
             rule = linearise({**self._rule.settings, **settings}, self.param.dtype)
             self._flush()
@@ -378,11 +378,11 @@ class SparseRows:
 
 def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each difference between two saved states with the same keys."""
-    for key in ("schema", "made_of"):
-        if saved[key] != like[key]:
-            yield f"{key}: expected {like[key]!r}; got {checks.describe(saved[key])}"
+    if saved["schema"] != like["schema"]:
+        yield f"schema: expected {like['schema']!r}; got {checks.describe(saved['schema'])}"
+    yield from rule_differences(saved, like)
     if not isinstance(saved["settings"], Mapping) or "rule" in saved["settings"]:
-        yield f"settings: expected a dict without the rule; got {checks.describe(saved['settings'])}"
+        yield f"settings: expected a dict of settings without the rule; got {checks.describe(saved['settings'])}"
     steps = saved["steps"]
     if type(steps) is not int or not 0 <= steps <= 2**62:
         yield f"steps: expected a whole number from 0 to 2**62; got {checks.describe(steps)}"

@@ -6,22 +6,21 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
-from fastmomentum.checks import Range
 from fastmomentum.rules.assemble import Call, Function, Part, Wrap, assemble, identifiers, identity, write_source
-from fastmomentum.rules.record import Record
+from fastmomentum.rules.record import Record, check_record
 from fastmomentum.rules.symbolic import evaluate
 
 LOOK_AHEAD, LR_CORRECTION = "look_ahead", "lr_correction"
 
-KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]] | None] = {
     "gradient": (("g", "p"), ("g",)),
     "param": (("p",), ("p",)),
     "prox": (("x",), ("x",)),
-    "state": ((), ()),
-    LOOK_AHEAD: ((), ()),
-    LR_CORRECTION: ((), ()),
+    "state": None,
+    LOOK_AHEAD: None,
+    LR_CORRECTION: None,
 }
-"""For each kind of stage the values that it reads and writes; the last three name theirs themselves."""
+"""For each kind of stage the values that it reads and writes; None if each stage of the kind names its own."""
 
 
 def _not_assembled(*_: Any) -> NoReturn:
@@ -74,17 +73,14 @@ class Stage(Record):
 
     def __post_init__(self) -> None:
         if self.kind != LOOK_AHEAD:  # whose defaults name hyper-parameters of the rule around which it is put
-            self.check_record()
+            check_record(self)
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(list(KINDS)[:4])}; got {self.kind!r}")
-        reads, writes = KINDS[self.kind]
-        if reads:
-            if (self.reads, self.writes, self.state) != ((), (), ()) and (self.reads, self.writes) != (reads, writes):
-                raise ValueError(f"reads, writes, state: expected of kind 'state' alone; got them with {self.kind!r}")
-            object.__setattr__(self, "reads", reads)
-            object.__setattr__(self, "writes", writes)
-        elif not self.writes:
-            raise ValueError(f"writes: expected the names of the values that the stage sets; got {self.writes!r}")
+        if KINDS[self.kind] is None:
+            if not self.writes:
+                raise ValueError(f"writes: expected the names of the values that the stage sets; got {self.writes!r}")
+        elif (self.reads, self.writes, self.state) != ((), (), ()):
+            raise ValueError(f"reads, writes, state: expected only for kind 'state'; got them for kind {self.kind!r}")
         check_state_slots(self.state)
         (part,) = self.parts
         evaluate(self.function, (*part.reads, *part.hyper), results_of(part))
@@ -104,7 +100,8 @@ class Stage(Record):
     @property
     def parts(self) -> tuple[Part, ...]:
         """The stage's function, with the values that it reads and writes."""
-        return (Part(self.function, tuple(self.reads), tuple(self.writes), tuple(self.hyper)),)
+        reads, writes = KINDS[self.kind] or (tuple(self.reads), tuple(self.writes))
+        return (Part(self.function, reads, writes, tuple(self.hyper)),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +191,7 @@ class Rule(Record):
         if self.composed_of:
             object.__setattr__(self, "parts", tuple(part for part, _ in self._placed_parts()))
         else:
-            self.check_record()
+            check_record(self)
             check_state_slots(self.state)
             if not self.parts:
                 values = ("p", *self.slots)
@@ -399,8 +396,3 @@ def check_state_slots(state: Any) -> None:
     for slot, initial in state:
         if initial not in ("zero", "param"):
             raise ValueError(f"state: the initial value of slot {slot!r} must be 'zero' or 'param'; got {initial!r}")
-
-
-def merge_ranges(records: Sequence[Record]) -> dict[str, Range | tuple[float, float]]:
-    """Return the ranges of all records, a later one replacing an earlier one of the same name."""
-    return {name: allowed for record in records for name, allowed in record.ranges.items()}

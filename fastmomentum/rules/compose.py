@@ -13,8 +13,8 @@ from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO, UNIT_INTERVAL
-from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage, merge_ranges
-from fastmomentum.rules.record import Record, resolve_values
+from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
+from fastmomentum.rules.record import Record, merge_ranges, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.variants import one
 

@@ -141,30 +141,29 @@ class Record:
         made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)
         return repr(self.name) if self.name else f"{type(self).__name__}({made_of})"
 
-    def check_record(self) -> None:
-        """Check that the names in this record fit each other.
 
-        Raises
-        ------
-        TypeError, ValueError
-            If a name is not an identifier, or an entry names a hyper-parameter that does not exist.
-        """
-        if isinstance(self.hyper, str) or not all(isinstance(name, str) and name.isidentifier() for name in self.hyper):
-            raise TypeError(f"hyper: expected a sequence of names; got {self.hyper!r}")
-        if self.name is not None and not isinstance(self.name, str):
-            raise TypeError(f"name: expected a str; got {self.name!r}")
-        named = (*self.parameters, *self.hyper)
-        for field_name, known in (("derived", self.hyper), ("defaults", self.parameters), ("ranges", named)):
-            for name in getattr(self, field_name):
-                if name not in known:
-                    raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")
-        for name, default in self.defaults.items():
-            if isinstance(default, str) and (default not in self.parameters or default in self.defaults):
-                raise ValueError(
-                    f"defaults: expected for {name} a number or another name without default; got {default!r}"
-                )
-            if not isinstance(default, str) and float(default) not in self.range_of(name):
-                raise ValueError(f"defaults: expected for {name} {self.range_of(name)}; got {default!r}")
+def check_record(record: Record) -> None:
+    """Check that the names in a record fit each other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a name is not an identifier, or an entry names a hyper-parameter that does not exist.
+    """
+    if isinstance(record.hyper, str) or not all(isinstance(name, str) and name.isidentifier() for name in record.hyper):
+        raise TypeError(f"hyper: expected a sequence of names; got {record.hyper!r}")
+    if record.name is not None and not isinstance(record.name, str):
+        raise TypeError(f"name: expected a str; got {record.name!r}")
+    named = (*record.parameters, *record.hyper)
+    for field_name, known in (("derived", record.hyper), ("defaults", record.parameters), ("ranges", named)):
+        for name in getattr(record, field_name):
+            if name not in known:
+                raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")
+    for name, default in record.defaults.items():
+        if isinstance(default, str) and (default not in record.parameters or default in record.defaults):
+            raise ValueError(f"defaults: expected for {name} a number or another name without default; got {default!r}")
+        if not isinstance(default, str) and float(default) not in record.range_of(name):
+            raise ValueError(f"defaults: expected for {name} {record.range_of(name)}; got {default!r}")
 
 
 def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...]:
@@ -207,9 +206,11 @@ def resolve_values(
         if name not in record.parameters:
             takes = f"it takes {', '.join(record.parameters)}{checks.did_you_mean(name, record.parameters)}"
             raise TypeError(f"{name}: rule {record} takes no such hyper-parameter; {takes}")
-    missing = [name for name in record.parameters if name not in given]
-    chosen = {**given, **{name: _default(record, name, given) for name in missing}} if missing else given
-    return {name: check(name, chosen[name], record.allowed[name]) for name in record.parameters}
+    allowed = record.allowed
+    return {
+        name: check(name, given[name] if name in given else _default(record, name, given), allowed[name])
+        for name in record.parameters
+    }
 
 
 def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
@@ -219,3 +220,8 @@ def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
         raise TypeError(f"{name}: rule {record} needs this hyper-parameter; it was not given")
     default = record.defaults[name]
     return _default(record, default, given) if isinstance(default, str) else default
+
+
+def merge_ranges(records: Sequence[Record]) -> dict[str, Range | tuple[float, float]]:
+    """Return the ranges of all records, a later one replacing an earlier one of the same name."""
+    return {name: allowed for record in records for name, allowed in record.ranges.items()}

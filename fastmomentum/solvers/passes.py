@@ -77,7 +77,7 @@ def make_advance(rule: str, terms: Terms) -> Callable[..., None]:
     q is the rule's state. The extrapolated point is projected on the bounds, too, so that gradients are taken within
     the bounds alone.
     """
-    projection = (replace(box, kind="param", reads=(), writes=()),) if terms.bounds else ()
+    projection = (replace(box, kind="param"),) if terms.bounds else ()
     update = chain(*_prox_stages(terms), rule, *projection).build(register_jitable)
     derive_row, limits_at = _make_derive_row(terms), _make_limits_at(terms)
     load, store, cast = make_load(2), make_store(2), make_cast(2 + 3 * terms.l1)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import from_dtype
 from numba.cuda import cgutils, types
 from numba.cuda.core.errors import TypingError
 from numba.cuda.extending import intrinsic
@@ -166,14 +167,9 @@ def make_update(
     return _device_function(update)
 
 
-def numba_type(dtype: np.dtype) -> types.Type:
-    """Return the Numba type of this dtype."""
-    return getattr(types, dtype.name)
-
-
 def make_loads(dtype: np.dtype, count: int) -> DeviceFunction:
     """Return ``loads(address)``, which returns a tuple of the first `count` numbers from this address."""
-    number = numba_type(dtype)
+    number = from_dtype(dtype)
 
     @intrinsic
     def loads(typing_context: Any, address: Any) -> Any:
@@ -189,7 +185,7 @@ def make_loads(dtype: np.dtype, count: int) -> DeviceFunction:
 
 def make_store(dtype: np.dtype) -> DeviceFunction:
     """Return ``store(address, value)``, which writes one number."""
-    number = numba_type(dtype)
+    number = from_dtype(dtype)
 
     @intrinsic
     def store(typing_context: Any, address: Any, value: Any) -> Any:

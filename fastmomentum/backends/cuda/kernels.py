@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from numba import config, cuda
+from numba import config, cuda, from_dtype
 from numba.cuda import types
 
 from fastmomentum.backends.base import LANES, cached_kernel
@@ -157,7 +157,7 @@ def make_kernel(rule: Rule, dtype: np.dtype, operations: Operations | None = Non
             update_tile(addresses, tile * TILE, min((tile + 1) * TILE, size), head, hyper)
 
     addresses = types.UniTuple(types.int64, 2 + len(rule.state))
-    hyper = types.UniTuple(numba_type(dtype), len(rule.hyper))
+    hyper = types.UniTuple(from_dtype(dtype), len(rule.hyper))
     return kernel, types.void(addresses, types.int64, types.int64, hyper)
 
 
@@ -204,11 +204,6 @@ def make_derive_kernel(
     addresses = types.UniTuple(types.int64, len(on_device))
     values = types.UniTuple(types.float64, len(names))
     return kernel, types.void(addresses, values, types.int64, types.int64)
-
-
-def numba_type(dtype: np.dtype) -> types.Type:
-    """Return the Numba type of this dtype."""
-    return getattr(types, dtype.name)
 
 
 def head_of(addresses: Sequence[int], itemsize: int) -> int:

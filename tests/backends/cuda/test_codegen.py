@@ -15,7 +15,7 @@ from tests.helpers.reference import RULES, VARIANTS, assert_all_same_bits, asser
 pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 pytest.importorskip("cuda.bindings.nvvm", reason="the extra cuda has no compiler here")
 
-from numba import cuda
+from numba import cuda, from_dtype
 from numba.cuda import types
 
 from tests.helpers.device_code import CAPABILITIES, OnProcessor, linked, ptx, ptx_for_each
@@ -223,7 +223,7 @@ def users_kernel(rule, dtype, whole):
     def by_sweep(written, g, hyper):
         sweep(cuda.grid(1), cuda.gridsize(1), *written, g, *hyper)
 
-    array = types.Array(kernels.numba_type(dtype), 1, "C")
+    array = types.Array(from_dtype(dtype), 1, "C")
     hyper = types.UniTuple(types.float64, len(rule.hyper))
     return by_sweep if whole else by_scalar, types.void(types.UniTuple(array, arrays), array, hyper)
 
@@ -241,7 +241,7 @@ def test_users_kernels_contain_no_call_and_contract_nothing(rule, dtype):
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("rule", CASES, ids=str)
 def test_scalar_functions_have_the_bits_of_numpy_when_run_on_the_processor(rule, dtype):
-    arrays, taken, kind = 2 + len(rule.state), len(rule.hyper), kernels.numba_type(dtype)
+    arrays, taken, kind = 2 + len(rule.state), len(rule.hyper), from_dtype(dtype)
     scalar, load, store = fm.jit.cuda.update(rule), codegen.make_loads(dtype, arrays), codegen.make_store(dtype)
 
     def kernel(given, out, hyper):
