@@ -171,8 +171,8 @@ def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:
     """Return whether one factor of lr is right for every value of the momentum."""
     old, new = CONVENTIONS[source], CONVENTIONS[target]
     shifted = "nesterov_positions" in (source, target) and old is not new
-    factors = [old.share(mu, tau) * new.share(0.5, tau) for mu in (0.25, 0.5)]
-    return not shifted and factors[0] * new.share(0.5, tau) == factors[1] * new.share(0.25, tau)
+    factors = [old.lr_factor(mu, tau) * new.lr_factor(0.5, tau) for mu in (0.25, 0.5)]
+    return not shifted and factors[0] * new.lr_factor(0.5, tau) == factors[1] * new.lr_factor(0.25, tau)
 
 
 def _rate(group: ParamGroup, wanted: float, settings: Mapping[str, Any], time: int) -> Any:

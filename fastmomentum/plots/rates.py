@@ -11,7 +11,7 @@ from fastmomentum.checks import ABOVE_ZERO, AT_LEAST_ONE
 from fastmomentum.plots.axes import Floats, add_legend, axis_or_new
 from fastmomentum.rules.base import Rule
 from fastmomentum.theory.linear import Setting, resolve_rule
-from fastmomentum.theory.tuning import HEAVY_BALL, NESTEROV, Known, known
+from fastmomentum.theory.tuning import HEAVY_BALL, NESTEROV, MatchedMethod, find_method
 
 MOMENTA, LEARNING_RATES = 241, 401
 """The numbers of grid points along the two axes."""
@@ -37,8 +37,7 @@ def rates(
 
     - the limit of stability, ρ = 1 (:func:`fastmomentum.theory.max_stable_lr`);
     - critical damping: β = (1 − √(αh))² for pytorch, classical and heavy_ball, β = (1 − √(αh))/(1 + √(αh)) for
-      Nesterov's forms, and the same curves for ema and dampened rules, with αh times the share of a gradient that the
-      rule keeps;
+      Nesterov's forms, and the same curves for ema and dampened rules, with αh multiplied by 1 − β or by 1 − τ;
     - the optimal tuning for a spectrum with κ = L/m, as a line from αm to αL at its β. The rate of a run is the largest
       ρ on this line.
 
@@ -101,9 +100,9 @@ def rates(
     if rho.min() < 1.0 < rho.max():
         axis.contour(ah, beta, rho, [1.0], colors="black", linewidths=2.0)
         handles.append(Line2D([], [], color="black", linewidth=2.0, label="ρ = 1: limit of stability"))
-    method = known(resolve_rule(rule, hyper), [1.0])
-    if method is not None:
-        handles += _draw_critical_damping(axis, method)
+    matched = find_method(resolve_rule(rule, hyper), [1.0])
+    if matched is not None:
+        handles += _draw_critical_damping(axis, matched)
     if tuning is not None and k is not None:
         handles += axis.plot(
             [tuning.lr, tuning.lr * k],
@@ -127,21 +126,21 @@ def _default_edge(stable: Floats, tuned: float) -> float:
     return 7.0 / 6.0 * max(without_momentum, min(with_momentum, 3.0 * without_momentum), tuned) or 4.5
 
 
-def _draw_critical_damping(axis: Axes, method: Known) -> list[Line2D]:
+def _draw_critical_damping(axis: Axes, matched: MatchedMethod) -> list[Line2D]:
     """Draw both branches of the curve β(αh) as one line, with α the rule's own learning rate."""
     root = np.linspace(0.0, np.sqrt(HIGHEST_MOMENTUM), 400)
-    if method.method is HEAVY_BALL:
+    if matched.method is HEAVY_BALL:
         ah = np.concatenate([(1.0 - root[::-1]) ** 2, (1.0 + root[1:]) ** 2])
         beta, formula = np.concatenate([root[::-1], root[1:]]) ** 2, ", β = (1 − √(αh))²"
-    elif method.method is NESTEROV:
+    elif matched.method is NESTEROV:
         beta, formula = root**2, ", β = (1 − √(αh)) / (1 + √(αh))"
         ah = ((1.0 - beta) / (1.0 + beta)) ** 2
     else:
         return []
-    share: Floats = np.broadcast_to(method.share(beta), beta.shape)
-    if not (share > 0.0).all():
+    factor: Floats = np.broadcast_to(matched.lr_factor(beta), beta.shape)
+    if not (factor > 0.0).all():
         return []
-    formula_holds = np.allclose(share, 1.0, rtol=1e-12)
+    formula_holds = np.allclose(factor, 1.0, rtol=1e-12)
     outlined = [Stroke(linewidth=3.5, foreground="white"), Normal()]
     label = "critical damping" + (formula if formula_holds else "")
-    return axis.plot(ah / share, beta, color="black", linestyle="--", label=label, path_effects=outlined)
+    return axis.plot(ah / factor, beta, color="black", linestyle="--", label=label, path_effects=outlined)

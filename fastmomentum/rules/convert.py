@@ -39,8 +39,8 @@ class Convention(NamedTuple):
         ``displacement(state, p, lr, mu)``: w.
     state : callable
         ``state(w, p, lr, mu)``: the state.
-    share : callable
-        ``share(mu, tau)``: α/lr.
+    lr_factor : callable
+        ``lr_factor(mu, tau)``: α/lr.
     keeps : str
         What the state holds, for messages.
     divides : bool
@@ -50,7 +50,7 @@ class Convention(NamedTuple):
     method: str
     displacement: Callable[..., Any]
     state: Callable[..., Any]
-    share: Callable[[float, float], float]
+    lr_factor: Callable[[float, float], float]
     keeps: str = "velocity"
     divides: bool = False
 
@@ -63,8 +63,8 @@ def _plain(method: str) -> Convention:
     return Convention(method, lambda v, p, lr, mu: v, lambda w, p, lr, mu: w, lambda mu, tau: 1.0)
 
 
-def _scaled(method: str, share: Callable[[float, float], float]) -> Convention:
-    return Convention(method, lambda v, p, lr, mu: lr * v, lambda w, p, lr, mu: w / lr, share, divides=True)
+def _scaled(method: str, lr_factor: Callable[[float, float], float]) -> Convention:
+    return Convention(method, lambda v, p, lr, mu: lr * v, lambda w, p, lr, mu: w / lr, lr_factor, divides=True)
 
 
 CONVENTIONS = {
@@ -162,13 +162,13 @@ def convert(
             lr,
             mu,
         )
-    if new.share(mu, tau) == 0.0:
+    if new.lr_factor(mu, tau) == 0.0:
         raise ValueError(f"target: expected a rule that takes some of the gradient; {names[1]!r} takes 0 of it")
-    alpha = lr * old.share(mu, tau)
-    rate = alpha / new.share(mu, tau)
+    alpha = lr * old.lr_factor(mu, tau)
+    rate = alpha / new.lr_factor(mu, tau)
     if new.divides and alpha == 0.0:
         raise ValueError(f"lr: expected > 0, as the velocity of {names[1]!r} is the displacement over lr; got {lr}")
-    if not np.isfinite(rate) or (rate == 0.0) != (lr == 0.0 or old.share(mu, tau) == 0.0):
+    if not np.isfinite(rate) or (rate == 0.0) != (lr == 0.0 or old.lr_factor(mu, tau) == 0.0):
         raise ValueError(
             f"lr: expected a rate that a double can hold for {names[1]!r}; got {lr}, which comes to {rate}"
         )

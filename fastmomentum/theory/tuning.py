@@ -133,22 +133,22 @@ NESTEROV = Method(
 """Nesterov 1983; the best tuning on quadratics is that of Lessard, Recht and Packard 2016, proposition 1."""
 
 
-class Known(NamedTuple):
+class MatchedMethod(NamedTuple):
     """Hold the method whose trajectory a rule draws, and the factor from the rule's learning rate to the method's.
 
     Attributes
     ----------
     method : Method
         The method.
-    share : callable
+    lr_factor : callable
         μ → α/lr, where α is the effective learning rate.
     """
 
     method: Method
-    share: Callable[[Number], Number]
+    lr_factor: Callable[[Number], Number]
 
 
-def known(rule: ResolvedRule, curvature: npt.ArrayLike) -> Known | None:
+def find_method(rule: ResolvedRule, curvature: npt.ArrayLike) -> MatchedMethod | None:
     """Return the method whose trajectory `rule` draws on these curvatures; None if it is not one of the three."""
     if not rule.takes("lr"):
         return None
@@ -157,23 +157,23 @@ def known(rule: ResolvedRule, curvature: npt.ArrayLike) -> Known | None:
     methods = (HEAVY_BALL, NESTEROV) if rule.takes("momentum") else (GRADIENT_DESCENT,)
     for method in methods:
 
-        def share(mu: Number, method: Method = method) -> Number:
+        def lr_factor(mu: Number, method: Method = method) -> Number:
             # trace(αh) is linear in αh: its fall from 0 to αh, divided by its fall from 0 to 1, is αh.
             fall = method.trace(0.0, mu) - _trace_and_determinant(rule.linear(LARGE / h[0, 0], mu, h[0, 0]))[0]
             return fall / (method.trace(0.0, mu) - method.trace(1.0, mu)) / LARGE
 
-        shares = share(momenta)
-        if not np.isfinite(shares).all():
+        factors = lr_factor(momenta)
+        if not np.isfinite(factors).all():
             continue
-        units = np.abs(np.where(shares == 0.0, 1.0, shares)) * h
+        units = np.abs(np.where(factors == 0.0, 1.0, factors)) * h
         for ah in (0.3, 0.02):  # lr is chosen so that αh is of order 1, in any units of the gradient
             found = _trace_and_determinant(rule.linear(ah / units, momenta, h))
-            effective = np.sign(shares) * ah + 0.0 * h
+            effective = np.sign(factors) * ah + 0.0 * h
             expected = method.trace(effective, momenta), method.determinant(effective, momenta)
             if not all(np.allclose(ours, theirs, rtol=1e-12, atol=1e-12) for ours, theirs in zip(found, expected)):
                 break
         else:
-            return Known(method, share)
+            return MatchedMethod(method, lr_factor)
     return None
 
 
@@ -224,11 +224,11 @@ def max_stable_lr(momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: st
     """
     resolved, h = _resolve_rule_with_lr(rule, hyper), check_curvature(curvature)
     mu = checks.numbers("momentum", momentum, UNIT_INTERVAL)
-    found = known(resolved, h) if h.size else None
+    found = find_method(resolved, h) if h.size else None
     if found is None:
         return last_stable_lr(resolved, mu, h)[()]
     # αh = ratio·lr, and the method converges if αh is below the limit.
-    ratio, limit = np.broadcast_arrays(found.share(mu) * h, found.method.stable(mu))
+    ratio, limit = np.broadcast_arrays(found.lr_factor(mu) * h, found.method.stable(mu))
     return np.divide(limit, ratio, out=np.zeros(limit.shape), where=ratio > 0.0)[()]
 
 
@@ -301,7 +301,7 @@ def optimal(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tuning
     """
     low, high = check_ends(m, L)
     resolved = _resolve_rule_with_lr(rule, hyper)
-    found = known(resolved, [low, high])
+    found = find_method(resolved, [low, high])
     if found is None:
         return minimax(resolved, low, high)
     return _to_lr_of_rule(found, found.method.best(low, high))
@@ -324,7 +324,7 @@ def standard(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tunin
     Tuning(lr=0.1111111111111111, momentum=0.5, rate=0.6666666666666667)
     """
     low, high = check_ends(m, L)
-    found = known(_resolve_rule_with_lr(rule, hyper), [low, high])
+    found = find_method(_resolve_rule_with_lr(rule, hyper), [low, high])
     if found is None:
         raise ValueError(
             f"rule: expected one that draws the trajectory of a known method (gradient descent, heavy ball, Nesterov); "
@@ -377,18 +377,18 @@ def _argmin(function: Callable[[float], float], tried: Floats, values: Floats) -
     return float(np.exp(found.x)) if found.fun < values[k] else float(tried[k])
 
 
-def _to_lr_of_rule(found: Known, tuning: Tuning) -> Tuning:
+def _to_lr_of_rule(found: MatchedMethod, tuning: Tuning) -> Tuning:
     """Return the tuning with the rule's own learning rate in place of the effective one."""
-    share = float(found.share(tuning.momentum))
-    if share < 0.0:
+    factor = float(found.lr_factor(tuning.momentum))
+    if factor < 0.0:
         raise ValueError(
             "rule, maximize: expected a rule that descends; this rule goes up the gradient, and converges at no lr"
         )
-    if share == 0.0:
+    if factor == 0.0:
         raise ValueError(
             "dampening: expected less than 1; this rule's update does not depend on the gradient, as with dampening=1"
         )
-    return tuning._replace(lr=tuning.lr / share)
+    return tuning._replace(lr=tuning.lr / factor)
 
 
 def _resolve_rule_with_lr(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule:
