@@ -1,4 +1,4 @@
-"""Momentum methods for NumPy arrays and CUDA arrays: compiled updates, one pass over memory, the same bits everywhere.
+"""Update NumPy arrays and CUDA arrays by momentum methods, in one compiled pass over memory and with equal bits.
 
 The public names are loaded when they are first used: importing the package imports neither Numba nor SciPy.
 """
@@ -42,7 +42,7 @@ _modules = {
     "stages": "rules",
     "step": "optim.step",
 }
-"""For each public name that is no module of this package, the module that it is loaded from."""
+"""The module that each public name is loaded from; public modules of this package are loaded by their own names."""
 
 __all__ = [
     "Momentum",

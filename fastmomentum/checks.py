@@ -1,12 +1,13 @@
-"""Checks of the arguments that users pass: numbers and their ranges, arrays, and memory that arrays share.
+"""Check the arguments that users pass: numbers and their ranges, arrays, and memory that arrays share.
 
-A refused argument raises a TypeError or a ValueError that names the argument and says what was expected and what came.
-No check writes to an array, so a refused call has changed nothing. NaN and infinite *gradients* are data, and pass.
+A check that fails raises a TypeError or a ValueError that names the argument, what was expected and what came. No check
+writes to an array, so a refused call has changed nothing. Parameters, states and gradients may hold NaN and infinities.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import combinations
+from math import isfinite
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, TypeGuard
 
@@ -17,9 +18,9 @@ INFINITY = float("inf")
 
 
 class Range(NamedTuple):
-    """The values that a hyper-parameter may take: low ≤ x ≤ high.
+    """Hold the range of a hyper-parameter, low ≤ x ≤ high.
 
-    `above` excludes low, `below` excludes high; `infinite` admits infinities.
+    `above` excludes low, `below` excludes high, and `infinite` admits infinities.
     """
 
     low: float
@@ -29,10 +30,10 @@ class Range(NamedTuple):
     below: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, float) or (not self.infinite and value - value != 0.0):
+        if not isinstance(value, float) or not (self.infinite or isfinite(value)):
             return False
-        enough = self.low < value if self.above else self.low <= value
-        return enough and (value < self.high if self.below else value <= self.high)
+        above_low = self.low < value if self.above else self.low <= value
+        return above_low and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
         if self.infinite:
@@ -64,13 +65,16 @@ RANGES: Mapping[str, Range] = {
     "clip_value": ABOVE_ZERO,
     "max_norm": ABOVE_ZERO,
 }
-"""The ranges of the names that the field has fixed; other numbers are finite unless their record says more."""
+"""The ranges of hyper-parameters with common names; the `ranges` of a rule or stage replace them.
+
+A hyper-parameter that is in neither may be any finite number.
+"""
 
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
     *("max_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
 )
-"""The settings beside a rule's own hyper-parameters."""
+"""The names that :func:`did_you_mean` can propose beside a rule's own hyper-parameters."""
 
 ELSEWHERE = {
     **dict.fromkeys(("learning_rate", "eta", "alpha", "step_size"), "lr"),
@@ -79,11 +83,11 @@ ELSEWHERE = {
     "use_nesterov": "nesterov",
     "clipvalue": "clip_value",
 }
-"""The names of these settings in the literature and in other packages."""
+"""Names from the literature and from other packages, each with the name of that option here."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the option that a wrong name may stand for, as the last words of a message.
+    """Return the end of a message about an unknown option, which proposes the option that may have been meant.
 
     Examples
     --------
@@ -99,7 +103,7 @@ def how_to_convert(value: object) -> str:
     if hasattr(value, "detach"):
         return "For a torch tensor on the host, .detach().numpy() returns one on the same memory"
     if isinstance(value, Mapping):
-        return "list(....values()) returns its arrays, in order"
+        return "For a dict d, list(d.values()) returns its arrays, in order"
     if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
         return "Pass the array inside of it"
     return "numpy.array(..., dtype=numpy.float32) makes one"
@@ -125,7 +129,7 @@ def number(name: str, value: object, allowed: Range) -> float:
     return converted
 
 
-def numbers(name: str, value: Any, allowed: Range) -> npt.NDArray[np.float64]:
+def numbers(name: str, value: object, allowed: Range) -> npt.NDArray[np.float64]:
     """Return `value`, a number or an array of numbers, in double precision, if all lie within the range."""
     try:
         found = np.asarray(value)
@@ -183,8 +187,8 @@ def ends(m: object, L: object) -> tuple[float, float]:
     return low, high
 
 
-def dtype(value: Any) -> np.dtype[Any]:
-    """Return `value` as a dtype, if arrays may have it."""
+def dtype(value: object) -> np.dtype[Any]:
+    """Return `value` as a dtype, if it is float32 or float64."""
     for known in DTYPES:
         if value is not None and known == value:
             return known
@@ -207,14 +211,15 @@ def array(name: str, value: Any, *, like: Array | None = None, write: bool = Tru
     """
     if type(value) is not np.ndarray:
         value = _plain(name, value)
-    alike = value.dtype in DTYPES if like is None else value.dtype == like.dtype and value.shape == like.shape
+    fits = value.dtype in DTYPES if like is None else value.dtype == like.dtype and value.shape == like.shape
     flags = value.flags
-    if not alike or not (flags.carray or (flags.c_contiguous and flags.aligned and not write)):
-        _refuse(name, value, like)
+    if not fits or not (flags.carray or (flags.c_contiguous and flags.aligned and not write)):
+        _refuse(name, value, like, write)
     return value  # type: ignore[no-any-return]
 
 
 def _plain(name: str, value: object) -> Array:
+    """Return an array of a subclass of ndarray as a plain ndarray; an array in device memory is returned unchanged."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data"
@@ -228,12 +233,14 @@ def _plain(name: str, value: object) -> Array:
     return np.asarray(value)
 
 
-def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
+def _refuse(name: str, value: Array, like: Array | None, write: bool) -> NoReturn:
+    """Raise the error that says why :func:`array` refuses this array."""
     dtype = value.dtype
+    replace = "The array is updated in place: replace it everywhere by" if write else "Pass"
     if dtype not in DTYPES:
         order = "" if dtype.isnative else " in another byte order than this machine's"
-        came = f"{dtype.name}{order}. .astype(numpy.float32) makes one"
-        raise TypeError(f"{name}: expected an array of float32 or float64; got {came}")
+        cast = f".astype(numpy.{'float32' if like is None else like.dtype})"
+        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}. {replace} {cast}")
     if like is not None and dtype != like.dtype:
         raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype}")
     if like is not None and value.shape != like.shape:
@@ -241,11 +248,13 @@ def _refuse(name: str, value: Array, like: Array | None) -> NoReturn:
     if not value.flags.c_contiguous:
         raise ValueError(
             f"{name}: expected a C-contiguous array; got shape {value.shape} with strides {value.strides} "
-            "(a transposed or strided view?). Pass a contiguous copy, of numpy.ascontiguousarray say"
+            f"(a transposed or strided view?). {replace} numpy.ascontiguousarray(...)"
         )
     if not value.flags.aligned:
-        raise ValueError(f"{name}: expected an aligned array; got one whose address no {dtype} may have")
-    raise ValueError(f"{name}: expected a writeable array; got a read-only one. numpy.array(...) makes a copy that is")
+        raise ValueError(
+            f"{name}: expected an aligned array; got one whose address is no multiple of {dtype.alignment} bytes"
+        )
+    raise ValueError(f"{name}: expected a writeable array; got a read-only one. {replace} numpy.array(...), a copy")
 
 
 def sequence(name: str, value: object, length: int) -> list[Any]:
@@ -271,7 +280,7 @@ def describe(value: object) -> str:
 
 
 def refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
-    """Raise a ValueError that names two contiguous arrays which share memory; some of these arrays do."""
+    """Raise a ValueError that names two of these contiguous arrays that share memory; the caller found that two do."""
     for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
         if np.may_share_memory(first, second):
             raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
@@ -291,17 +300,17 @@ def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 
     writes = len(arrays) - read
     spans = [(start := address(a), start + a.nbytes, i) for i, a in enumerate(arrays) if a.size]
     spans.sort()
-    reach: dict[bool, tuple[int, int]] = {}  # for written and read arrays, how far they reach, and which does
+    last: dict[bool, tuple[int, int]] = {}  # of the written and of the read arrays: the greatest stop, and whose it is
     for start, stop, i in spans:
-        mine = i < writes
-        for others in (True, False) if mine else (True,):
-            end, other = reach.get(others, (0, 0))
+        is_written = i < writes
+        for others_written in (True, False) if is_written else (True,):
+            end, other = last.get(others_written, (0, 0))
             if end > start:
-                ours, theirs = sorted((i, other))
+                first, second = sorted((i, other))
                 raise ValueError(
-                    f"{names[theirs]}: expected memory of its own; got memory that it shares with {names[ours]}"
+                    f"{names[second]}: expected memory of its own; got memory that it shares with {names[first]}"
                 )
-        reach[mine] = max(reach.get(mine, (0, 0)), (stop, i))
+        last[is_written] = max(last.get(is_written, (0, 0)), (stop, i))
     return np.array([span[:2] for span in spans if span[2] < writes], np.int64).reshape(-1, 2)
 
 

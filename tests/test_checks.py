@@ -126,20 +126,26 @@ def test_messages_say_what_to_do():
     p, g = np.ones(3), np.ones(3)
     for call, says in (
         (lambda: fm.step([1.0, 2.0, 3.0], None, g, lr=0.1), "numpy.array(..., dtype=numpy.float32) makes one"),
-        (lambda: fm.step(np.ones(3, int), None, g, lr=0.1), "got int64. .astype(numpy.float32) makes one"),
-        (lambda: fm.step(p, None, g, lr=0.1), "velocity (numpy.zeros_like(param) at rest); got None"),
-        (lambda: fm.step(p, None, g, lr=0.1, rule="heavy_ball"), "previous (param.copy() at rest); got None"),
+        (
+            lambda: fm.step(np.ones(3, int), None, g, lr=0.1),
+            "got int64. The array is updated in place: replace it everywhere by .astype(numpy.float32)",
+        ),
+        (lambda: fm.step(p, None, g, lr=0.1), "velocity (initially numpy.zeros_like(param)); got None"),
+        (lambda: fm.step(p, None, g, lr=0.1, rule="heavy_ball"), "previous (initially param.copy()); got None"),
         (
             lambda: fm.Momentum(torch.nn.Parameter(torch.ones(3)), lr=0.1),
             ".detach().numpy() returns one on the same memory",
         ),
         (lambda: fm.Momentum(p, lr=0.1).step(torch.ones(3)), ".detach().numpy() returns one on the same memory"),
         (lambda: fm.Momentum(p, lr=fm.schedules.Nesterov), "got the class Nesterov itself"),
-        (lambda: fm.Momentum(np.ones((2, 3)).T, lr=0.1), "numpy.ascontiguousarray"),
+        (lambda: fm.Momentum(np.ones((2, 3)).T, lr=0.1), "replace it everywhere by numpy.ascontiguousarray(...)"),
         (lambda: fm.Momentum(p, lr=0.1).step([g]), "got a list of 1. Pass the array inside of it"),
         (lambda: fm.step(p, [np.zeros(3)], g, lr=0.1), "got a list of 1. Pass the array inside of it"),
-        (lambda: fm.Momentum({"w": p}, lr=0.1), "got dict. list(....values()) returns its arrays, in order"),
-        (lambda: fm.Momentum(read_only(p), lr=0.1), "numpy.array(...) makes a copy that is"),
+        (
+            lambda: fm.Momentum({"w": p}, lr=0.1),
+            "got dict. For a dict d, list(d.values()) returns its arrays, in order",
+        ),
+        (lambda: fm.Momentum(read_only(p), lr=0.1), "replace it everywhere by numpy.array(...), a copy"),
     ):
         with pytest.raises((TypeError, ValueError)) as raised:
             call()
@@ -148,7 +154,7 @@ def test_messages_say_what_to_do():
 
 def test_messages_name_all_parts_of_a_chain():
     lasso = fm.chain(fm.stages.scale(0.5), fm.stages.soft_threshold(0.1), "nesterov_positions")
-    with pytest.raises(TypeError, match=r"rule Chain\(scale, nesterov_positions, soft_threshold\) takes no such"):
+    with pytest.raises(TypeError, match=r"rule chain\(scale, nesterov_positions, soft_threshold\) takes no such"):
         fm.Momentum(np.ones(3), lr=0.1, rule=lasso, gain=0.5)
 
 
