@@ -1,17 +1,17 @@
-"""Update rules as functions for other people's compiled code.
+"""Update rules as functions that compiled code can call.
 
-``fm.jit.pytorch``, and likewise every other rule's name, is that rule as a function of scalars. Code compiled by Numba
-may call it, and LLVM inlines it there::
+``fm.jit.<name>`` is the rule of that name as a function of scalars. Code compiled by Numba may call it, and LLVM
+inlines it there. For the rule "pytorch", with keep = 1 − dampening::
 
     p[i], v[i] = fm.jit.pytorch(p[i], v[i], g[i], lr, momentum, keep)
 
 All functions take their arguments in one order: the parameter, the rule's state, the gradient, and the hyper-parameters
-in the order of ``rule.hyper`` (:func:`hyper` computes their values).
+in the order of ``rule.hyper``. :func:`hyper` returns the values of the hyper-parameters.
 
-- :func:`update` returns the function of scalars for any rule, chains and user-defined rules included,
-- :func:`kernel` a function of arrays,
-- :func:`cfunc` a C function,
-- :func:`fuse` and :func:`fuse_stencil` kernels that compute the gradient themselves,
+- :func:`update` returns the function of scalars for any rule, chains and user-defined rules included.
+- :func:`kernel` returns a function of arrays.
+- :func:`cfunc` returns a C function.
+- :func:`fuse` and :func:`fuse_stencil` return kernels that compute the gradient themselves.
 - :mod:`fastmomentum.jit.cuda` has functions for CUDA kernels.
 """
 

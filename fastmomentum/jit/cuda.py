@@ -1,13 +1,14 @@
-"""Rules as functions for CUDA kernels that numba-cuda compiles; needs the extra `cuda`.
+"""Update rules as device functions for CUDA kernels that numba-cuda compiles; needs the extra ``cuda``.
 
-``fm.jit.cuda.pytorch``, and likewise every other rule's name, is that rule as a device function of scalars::
+``fm.jit.cuda.<name>`` is the rule of that name as a device function of scalars. In a kernel, with numba's `cuda` and
+``pytorch = fm.jit.cuda.pytorch``::
 
     i = cuda.grid(1)
     if i < p.size:
         p[i], v[i] = pytorch(p[i], v[i], g[i], lr, momentum, keep)
 
-Its arithmetic is strict: nothing is contracted to FMA, and the bits are those of the host. A kernel compiled with
-``fastmath=True`` flushes subnormal numbers to zero; all other results keep their bits.
+Its arithmetic is strict: products and sums are not contracted to FMA, and the bits are those of the host. A kernel
+compiled with ``fastmath=True`` flushes subnormal numbers to zero; all other results keep their bits.
 """
 
 from fastmomentum.backends.base import cached_kernel
@@ -20,7 +21,7 @@ __all__ = ["kernel", "update"]
 
 
 def update(rule: str | Rule) -> Function:
-    """Return a rule as a device function of scalars, the update of one element.
+    """Return a rule as a device function of scalars, which updates one element.
 
     (p, *state, g, *hyper) → (p, *state)
 
@@ -52,8 +53,8 @@ def kernel(rule: str | Rule) -> Function:
 
     If all threads of a grid call it with ``cuda.grid(1)`` and ``cuda.gridsize(1)``, it updates whole arrays, for any
     size of the grid. It does not check shapes and overlaps: all arrays must have one length, and no written array may
-    share memory with another. After the call a thread may read the elements that it has written itself; the elements of
-    other threads only after a barrier of the whole grid.
+    share memory with another. After the call a thread may read the elements that it has written itself; it may read
+    those of other threads only after a barrier of the whole grid.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Makes kernels that Python and code compiled by Numba can call, with checks of their arguments.
+"""Make kernels that Python and code compiled by Numba can call, and that check their arguments.
 
 Types are checked while Numba compiles the caller, which costs nothing per call. Shapes and overlaps are checked in each
 call, before the first write. A call from Python has further checks of the arrays, as Numba does not check the byte
@@ -22,14 +22,14 @@ from fastmomentum.checks import ANY_BOUND
 from fastmomentum.rules.assemble import Function
 
 SHAPES_DIFFER, MEMORY_SHARED = 1, 2
-"""The problems of a call that only its arrays show; 0 stands for none."""
+"""The problems that compiled code finds in the arrays of a call; 0 stands for none."""
 
-SHAPES = "arrays: expected one shape for all arrays; got several"
-SHARED = (
+SHAPES_MESSAGE = "arrays: expected one shape for all arrays; got several"
+SHARED_MESSAGE = (
     "arrays: expected each written array to share memory with no other array; got two that overlap. Pass arrays that "
     "have their own memory"
 )
-WORD = ir.IntType(64)
+INT64 = ir.IntType(64)
 
 
 class KernelArguments(NamedTuple):
@@ -71,7 +71,7 @@ def embed(
     expected : KernelArguments
         The arguments of the function.
     with_steps : bool
-        Whether a number of steps comes before these arguments.
+        Whether the function takes a number of steps before these arguments.
     """
     need_compiler()
     body = njit(**STRICT)(make_body(_make_split_arguments(expected)))
@@ -80,7 +80,7 @@ def embed(
     def kernel(*arguments: Any) -> None:
         check_count(names, arguments, TypeError)
         steps = [checks.integer("steps", count) for count in arguments[:with_steps]]
-        body(*steps, *_checked(expected, arguments[with_steps:]))
+        body(*steps, *_check_values(expected, arguments[with_steps:]))
 
     @overload(kernel, strict=False)
     def compiled(*arguments: Any) -> Function:
@@ -114,9 +114,9 @@ def single_sweep(sweep: Callable[..., None]) -> Callable[[Function], Callable[..
         def body(*arguments: Any) -> None:
             problem, written, read, numbers = split_arguments(arguments)
             if problem == SHAPES_DIFFER:
-                raise ValueError(SHAPES)
+                raise ValueError(SHAPES_MESSAGE)
             if problem == MEMORY_SHARED:
-                raise ValueError(SHARED)
+                raise ValueError(SHARED_MESSAGE)
             sweep(written, read, numbers)
 
         return body
@@ -124,7 +124,7 @@ def single_sweep(sweep: Callable[..., None]) -> Callable[[Function], Callable[..
     return make_body
 
 
-def _checked(expected: KernelArguments, arguments: Sequence[Any]) -> tuple[Any, ...]:
+def _check_values(expected: KernelArguments, arguments: Sequence[Any]) -> tuple[Any, ...]:
     """Return the arguments of a call from Python as plain arrays and floats, or raise an error."""
     names, first = expected.names, checks.array(expected.names[0], arguments[0])
     arrays = [first]
@@ -152,10 +152,8 @@ def _check_types(expected: KernelArguments, given: Sequence[types.Type]) -> None
 
 
 def _make_split_arguments(expected: KernelArguments) -> Function:
-    """Return ``split_arguments(arguments) -> (problem, written, read, numbers)``, for compiled code.
-
-    It is an intrinsic, because a Numba function that takes or returns a tuple of arrays counts references to each.
-    """
+    """Return ``split_arguments(arguments) -> (problem, written, read, numbers)``, for compiled code."""
+    # An intrinsic, because a Numba function that takes or returns a tuple of arrays counts references to each of them.
     count, written = expected.arrays, expected.written
 
     @intrinsic
@@ -171,8 +169,8 @@ def _make_split_arguments(expected: KernelArguments) -> Function:
             values = [builder.extract_value(given[0], k) for k in range(len(expected.names))]
             arrays = [context.make_array(kind)(context, builder, value) for kind, value in zip(kinds, values)]
             same_shape = _have_same_shape(builder, arrays, expected.dimensions)
-            overlap = builder.select(_overlap(builder, arrays, written), WORD(MEMORY_SHARED), WORD(0))
-            problem = builder.select(same_shape, overlap, WORD(SHAPES_DIFFER))
+            overlap = builder.select(_overlap(builder, arrays, written), INT64(MEMORY_SHARED), INT64(0))
+            problem = builder.select(same_shape, overlap, INT64(SHAPES_DIFFER))
             borrowed = [_borrowed(context, builder, kind, array) for kind, array in zip(kinds, arrays)]
             numbers = [
                 context.cast(builder, value, kind, kinds[0].dtype)
@@ -200,7 +198,7 @@ def _have_same_shape(builder: ir.IRBuilder, arrays: Sequence[Any], dimensions: i
 
 def _overlap(builder: ir.IRBuilder, arrays: Sequence[Any], written: int) -> ir.Value:
     """Return the bit that says whether a written array has a byte in common with another array."""
-    starts = [builder.ptrtoint(array.data, WORD) for array in arrays]
+    starts = [builder.ptrtoint(array.data, INT64) for array in arrays]
     stops = [builder.add(start, builder.mul(each.nitems, each.itemsize)) for start, each in zip(starts, arrays)]
     found: ir.Value = ir.Constant(ir.IntType(1), 0)
     for k in range(written):

@@ -1,4 +1,4 @@
-"""Makes functions of rules for other people's code: of scalars, of arrays, and of C pointers."""
+"""Make functions from update rules for compiled code: of scalars, of arrays, and of C pointers."""
 
 import ctypes
 from collections.abc import Callable
@@ -236,7 +236,7 @@ def cfunc(rule: str | Rule, dtype: npt.DTypeLike) -> CFunction:
     Raises
     ------
     TypeError, ValueError
-        If there is no such rule, or for another dtype.
+        If there is no such rule, or if `dtype` is neither float32 nor float64.
 
     Notes
     -----
@@ -272,9 +272,9 @@ def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
     views = make_views([vector(dtype)] * arrays_count)
     loop, cast = make_loop(make_advance(rule), written), make_cast(count)
 
-    def update(n: Any, arrays: Any, hyper: Any) -> None:
-        each = views(carray(arrays, (1, arrays_count)), 0, 0, n)
-        loop(each[:written], each[written:], cast(to_fixed_tuple(carray(hyper, (count,)), count), each[0]))
+    def update(n: Any, addresses: Any, hyper: Any) -> None:
+        arrays = views(carray(addresses, (1, arrays_count)), 0, 0, n)
+        loop(arrays[:written], arrays[written:], cast(to_fixed_tuple(carray(hyper, (count,)), count), arrays[0]))
 
     addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
     function: Function = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)

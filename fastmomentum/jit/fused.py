@@ -1,4 +1,4 @@
-"""Makes kernels that compute the gradient themselves, so that it is never written to memory."""
+"""Make kernels that compute the gradient themselves, so that it is never written to memory."""
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
@@ -21,9 +21,9 @@ from fastmomentum.backends.cpu.loops import (
 )
 from fastmomentum.jit.embedding import (
     MEMORY_SHARED,
-    SHAPES,
     SHAPES_DIFFER,
-    SHARED,
+    SHAPES_MESSAGE,
+    SHARED_MESSAGE,
     KernelArguments,
     embed,
     single_sweep,
@@ -33,8 +33,8 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
 
 BLOCK = 16_384
-"""The number of elements that take all their steps before the next elements do, so that they stay in the cache (block
-sizes from 2,048 to 16,384 measured within 20 % of each other)."""
+"""The number of elements in a block. ``run`` does all steps on one block before it goes to the next, so that the block
+stays in the cache (the times for blocks from 2,048 to 16,384 elements were measured within 20 % of each other)."""
 
 Offsets = Sequence[tuple[int, ...]]
 """The places of a stencil's neighbours relative to a point, with one shift for each axis."""
@@ -96,8 +96,8 @@ def fuse(grad: Function, rule: str | Rule) -> Fused:
     Notes
     -----
     With float32 and one state array, an update moves 16 bytes an element plus the data. With a gradient in memory it
-    moves 20, plus the traffic of computing the gradient. ``run`` does all steps on one block of elements after another,
-    so that each block stays in the cache.
+    moves 20, plus the bytes that the computation of the gradient moves. ``run`` does all steps on one block of elements
+    before it goes to the next, so that the block stays in the cache.
 
     Examples
     --------
@@ -117,7 +117,7 @@ def fuse(grad: Function, rule: str | Rule) -> Fused:
 
 
 def fuse_stencil(grad: Function, rule: str | Rule, offsets: Sequence[Sequence[int]]) -> Callable[..., None]:
-    """Return a kernel that computes the gradient at each grid point from the old parameters at and around it.
+    """Return a kernel that computes the gradient at each grid point from the old parameters at it and around it.
 
     new, *state ← update(old, *state, grad(*neighbours of old, *data), *hyper)
 
@@ -174,7 +174,7 @@ def fuse_stencil(grad: Function, rule: str | Rule, offsets: Sequence[Sequence[in
 
 
 def _argument_names(grad: object) -> tuple[str, ...]:
-    """Return the names of the arguments of a gradient function, or raise a TypeError if it cannot be used."""
+    """Return the names of the arguments of a gradient function; raise a TypeError if a kernel cannot call it."""
     function = getattr(grad, "py_func", grad)
     if not isinstance(function, FunctionType):
         raise TypeError(f"grad: expected a plain function, or one compiled by Numba; got {checks.describe(grad)}")
@@ -190,14 +190,14 @@ def _argument_names(grad: object) -> tuple[str, ...]:
 
 def _make_step(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable[..., None]:
     """Return ``kernel(p, *state, *data, *hyper)``, which does one update."""
-    expected = _expected(rule, data)
+    expected = _kernel_arguments(rule, data)
     loop = make_loop(make_descent(rule, gradient), expected.written, expected.read)
     return embed(single_sweep(loop), expected)
 
 
 def _make_run(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable[..., None]:
     """Return ``kernel(steps, p, *state, *data, *hyper)``, which does `steps` updates, block by block."""
-    expected, advance = _expected(rule, data), make_descent(rule, gradient)
+    expected, advance = _kernel_arguments(rule, data), make_descent(rule, gradient)
     single = make_loop(advance, expected.written, expected.read)
     # Two steps for each load and store of an element. More steps leave too few elements to be computed side by side
     # (measured for 1, 2, 4, 8 steps: 7, 12, 10, 7 times the speed of an update with the gradient in memory).
@@ -208,9 +208,9 @@ def _make_run(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable
         def body(steps: Any, *arguments: Any) -> None:
             problem, written, read, hyper = split_arguments(arguments)
             if problem == SHAPES_DIFFER:
-                raise ValueError(SHAPES)
+                raise ValueError(SHAPES_MESSAGE)
             if problem == MEMORY_SHARED:
-                raise ValueError(SHARED)
+                raise ValueError(SHARED_MESSAGE)
             if steps < 0:
                 raise ValueError("steps: expected a whole number from 0; got a negative one")
             size = written[0].size
@@ -227,7 +227,7 @@ def _make_run(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable
     return embed(make_body, expected, with_steps=True)
 
 
-def _expected(rule: Rule, data: tuple[str, ...]) -> KernelArguments:
+def _kernel_arguments(rule: Rule, data: tuple[str, ...]) -> KernelArguments:
     return KernelArguments(("p", *rule.slots, *data, *rule.hyper), 1 + len(rule.state), len(data))
 
 
@@ -237,7 +237,7 @@ def _twice(advance: Function) -> Function:
 
 
 def _make_stencil(rule: Rule, gradient: Function, offsets: Offsets, data: tuple[str, ...]) -> Callable[..., None]:
-    """Return ``kernel(new, *state, old, *data, *hyper)``, which updates all points but those too near to an edge."""
+    """Return ``kernel(new, *state, old, *data, *hyper)``, which updates all points that are not too near to an edge."""
     axes = len(offsets[0])
     margins = [max(abs(offset[axis]) for offset in offsets) for axis in range(axes)]
     sweep_axes = _make_sweep(_make_point(rule, gradient, offsets, len(data)), margins)
@@ -282,7 +282,7 @@ def _make_sweep(point: Function, margins: Sequence[int]) -> Function:
 
 
 def _make_neighbours(offsets: Offsets) -> Function:
-    """Return ``neighbours(old, index)``, a tuple of the values at these offsets from a point."""
+    """Return ``neighbours(old, index)``, a tuple of the values at these offsets from the point at `index`."""
     shifted = _make_shifted(offsets[0])
     if len(offsets) == 1:
         return inlined(lambda old, index: (old[shifted(index)],))
@@ -291,10 +291,8 @@ def _make_neighbours(offsets: Offsets) -> Function:
 
 
 def _make_shifted(offset: Sequence[int]) -> Function:
-    """Return ``shifted(index)``, the index moved by an offset, as unsigned integers.
-
-    Numba tests signed indices for being negative; unsigned ones need no test.
-    """
+    """Return ``shifted(index)``, the index moved by an offset, as unsigned integers."""
+    # Numba tests whether signed indices are negative; unsigned indices need no test.
     first = offset[0]
     if len(offset) == 1:
         return inlined(lambda index: (np.uintp(index[0] + first),))
