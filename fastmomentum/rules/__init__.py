@@ -1,4 +1,4 @@
-"""The update rules by name, their registry, and :mod:`fastmomentum.rules.stages`."""
+"""Provide the update rules by name, their registry, and :mod:`fastmomentum.rules.stages`."""
 
 from fastmomentum.rules import stages as stages
 from fastmomentum.rules.momentum import classical as classical

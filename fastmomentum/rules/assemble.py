@@ -1,4 +1,4 @@
-"""Writes one scalar function from several: the composed update of a rule."""
+"""Write and compile one scalar function that calls several: the composed update of a rule."""
 
 import keyword
 import linecache
@@ -20,7 +20,7 @@ def identity(function: Function) -> Function:
 
 
 class Part(NamedTuple):
-    """One scalar function of a rule, and the named values that it reads and writes.
+    """Hold one scalar function of a rule, and the names of the values that it reads and writes.
 
     The names are "p" (parameter), "g" (gradient), "x" (the point after the gradient step of a position rule, before its
     extrapolation), and those of the rule's state slots.
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     hyper : tuple of str
         The hyper-parameters that it takes after the values, by their names in its record.
     packed : bool
-        Whether the function returns a tuple even for one value, as the update function of a rule does.
+        Whether the function returns a tuple even of one value, as the update function of a rule does.
     """
 
     function: Function
@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One line of a composed function: a function, the variables it takes, and the variables it sets."""
+    """Hold one line of a composed function: a function, the variables it takes, and the variables it sets."""
 
     function: Function
     takes: tuple[str, ...]
@@ -97,11 +97,11 @@ def assemble(
     Parameters
     ----------
     name : str
-        What the function is called.
+        The name of the function.
     arguments, results : sequence of str
-        The variables that it takes and returns; it always returns a tuple.
+        The variables that the function takes and returns; it always returns a tuple.
     calls : sequence of Call
-        Its body.
+        The lines of its body.
     wrap : callable, optional
         The decorator of the backend.
     """
@@ -117,6 +117,7 @@ def assemble(
 
 
 def _function_names(arguments: Sequence[str], calls: Sequence[Call]) -> dict[Function, str]:
+    """Return the name by which the composed function calls each function; none is the name of a variable."""
     functions = list(dict.fromkeys(call.function for call in calls))
     variables = {*arguments, *(name for call in calls for name in call.sets)}
     names = [function.__name__.lstrip("_") or "function" for function in functions]

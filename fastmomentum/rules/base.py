@@ -1,4 +1,4 @@
-"""The two things that updates are composed of: a rule, and a stage before, inside or after it."""
+"""Define what an update is composed of: a rule, and stages before, inside and after it."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from fastmomentum.rules.assemble import Call, Function, Part, Wrap, assemble, id
 from fastmomentum.rules.record import Record, check_record
 from fastmomentum.rules.symbolic import evaluate
 
-LOOK_AHEAD, LR_CORRECTION = "look_ahead", "lr_correction"
+LOOK_AHEAD, LR_CORRECTION = "look_ahead", "lr_correction"  # kinds of stages that only the package makes
 
 KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]] | None] = {
     "gradient": (("g", "p"), ("g",)),
@@ -23,25 +23,26 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]] | None] = {
 """For each kind of stage the values that it reads and writes; None if each stage of the kind names its own."""
 
 
-def _not_assembled(*_: Any) -> NoReturn:
-    raise TypeError("update: expected a plain Python function, which compiled code can hold; got none")
+def _no_update(*_: Any) -> NoReturn:
+    """Stand for the update function that a rule made of parts assembles itself."""
+    raise TypeError("update: expected a plain Python function; got none")
 
 
 @dataclass(frozen=True, eq=False)
 class Stage(Record):
-    """An elementwise function before, inside or after a rule: what :func:`fastmomentum.chain` composes.
-
-    Calling a stage with values returns a stage that has them as defaults: ``stages.clip_value(1.0)``.
+    """Hold an elementwise function that :func:`fastmomentum.chain` puts before, inside or after a rule.
 
     Parameters
     ----------
     function : callable
-        A scalar function, as an update rule is. It takes the values of its kind, then the hyper-parameters:
+        A function of scalars, of the form of :class:`Rule`'s. It takes the values of its kind, then hyper-parameters:
         ``(g, p, *hyper) -> g`` for "gradient", ``(p, *hyper) -> p`` for "param", ``(x, *hyper) -> x`` for "prox",
         ``(*reads, *hyper) -> writes`` for "state".
     kind : {"gradient", "param", "prox", "state"}
         A gradient stage stands before the rule; a parameter stage before or after it; a proximal map inside a position
-        rule, after its gradient step; a state stage after the rule, and may keep state slots of its own.
+        rule, after its gradient step; a state stage after the rule, and may have state slots of its own.
+    hyper, derived, defaults, ranges, name
+        As for :class:`~fastmomentum.rules.record.Record`.
     reads, writes : sequence of str
         For "state" alone: the values that it takes and returns, "p", "g" or names of state slots.
     state : sequence of (str, str)
@@ -72,7 +73,7 @@ class Stage(Record):
     state: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
-        if self.kind != LOOK_AHEAD:  # whose defaults name hyper-parameters of the rule around which it is put
+        if self.kind != LOOK_AHEAD:  # the defaults of a look-ahead name hyper-parameters of its rule
             check_record(self)
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(list(KINDS)[:4])}; got {self.kind!r}")
@@ -106,32 +107,32 @@ class Stage(Record):
 
 @dataclass(frozen=True, eq=False)
 class Rule(Record):
-    """An update rule: ``update(p, *state, g, *hyper) -> (p, *state)``.
+    """Hold an update rule: the function ``update(p, *state, g, *hyper) -> (p, *state)`` and what it needs.
 
     Parameters
     ----------
     update : callable
         A function of scalars: assignments and one return, made of ``+ - * /``, ``numpy.minimum``, ``numpy.maximum``,
-        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal. For +0 and −0, minimum and
-        maximum may return either, depending on the backend: add a zero if that matters.
+        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal. Of +0 and −0, minimum and maximum
+        may return either, depending on the backend; a hyper-parameter of +0, added to the result, makes it +0.
     state : sequence of (str, str)
         Name and initial value of every state slot; the initial value is "zero", or "param" if the slot starts as a copy
         of the parameter. One slot ("velocity", "zero") unless given.
     hyper : sequence of str
         The names of `update`'s last arguments, ("lr", "momentum") unless given.
     derived, defaults, ranges : mapping, optional
-        As :class:`~fastmomentum.rules.record.Record` describes them.
+        As for :class:`~fastmomentum.rules.record.Record`.
     nesterov : str, optional
-        The name of the folded Nesterov form, which ``nesterov=True`` selects.
+        The name of the rule that ``nesterov=True`` selects: the folded Nesterov form, whose p is the look-ahead point.
     first : mapping of str to float, optional
-        Hyper-parameters that have another value in an array's first step from rest (Momentum alone uses them).
+        Values of hyper-parameters for an array's first step after a reset; optimisers use them, step() does not.
     ahead : callable, optional
-        ``ahead(p, velocity, lr, mu)``: the point to which momentum will carry p, computed from the next step's lr and
-        momentum. A rule of one slot that has it can be run with ``Momentum(lookahead=True)``.
+        ``ahead(p, velocity, lr, mu)`` returns the look-ahead point, from the next step's lr and momentum. A rule of one
+        slot that has it can be run with ``Momentum(lookahead=True)``.
     formula : str
         The update as the field writes it.
     name : str, optional
-        The name in messages and, after :func:`fastmomentum.rules.register`, wherever a rule's name is taken.
+        The name in messages. After :func:`fastmomentum.rules.register` it can be passed in place of the rule.
 
     Attributes
     ----------
@@ -141,14 +142,14 @@ class Rule(Record):
         The links of a composed rule, in the order of the hyper-parameters. Exactly one of them is a rule, the
         :attr:`core`. Empty for a rule that is not composed.
     gradient_slot : str
-        The value at which the gradient was taken: "p", or "point" for look-ahead.
+        The value at which gradients are taken: "p", or the state slot "point" of a look-ahead.
 
     Raises
     ------
     TypeError
-        If `update` does not have this form; the message says where it departs from it.
+        If `update` does not have this form; the message says why.
     ValueError
-        If an initial value is neither "zero" nor "param".
+        If an initial value is neither "zero" nor "param", two slots have one name, or a name in a mapping is unknown.
 
     Examples
     --------
@@ -175,7 +176,7 @@ class Rule(Record):
         return p, velocity
     """
 
-    update: Function = _not_assembled
+    update: Function = _no_update
     _: KW_ONLY
     hyper: Sequence[str] = ("lr", "momentum")
     state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
@@ -194,11 +195,13 @@ class Rule(Record):
             check_record(self)
             check_state_slots(self.state)
             if not self.parts:
+                if self.update is _no_update:
+                    _no_update()
                 values = ("p", *self.slots)
                 object.__setattr__(self, "parts", (Part(self.update, (*values, "g"), values, tuple(self.hyper), True),))
             for part in self.parts:
                 evaluate(part.function, (*part.reads, *part.hyper), results_of(part))
-        if self.update is _not_assembled:
+        if self.update is _no_update:
             object.__setattr__(self, "update", self.build() if self._is_assembled else self.parts[0].function)
 
     @classmethod
@@ -212,22 +215,22 @@ class Rule(Record):
         extrapolate_hyper: Sequence[str] = ("momentum",),
         **record: Any,
     ) -> "Rule":
-        """Return a rule of two functions, between which a proximal map can stand.
+        """Return a position rule: a gradient step, then an extrapolation from positions.
 
         ``x = descend(p, g, *descend_hyper)``; then ``p, *state = extrapolate(x, p, *state, *extrapolate_hyper)``.
 
-        A proximal map belongs after the gradient step and before momentum; :func:`fastmomentum.chain` puts it there.
+        Between the two, :func:`fastmomentum.chain` can put a proximal map of x.
 
         Parameters
         ----------
         descend, extrapolate : callable
             Scalar functions, made of the same operations as an update rule.
         state : sequence of (str, str)
-            The slots, the previous position unless given.
+            The state slots, ("previous", "param") unless given.
         descend_hyper, extrapolate_hyper : sequence of str
             The names of each function's last arguments.
         **record
-            What else :class:`Rule` takes: derived, defaults, ranges, name, formula.
+            Other arguments of :class:`Rule`: derived, defaults, ranges, name, formula.
 
         Examples
         --------
@@ -259,12 +262,12 @@ class Rule(Record):
 
     @property
     def gradient_at(self) -> int:
-        """The place among (p, *state) of the value at which the gradient is taken."""
+        """The index in (p, *state) of the value at which gradients are taken."""
         return ("p", *self.slots).index(self.gradient_slot)
 
     @property
     def core(self) -> "Rule":
-        """The rule that the stages were put around: the rule itself if it is not composed."""
+        """The rule around which the stages stand; the rule itself if it is not composed."""
         return next((link for link in self.composed_of if isinstance(link, Rule)), self)
 
     @property
@@ -281,7 +284,7 @@ class Rule(Record):
 
     @property
     def takes_prox(self) -> bool:
-        """Whether the core is a position rule, inside of which proximal maps can stand."""
+        """Whether the core is a position rule, which takes proximal maps."""
         return any("x" in part.writes for part in self.core.parts)
 
     @cached_property
@@ -304,21 +307,20 @@ class Rule(Record):
         placed: list[tuple[Part, tuple[int, ...]]] = []
         start = 0
         for link in self.links:
-            own = list(link.hyper)
             for part in link.parts:
                 at = len(placed)
                 if part.reads == part.writes == ("x",):
                     at = max(at for at, (other, _) in enumerate(placed) if "x" in other.writes) + 1
-                elif part.writes == ("g",):
+                elif part.writes == ("g",):  # decay is taken at the point where the gradient is
                     reads = tuple(self.gradient_slot if value == "p" else value for value in part.reads)
                     part = part._replace(reads=reads)
-                placed.insert(at, (part, tuple(start + own.index(name) for name in part.hyper)))
-            start += len(own)
+                placed.insert(at, (part, tuple(start + link.hyper.index(name) for name in part.hyper)))
+            start += len(link.hyper)
         return placed
 
     @cached_property
     def structure(self) -> tuple[Any, ...]:
-        """What fixes the compiled code: rules of equal structures share their kernels."""
+        """The key of the compiled code: rules of equal structure share their kernels."""
         wiring = ((part._replace(hyper=()), places) for part, places in self._placed_parts())
         return *wiring, self.slots, len(self.hyper)
 
@@ -367,9 +369,9 @@ class Rule(Record):
         left_out = {"update"} if self._is_assembled else set()
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept)
-        if "update" not in kept:
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+        if "update" not in saved:
             self.__dict__["update"] = self.build()
 
 
@@ -379,14 +381,14 @@ def results_of(part: Part) -> int | None:
 
 
 def check_state_slots(state: Any) -> None:
-    """Check the declaration of state slots: pairs of a name of its own and an initial value.
+    """Check that `state` is a sequence of pairs, each a name of its own and an initial value.
 
     Raises
     ------
     TypeError
         If an entry is not a pair.
     ValueError
-        If two slots have one name, a name is that of another value, or an initial value is not known.
+        If two slots have one name, a name is "p", "g" or "x", or an initial value is neither "zero" nor "param".
     """
     if isinstance(state, str) or any(isinstance(slot, str) or len(slot) != 2 for slot in state):
         raise TypeError(f"state: expected a sequence of pairs (name, initial value); got {state!r}")

@@ -1,8 +1,8 @@
-"""Composes rules: stages around a rule, an average of the parameters, look-ahead, and correction for a changed lr.
+"""Compose rules: stages around a rule, an average of the parameters, look-ahead, and correction for a changed lr.
 
-Each function here returns a rule whose links say which parts run and in which order; the rule assembles one scalar
-function from them, and a backend one kernel. Other packages run such steps as passes over memory of their own. A stage
-that is absent is absent from the compiled code: no option is a flag inside a kernel.
+Each function here returns a rule whose links say which parts run and in which order. The rule assembles one scalar
+function from them, and a backend compiles it into one kernel, so stages need no further pass over memory. A kernel has
+no code and no flag for options that are off.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,9 @@ from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO, UNIT_INTERVAL
+from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
-from fastmomentum.rules.record import Record, merge_ranges, resolve_values
+from fastmomentum.rules.record import merge_ranges, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.variants import one
 
@@ -28,8 +29,8 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
     Parameters
     ----------
     *links : Stage, Rule or str
-        Exactly one rule (or chain, or name of a rule), and stages. ``stages.clip_value`` leaves its value to the caller
-        of the chain, ``stages.clip_value(1.0)`` sets it.
+        Exactly one rule (or chain, or name of a rule), and stages. ``stages.clip_value(1.0)`` sets the stage's value;
+        with ``stages.clip_value`` the caller of the chain passes it.
     name : str, optional
         The name of the chain.
 
@@ -44,8 +45,8 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
         If there is not exactly one rule, or a link is neither a stage nor a rule.
     ValueError
         If a stage stands in the wrong place: a gradient or state stage on the wrong side of the rule, or a proximal map
-        at a rule whose state is not a position (there momentum would carry the map's own step along, and the minimum of
-        another problem would be found: for lasso the one with λ(1 − μ)). If two links have different defaults for one
+        at a rule whose state is not a position (momentum would then repeat the map's own step, and the run would end in
+        the minimum of another problem, for lasso the one with λ(1 − μ)). If two links have different defaults for one
         hyper-parameter.
 
     Examples
@@ -67,17 +68,15 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
     proximal = [link for link in links if isinstance(link, Stage) and link.kind == "prox"]
     for stage in after:
         if stage.kind == "gradient":
-            raise ValueError(
-                f"chain: the gradient stage {stage} must stand before the rule, which uses the gradient up"
-            )
+            raise ValueError(f"chain: the gradient stage {stage} must stand before the rule, which uses the gradient")
     for stage in before:
         if stage.kind == "state":
             raise ValueError(f"chain: the state stage {stage} must stand after the rule, whose result it reads")
     if proximal and not inner.takes_prox:
         raise ValueError(
             f"chain: the proximal map {proximal[0]} needs a rule whose state is a position, heavy_ball or "
-            f"nesterov_positions; after {inner.core} momentum would carry the map's own step along, and the minimum of "
-            "another problem would be found. Without momentum: heavy_ball with momentum=0."
+            f"nesterov_positions; with {inner.core} momentum would repeat the map's own step, and the run would end in "
+            "the minimum of another problem. If you want no momentum, use heavy_ball with momentum=0"
         )
     inside = [stage for stage in inner.stages_after if stage.kind == "prox"]
     others = [stage for stage in inner.stages_after if stage.kind != "prox"]
@@ -87,7 +86,7 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
 
 
 def _compose(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nesterov: str | None) -> Rule:
-    """Return the rule that is made of these links; what is not said of stages is as in `rule`."""
+    """Return the rule that is made of these links; its values for the first step are those of `rule`."""
     defaults: dict[str, float | str] = {}
     for link in links:
         for key, value in link.defaults.items():
@@ -102,17 +101,13 @@ def _compose(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nester
         ranges=merge_ranges(links),
         nesterov=nesterov,
         first=rule.first,
-        gradient_slot="point" if any(_is(link, LOOK_AHEAD) for link in links) else "p",
+        gradient_slot="point" if any(isinstance(link, Stage) and link.kind == LOOK_AHEAD for link in links) else "p",
         formula="; ".join(link.formula if isinstance(link, Rule) else str(link.name) for link in links),
     )
 
 
-def _is(link: Record, kind: str) -> bool:
-    return isinstance(link, Stage) and link.kind == kind
-
-
 def replace_core(rule: Rule, core: Rule) -> Rule:
-    """Return `rule` with another core, which may be composed itself, between the same stages."""
+    """Return `rule` with `core`, which may itself be composed, in the place of its own core."""
     if not rule.composed_of:
         return core
     links = [link for link in core.links if isinstance(link, Rule | Stage)]
@@ -134,7 +129,7 @@ def _exponential(p: Any, average: Any, keep: Any) -> Any:
     return average + keep * (p - average)
 
 
-# The mean starts from zero, so that the first mean is p itself to the bit; from p₀ it would be p₀ + (p − p₀).
+# The mean starts from zero, so that the first mean has the bits of p; from p₀ it would be p₀ + (p − p₀), which rounds.
 MEAN = Stage(
     _mean,
     kind="state",
@@ -221,7 +216,7 @@ def with_look_ahead(rule: Rule) -> Rule:
     Raises
     ------
     ValueError
-        If the rule has no such form.
+        If the rule has no look-ahead form, or a stage after it moves p or adds state.
     """
     core = rule.core
     if core.ahead is None or any(stage.kind == "state" for stage in rule.stages_after):
@@ -249,7 +244,7 @@ def with_look_ahead(rule: Rule) -> Rule:
 
 @lru_cache(maxsize=256)
 def point_rule(rule: Rule) -> Rule:
-    """Return the rule that moves nothing but the point of a rule with look-ahead."""
+    """Return the rule that computes only the slot "point" of a rule with look-ahead."""
     (stage,) = (stage for stage in rule.stages_after if stage.kind == LOOK_AHEAD)
     (part,) = stage.parts
     core = rule.core
@@ -260,14 +255,14 @@ def point_rule(rule: Rule) -> Rule:
 #
 #     p ← p − lr·v           the whole displacement is that of the new lr
 #
-# In classical and its Nesterov form v holds lr·g, and in heavy_ball and nesterov_positions q − p holds it: the state
-# goes on at the lr that it was gathered with. A run in which lr falls tenfold still moves as far as before in its next
-# 1/(1 − μ) steps. The trajectory becomes that of the pytorch form, with the new learning rate lr', after
+# In classical and its Nesterov form v is a sum of lr·g, and so is q − p in heavy_ball and nesterov_positions: past
+# gradients keep the lr of their own step. A run in which lr falls tenfold still moves as far as before in its next
+# 1/(1 − μ) steps. With correct=True the state is rescaled when lr changes to lr',
 #
 #     v ← v·lr'/lr           q ← q + (lr'/lr − 1)·(q − p)
 #
-# which correct=True asks for: in the update's own pass if lr is a function of the step, at once if it is assigned. The
-# state that carries lr is not written down anywhere: slots_scaled_by_lr reads it off the rule's own function.
+# and the trajectory is that of the pytorch form: in the update's own pass if lr is a function of the step, at once if
+# lr is assigned. Rules do not declare which slots contain lr; slots_scaled_by_lr finds them by running the rule.
 
 
 def carry_over(lr: float, lr_next: float) -> float:
@@ -276,7 +271,7 @@ def carry_over(lr: float, lr_next: float) -> float:
 
 
 def stretch_by(lr: float, lr_next: float) -> float:
-    """Return lr'/lr − 1, in one rounding if they are near each other."""
+    """Return lr'/lr − 1, with the rounding of the division alone if lr' and lr are close."""
     return (lr_next - lr) / lr
 
 
@@ -289,37 +284,33 @@ def _stretch_position(p: Any, q: Any, stretch: Any) -> Any:
 
 
 def _lr_correction(slot: str, initial: str) -> Stage:
-    """Return the stage that takes a slot of this initial value over to the next lr."""
+    """Return the stage that rescales a slot for the next lr: a position if it starts as "param", else a velocity."""
     ranges = {"lr": ABOVE_ZERO, "lr_next": ABOVE_ZERO}
-    kind, reads, writes, defaults = LR_CORRECTION, ("p", slot), (slot,), {"lr_next": "lr"}
+    function: Function
     if initial == "param":
-        return Stage(
-            *(_stretch_position, kind),
-            reads=reads,
-            writes=writes,
-            defaults=defaults,
-            ranges=ranges,
-            hyper=("stretch",),
-            derived={"stretch": stretch_by},
-        )
+        function, factor, derive = _stretch_position, "stretch", stretch_by
+    else:
+        function, factor, derive = _carry_velocity, "carry", carry_over
+        ranges["carry"] = ABOVE_ZERO  # a factor that the dtype rounds to 0 would lose the velocity
     return Stage(
-        *(_carry_velocity, kind),
-        reads=reads,
-        writes=writes,
-        defaults=defaults,
-        ranges={**ranges, "carry": ABOVE_ZERO},  # a factor that the dtype rounds to 0 would lose the velocity
-        hyper=("carry",),
-        derived={"carry": carry_over},
+        function,
+        kind=LR_CORRECTION,
+        reads=("p", slot),
+        writes=(slot,),
+        hyper=(factor,),
+        derived={factor: derive},
+        defaults={"lr_next": "lr"},
+        ranges=ranges,
     )
 
 
 def lr_corrected(rule: Rule) -> Rule:
-    """Return the rule such that its state goes over to the next step's lr; the rule itself if no state carries lr.
+    """Return the rule with stages that rescale its state for the next lr; the rule itself if no slot contains lr.
 
     Raises
     ------
     ValueError
-        If no change of its state lets the run go on as if lr had been the new one from the beginning.
+        If no rescaling of the slots lets the run continue as if it had always had the new lr.
     """
     core = rule.core
     corrections = [_lr_correction(slot, dict(core.state)[slot]) for slot in slots_scaled_by_lr(rule)]
@@ -329,27 +320,27 @@ def lr_corrected(rule: Rule) -> Rule:
 
 
 def corrections_of(rule: Rule) -> list[tuple[int, Stage]]:
-    """Return the stages that take slots of this rule over to the next lr, each with the number of its slot."""
+    """Return the stages that rescale slots of this rule for the next lr, each with the index of its slot."""
     stages = [stage for stage in rule.stages_after if stage.kind == LR_CORRECTION]
     return [(rule.slots.index(stage.writes[0]), stage) for stage in stages]
 
 
 @lru_cache(maxsize=256)
 def slots_scaled_by_lr(rule: Rule) -> tuple[str, ...]:
-    """Return the slots of the rule's state that carry lr.
+    """Return the slots of the rule's state that contain lr as a factor.
 
-    They are the fewest slots that, doubled together with lr, double the path of p from 0. Doubling changes no rounding,
-    so the paths are compared exactly; the gradients do not depend on p.
+    They are the smallest set of slots that, if doubled together with lr, doubles the path of p from 0 under gradients
+    that do not depend on p. Doubling changes no rounding, so the paths are compared exactly.
 
     Raises
     ------
     ValueError
-        If there are no such slots.
+        If there is no such set.
     """
     if any(stage.kind == "prox" for stage in rule.stages_after):
-        raise ValueError(f"correct: expected no proximal map, whose step is no multiple of lr; got {rule}")
+        raise ValueError(f"correct: expected no proximal map, whose step is not proportional to lr; got {rule}")
     if rule.composed_of:
-        return slots_scaled_by_lr(rule.core)  # the stages around a rule carry no lr
+        return slots_scaled_by_lr(rule.core)  # the slots of stages do not contain lr
     if "lr" not in rule.parameters:
         return ()
     expected = [2.0 * p for p in _path(rule, 1.0, ())]
@@ -357,16 +348,18 @@ def slots_scaled_by_lr(rule: Rule) -> tuple[str, ...]:
         for chosen in combinations(rule.slots, count):
             if _path(rule, 2.0, chosen) == expected:
                 return chosen
-    raise ValueError(f"correct: expected a rule whose displacement is lr times what its state holds; got {rule}")
+    raise ValueError(
+        f"correct: expected a rule whose displacement is proportional to lr with a rescaled state; got {rule}"
+    )
 
 
 def _path(rule: Rule, factor: float, chosen: tuple[str, ...]) -> list[float]:
-    """Return the path of p from 0 with `factor` times a learning rate and times the values of the slots `chosen`."""
+    """Return p after each of three updates from 0, with lr and the slots `chosen` multiplied by `factor`."""
     given = {name: 0.5 for name in rule.parameters if name not in rule.defaults} | {"lr": 0.125 * factor}
     hyper = rule.arguments(resolve_values(rule, given, lambda name, value, allowed: value))
-    now = [0.0, *(0.75 * (factor if slot in chosen else 1.0) for slot in rule.slots)]
+    values = [0.0, *(0.75 * (factor if slot in chosen else 1.0) for slot in rule.slots)]
     path = []
     for gradient in (0.5, -0.25, 1.0):
-        now = rule.update(*now, gradient, *hyper)
-        path.append(float(now[0]))
+        values = rule.update(*values, gradient, *hyper)
+        path.append(float(values[0]))
     return path

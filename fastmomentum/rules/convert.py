@@ -1,7 +1,7 @@
-"""Converts learning rate, momentum and state between rules, so that a run continues on its trajectory.
+"""Convert learning rate, momentum and state between rules, so that a run continues on its trajectory.
 
-Rules of one method differ in what they keep. Both families can be described by the displacement w of the last step
-(the velocity of `classical`) and the learning rate α that multiplies the gradient in it:
+Rules of one method differ in their state. Each state can be computed from the displacement w of the last step (the
+velocity of `classical`) and the learning rate α that multiplies the gradient in it:
 
     heavy ball   p ← p − w⁺ with w⁺ = μw + αg                classical, pytorch, ema, heavy_ball; sgd if μ = 0
     Nesterov     the same, with g taken at the point p − μw
@@ -10,11 +10,11 @@ Rules of one method differ in what they keep. Both families can be described by 
     pytorch      w = lr·v           α = lr(1 − τ)
     ema          w = lr·v           α = lr(1 − β)
     heavy_ball   w = q − p          α = lr
-    nesterov_positions   w = (q − p)/μ; p is the point and q the parameter
+    nesterov_positions   w = (q − p)/μ, α = lr; p is the look-ahead point, and q the parameter
 
-The folded Nesterov forms, and those with an explicit look-ahead (named pytorch_lookahead and so on here), keep the
-velocity of the rule that they are a form of. Between these two the parameters differ, not the state: the folded form
-holds the point, which is ``opt.point`` of the other, and the state of nesterov_positions is the other's parameter.
+A folded Nesterov form, and the form with an explicit look-ahead (here named pytorch_lookahead and so on), have the
+velocity of the rule that they are forms of. The two forms differ in their parameter, not in their state: p of the
+folded form is ``opt.point`` of the explicit form. The state q of nesterov_positions is p of the explicit form.
 """
 
 from collections.abc import Callable
@@ -29,22 +29,22 @@ from fastmomentum.rules.registry import find
 
 
 class Convention(NamedTuple):
-    """How a rule keeps the displacement of the last step.
+    """Hold the relations between a rule's state and the displacement w of the last step.
 
     Attributes
     ----------
     method : str
-        The method that the rule is a form of.
+        The author of the method that the rule is a form of.
     displacement : callable
-        ``displacement(state, p, lr, mu)``: w.
+        ``displacement(state, p, lr, mu)`` returns w.
     state : callable
-        ``state(w, p, lr, mu)``: the state.
+        ``state(w, p, lr, mu)`` returns the state.
     lr_factor : callable
-        ``lr_factor(mu, tau)``: α/lr.
+        ``lr_factor(mu, tau)`` returns α/lr.
     keeps : str
-        What the state holds, for messages.
+        The name of the state in messages.
     divides : bool
-        Whether the state is w over lr, and so carries no lr.
+        Whether the state is w/lr.
     """
 
     method: str
@@ -60,10 +60,12 @@ NOTHING, POSITION = "nothing", "the previous position"
 
 
 def _plain(method: str) -> Convention:
+    """Return the convention of rules with v = w."""
     return Convention(method, lambda v, p, lr, mu: v, lambda w, p, lr, mu: w, lambda mu, tau: 1.0)
 
 
 def _scaled(method: str, lr_factor: Callable[[float, float], float]) -> Convention:
+    """Return the convention of rules with v = w/lr."""
     return Convention(method, lambda v, p, lr, mu: lr * v, lambda w, p, lr, mu: w / lr, lr_factor, divides=True)
 
 
@@ -101,10 +103,10 @@ def convert(
     dampening: float = 0.0,
     param: Any = None,
 ) -> tuple[Any, float, float]:
-    """Return state, lr and momentum with which a run of the rule `source` continues under `target` on its trajectory.
+    """Return state, lr and momentum with which a run of the rule `source` continues on its trajectory under `target`.
 
-    With w the displacement and α the learning rate that multiplies the gradient in it: lr of the target is α over the
-    share of the gradient that it takes (1 − τ in pytorch, 1 − β in ema, else 1), and its state keeps the same w:
+    Both rules have the same displacement w of the last step, and the same learning rate α that multiplies the gradient:
+    α = lr(1 − τ) in pytorch, lr(1 − β) in ema, else lr. From w the state of the target is
     v = w (classical), v = w/lr (pytorch, ema), q = p + w (heavy_ball), q = p + μw (nesterov_positions).
 
     Parameters
@@ -114,23 +116,23 @@ def convert(
     source, target : str or Rule
         The rules; the look-ahead forms are named "classical_lookahead", "pytorch_lookahead", "ema_lookahead".
     lr, momentum, dampening : float
-        The settings of the source; dampening is that of pytorch, on either side.
+        The settings of the source; dampening is τ of pytorch, whether it is the source or the target.
     param : ndarray, or list of ndarray, optional
-        The parameter, needed if one side keeps positions, or nothing; from a look-ahead form to nesterov_positions its
-        point, which is that rule's parameter.
+        The parameter, needed if the state of one rule is a position or None. If the source is a look-ahead form and the
+        target nesterov_positions, pass ``opt.point``, which becomes the target's parameter.
 
     Returns
     -------
     state : ndarray, None, or list of these
         New arrays, computed in double precision, in the dtype of the given ones.
     lr, momentum : float
-        The settings to go on with.
+        The settings of the target.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused, or there is no exact conversion: between the two methods; with lr = 0 to a
-        rule that divides by it; with β = 1 or τ = 1 to the rule that then takes no gradient; to sgd with momentum.
+        If an argument is refused, or there is no exact conversion: between heavy ball and Nesterov's method; with
+        lr = 0 to pytorch or ema; to ema with β = 1, or to pytorch with τ = 1; to sgd with momentum.
 
     Examples
     --------
@@ -147,7 +149,7 @@ def convert(
     if tau and not {"pytorch", "pytorch_lookahead"} & set(names):
         raise ValueError(f"dampening: expected 0, as {names[0]} and {names[1]} have none; got {dampening}")
     if tau and (mu == 0.0 or "sgd" in names):
-        raise ValueError(f"dampening: expected 0 without momentum, where Momentum leaves it out; got {dampening}")
+        raise ValueError(f"dampening: expected 0 without momentum, as Momentum then ignores it; got {dampening}")
     if old.method != new.method:
         raise ValueError(
             f"target: expected a rule of {old.method}'s method, as {names[0]!r} is; got {names[1]!r}, {new.method}'s, "
@@ -158,59 +160,60 @@ def convert(
         raise ValueError(f"target: expected a rule that has momentum, as it is {mu}; got 'sgd'")
     if names[0] == names[1]:
         return (
-            _each(lambda s, p: s if s is None else checks.array("state", s, write=False).copy(), state, param),
+            _for_each(lambda s, p: s if s is None else checks.array("state", s, write=False).copy(), state, param),
             lr,
             mu,
         )
     if new.lr_factor(mu, tau) == 0.0:
         raise ValueError(f"target: expected a rule that takes some of the gradient; {names[1]!r} takes 0 of it")
     alpha = lr * old.lr_factor(mu, tau)
-    rate = alpha / new.lr_factor(mu, tau)
+    new_lr = alpha / new.lr_factor(mu, tau)
     if new.divides and alpha == 0.0:
         raise ValueError(f"lr: expected > 0, as the velocity of {names[1]!r} is the displacement over lr; got {lr}")
-    if not np.isfinite(rate) or (rate == 0.0) != (lr == 0.0 or old.lr_factor(mu, tau) == 0.0):
+    if not np.isfinite(new_lr) or (new_lr == 0.0) != (lr == 0.0 or old.lr_factor(mu, tau) == 0.0):
         raise ValueError(
-            f"lr: expected a rate that a double can hold for {names[1]!r}; got {lr}, which comes to {rate}"
+            f"lr: expected a number that gives {names[1]!r} an lr which a double can hold; got {lr}, for {new_lr}"
         )
 
-    def one(kept: Any, at: Any) -> Any:
+    def convert_one(slot: Any, p: Any) -> Any:
         if old.keeps != NOTHING:
-            kept = checks.array("state", kept, write=False)
+            slot = checks.array("state", slot, write=False)
         if {old.keeps, new.keeps} == {"velocity"}:
-            at = kept
-        elif at is None:
+            p = slot  # only shape and dtype of p are used
+        elif p is None:
             keeps = new.keeps if old.keeps == "velocity" else old.keeps
-            raise TypeError(f"param: expected the parameter, as one of the two rules keeps {keeps}; got None")
-        at = checks.array("param", at, write=False)
+            raise TypeError(f"param: expected the parameter, as the state of one of the two rules is {keeps}; got None")
+        p = checks.array("param", p, write=False)
         if old.keeps == NOTHING:
-            kept = at
-        checks.array("state", kept, like=at, write=False)
+            slot = p  # the displacement does not depend on it
+        checks.array("state", slot, like=p, write=False)
         with np.errstate(all="ignore"):
-            p = at.astype(np.float64)
-            found = new.state(old.displacement(kept.astype(np.float64), p, lr, mu), p, rate, mu)
-            found = None if found is None else found.astype(at.dtype)
-        if found is not None and not np.isfinite(found).all() and np.isfinite(kept).all() and np.isfinite(at).all():
-            raise ValueError(f"state: expected one that {at.dtype} can hold for {names[1]!r}; it came to an infinity")
+            wide = p.astype(np.float64)
+            found = new.state(old.displacement(slot.astype(np.float64), wide, lr, mu), wide, new_lr, mu)
+            found = None if found is None else found.astype(p.dtype)
+        if found is not None and not np.isfinite(found).all() and np.isfinite(slot).all() and np.isfinite(p).all():
+            raise ValueError(f"state: expected one that {p.dtype} can hold for {names[1]!r}; it became infinite")
         return found
 
-    return _each(one, state, param), rate, mu
+    return _for_each(convert_one, state, param), new_lr, mu
 
 
-def _each(one: Callable[[Any, Any], Any], state: Any, param: Any) -> Any:
+def _for_each(function: Callable[[Any, Any], Any], state: Any, param: Any) -> Any:
+    """Return the function's result for a state and its parameter, or a list of results for lists of both."""
     if not isinstance(state, list):
-        return one(state, param)
+        return function(state, param)
     params = [None] * len(state) if param is None else param
     checks.sequence("param", params, len(state))
-    return [one(s, p) for s, p in zip(state, params)]
+    return [function(s, p) for s, p in zip(state, params)]
 
 
 def convention_of(side: str, rule: str | Rule) -> str:
-    """Return the name of a rule among :data:`CONVENTIONS`; messages call the rule `side`.
+    """Return the key of a rule in :data:`CONVENTIONS`; `side` is the name of the argument in messages.
 
     Raises
     ------
     ValueError
-        If the rule is not among them.
+        If the rule, or a stage around it, is not supported.
     """
     if isinstance(rule, str) and rule in CONVENTIONS:
         return rule
@@ -223,5 +226,5 @@ def convention_of(side: str, rule: str | Rule) -> str:
         )
     core = update.core
     if core.name not in CONVENTIONS or find(core.name).structure != core.structure:
-        raise ValueError(f"{side}: expected one of {', '.join(CONVENTIONS)}; got {update}, whose method is not known")
+        raise ValueError(f"{side}: expected one of {', '.join(CONVENTIONS)}; got {update}")
     return core.name + ("_lookahead" if update.gradient_slot == "point" else "")

@@ -1,12 +1,12 @@
-"""The momentum rules, each written once as a plain function of scalars, with its record.
+"""Define the momentum rules, each as one plain function of scalars with its record.
 
-The same function is the NumPy reference (called on whole arrays), an exact oracle (on ``fractions.Fraction``), the body
-of the CPU and CUDA kernels (compiled) and the source of the theory (called on unit vectors). The order of its
-operations is part of a rule's definition, as it fixes the bits.
+The NumPy backend calls the function on whole arrays, the CPU and CUDA kernels contain it compiled, the theory calls it
+on linear forms, and tests call it on ``fractions.Fraction``. The order of its operations is part of a rule's
+definition, as it determines the bits.
 
 Names in the formulas: p parameter, g gradient, v velocity, q previous position, lr learning rate, mu momentum μ (beta β
-in the averaging forms), keep 1 − τ or 1 − β, mu_next the next step's momentum. All rules in this file are linear in p,
-state and g; :mod:`fastmomentum.rules.variants` has more.
+in the averaging forms), τ dampening, keep 1 − τ or 1 − β, mu_next or μ' the next step's momentum. All rules in this
+file are linear in p, state and g; :mod:`fastmomentum.rules.variants` has more.
 """
 
 from typing import Any
@@ -72,7 +72,7 @@ def _nesterov_positions(x: Any, p: Any, q: Any, mu: Any) -> Out:
 
 
 sgd = Rule(_sgd, name="sgd", state=(), hyper=("lr",), formula="p ← p − lr·g")
-"""Gradient descent. The rule keeps no state and takes no momentum."""
+"""Gradient descent. The rule has no state and takes no momentum."""
 
 pytorch = Rule(
     _pytorch,
@@ -85,7 +85,7 @@ pytorch = Rule(
     ahead=_ahead_scaled,
     formula="v ← μv + (1−τ)g; p ← p − lr·v",
 )
-"""torch.optim.SGD, optax.sgd, TensorFlow's MomentumOptimizer."""
+"""Equivalent to torch.optim.SGD, optax.sgd and TensorFlow's MomentumOptimizer."""
 
 pytorch_nesterov = Rule(
     _pytorch_nesterov,
@@ -95,7 +95,7 @@ pytorch_nesterov = Rule(
     nesterov="pytorch_nesterov",
     formula="v ← μv + g; p ← p − lr·(g + μ'v)",
 )
-"""torch.optim.SGD(nesterov=True), optax.sgd(nesterov=True)."""
+"""Equivalent to torch.optim.SGD and optax.sgd with nesterov=True."""
 
 classical = Rule(
     _classical,
@@ -104,7 +104,7 @@ classical = Rule(
     ahead=_ahead_plain,
     formula="v ← μv + lr·g; p ← p − v",
 )
-"""Keras, scikit-learn, Sutskever et al. 2013 (their v has the other sign)."""
+"""Equivalent to SGD of Keras and scikit-learn, and to Sutskever et al. 2013; their v has the opposite sign."""
 
 classical_nesterov = Rule(
     _classical_nesterov,
@@ -114,7 +114,7 @@ classical_nesterov = Rule(
     nesterov="classical_nesterov",
     formula="v ← μv + lr·g; p ← p − (μ'v + lr·g)",
 )
-"""Keras and scikit-learn with nesterov=True."""
+"""Equivalent to SGD of Keras and scikit-learn with nesterov=True."""
 
 ema = Rule(
     _pytorch,
@@ -139,12 +139,13 @@ ema_nesterov = Rule(
 """Nesterov's form of the exponential average."""
 
 heavy_ball = Rule.positions(_descend, _heavy_ball, name="heavy_ball", formula="p⁺ = p − lr·g + μ(p − q); q ← p")
-"""Polyak 1964. In float32 far from the origin p − q loses digits: on ½(p − 1000)² with lr 1e-3 heavy_ball swings by
-0.031 for ever, while `classical` comes to rest 0.0024 away. Anything else that writes to p (a loaded file, a decay)
-looks like velocity to this rule."""
+"""Polyak 1964.
+
+In float32 far from the origin p − q loses digits: on ½(p − 1000)² with lr 1e-3 and momentum 0.9 heavy_ball oscillates
+by ±0.031 for ever, while `classical` stops 0.0024 away. As q − p is the velocity, any other change of p between two
+updates (a loaded file, a decay) changes the velocity."""
 
 nesterov_positions = Rule.positions(
     _descend, _nesterov_positions, name="nesterov_positions", formula="x⁺ = p − lr·g; p⁺ = x⁺ + μ(x⁺ − q); q ← x⁺"
 )
-"""FISTA's form of Nesterov's method (Beck and Teboulle 2009). Gradients are taken at p; the minimising sequence is
-q."""
+"""FISTA's form of Nesterov's method (Beck and Teboulle 2009), whose x_k is q here, and whose y_k is p."""

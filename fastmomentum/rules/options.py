@@ -1,4 +1,4 @@
-"""Resolves a rule and the options of step() and Momentum to one composed rule and the values that it is given."""
+"""Resolve a rule and the options of step() and Momentum to one composed rule and the values of its hyper-parameters."""
 
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from fastmomentum.rules.registry import find
 from fastmomentum.rules.stages import clip_norm, clip_value, decoupled_weight_decay, maximize, weight_decay
 
 OPTIONS = (clip_norm, clip_value, maximize, weight_decay, decoupled_weight_decay)
-"""The stages that options of step() and Momentum stand for, in torch's order."""
+"""The stages that options of step() and Momentum add, in torch's order."""
 
 SWITCHES = ("nesterov", "maximize", "lookahead", "correct")
 OFF: dict[str, float | None] = {
@@ -32,7 +32,7 @@ def with_options(
     lookahead: bool = False,
     correct: bool = False,
 ) -> Rule:
-    """Return the rule in the form asked for, after the stages of the options named.
+    """Return the rule in another form, with the stages of these options before it.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def with_options(
     nesterov, lookahead : bool
         Whether to take the folded Nesterov form, or the form with an explicit look-ahead.
     correct : bool
-        Whether the state goes over to the next step's learning rate.
+        Whether to rescale the state for the next step's learning rate.
 
     Raises
     ------
@@ -69,39 +69,39 @@ def with_options(
 
 
 def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
-    """Return the rule with its stages, and the hyper-parameters given to it, by name.
+    """Return the rule with the stages of its options, and the values of its hyper-parameters by name.
 
     Parameters
     ----------
     rule : str or Rule
         The rule.
     **chosen
-        lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and the rule's other hyper-parameters. A number that is
-        off adds no stage, and leaves a default of the rule's own (a chain's, say) as it is. lr and momentum may be
-        functions of the step.
+        lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and the rule's other hyper-parameters. An option with the
+        value that turns it off adds no stage; a chain whose stage has a default keeps that default. lr and momentum may
+        be functions of the step.
 
     Raises
     ------
     TypeError, ValueError
-        If a switch or number is out of range, or the rule has no form that serves it. The values for the rule itself
-        are checked by :func:`fastmomentum.rules.record.hyper_row`.
+        If an option is out of range, or the rule has no form for it. :func:`fastmomentum.rules.record.hyper_row` checks
+        the hyper-parameters of the rule itself.
     """
     chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
     nesterov, maximize, lookahead, correct = (checks.boolean(name, chosen.pop(name)) for name in SWITCHES)
     update = with_options(find(rule), frozenset(), nesterov, lookahead, correct)
     for name in ("lr_next", "momentum_next"):
         if name in chosen and (lookahead or (correct and name == "lr_next")):
-            which = "lookahead" if lookahead else "correct"
-            raise ValueError(f"{name}: expected to follow from lr and momentum with {which}=True; got {chosen[name]!r}")
+            option = "lookahead" if lookahead else "correct"
+            raise ValueError(f"{name}: expected no value with {option}=True, which computes it; got {chosen[name]!r}")
     if chosen["max_norm"] is not None and "max_norm" in update.parameters:
-        raise ValueError(f"max_norm: expected of a rule that has no hyper-parameter of this name; {update} has one")
+        raise ValueError(f"max_norm: expected None, as {update} has a hyper-parameter of this name")
     for name, off in OFF.items():
         value = chosen[name]
         is_off = value is off or (type(value) is float and value == off)
         if not is_off and checks.number(name, value, RANGES[name]) != off:
             continue
         if name not in update.parameters or name in update.defaults or off is None:
-            del chosen[name]
+            del chosen[name]  # the rule's default holds, or the rule asks for a value
     stages = {str(stage.name) for stage in OPTIONS if stage.name in chosen and stage.name not in update.parameters}
     update = with_options(update, frozenset(stages | {"maximize"} if maximize else stages))
     chosen.pop("max_norm", None)  # the stage takes the factor that is computed from it at each step

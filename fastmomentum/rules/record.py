@@ -1,4 +1,4 @@
-"""The record that rules and stages share: the names, defaults, ranges and derived values of their hyper-parameters."""
+"""Define the record that rules and stages share: names, defaults, ranges and formulas of their hyper-parameters."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,21 +16,21 @@ from fastmomentum.rules.assemble import Function, Part
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Record:
-    """The hyper-parameters of a rule or a stage.
+    """Describe the hyper-parameters of a rule or a stage.
 
     Attributes
     ----------
     hyper : sequence of str
         The names of the function's last arguments, in order.
     derived : mapping of str to callable
-        The functions that compute the entries of `hyper` that users do not give. The names of a function's arguments
-        say from which hyper-parameters it computes. It runs on the host in double precision; the result is then cast
-        to the arrays' dtype.
+        Functions for the entries of `hyper` that are computed from the hyper-parameters that users give. The names of a
+        function's arguments are the names of those hyper-parameters. It computes in double precision; its result is
+        cast to the arrays' dtype.
     defaults : mapping of str to float or str
         Values for hyper-parameters that users leave out; a str names the hyper-parameter whose value is taken.
     ranges : mapping of str to Range
-        The values that users may give, if :data:`fastmomentum.checks.RANGES` does not say, and the values that derived
-        hyper-parameters may have in the arrays' dtype.
+        The values that users may give; names without an entry have their range in :data:`fastmomentum.checks.RANGES`.
+        An entry for a derived hyper-parameter limits its value in the arrays' dtype.
     name : str, optional
         The name in messages and in saved states.
     """
@@ -95,7 +95,7 @@ class Record:
 
     @cached_property
     def default_sources(self) -> frozenset[str]:
-        """The hyper-parameters from which others take their default."""
+        """The hyper-parameters whose values are the defaults of others."""
         return frozenset(value for value in self.defaults.values() if isinstance(value, str))
 
     @cached_property
@@ -105,9 +105,9 @@ class Record:
 
     @cached_property
     def places(self) -> Mapping[str, Sequence[tuple[int, Callable[..., float] | None, tuple[str, ...]]]]:
-        """The entries of `hyper` that each parameter has a part in: (place, the function that derives it, its sources).
+        """For each parameter the entries of `hyper` that depend on it: index, function that derives it, its sources.
 
-        The function is None if the parameter itself is the entry.
+        The function is None if the entry is the parameter itself.
         """
         found: dict[str, list[tuple[int, Callable[..., float] | None, tuple[str, ...]]]] = {}
         for place, (_, derive, sources) in enumerate(self.entries):
@@ -133,9 +133,9 @@ class Record:
     @property
     def own_description(self) -> str:
         """The description of this record's own hyper-parameters."""
-        who = self.name or " ".join(function.__qualname__ for function in self.functions)
+        title = self.name or " ".join(function.__qualname__ for function in self.functions)
         defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
-        return f"{who}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
+        return f"{title}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
 
     def __str__(self) -> str:
         made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)
@@ -195,7 +195,7 @@ def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any])
 def resolve_values(
     record: Record, given: Mapping[str, Any], check: Callable[[str, Any, Range], Any] = checks.number
 ) -> dict[str, Any]:
-    """Return every hyper-parameter that users give, by name, with defaults filled in, each put through `check`.
+    """Return the values of all parameters of the record by name, with defaults filled in, each put through `check`.
 
     Raises
     ------

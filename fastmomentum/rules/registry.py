@@ -1,4 +1,4 @@
-"""The rules by name: the package's own, and those that users register."""
+"""Find rules by name: the package's own rules, and rules that users register."""
 
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.momentum import (
@@ -25,7 +25,7 @@ _named: dict[str, Rule] = {
 
 
 def register(rule: Rule) -> None:
-    """Make `rule` known by its name wherever a rule's name is taken.
+    """Register `rule`, so that its name can be passed wherever a rule is expected.
 
     Raises
     ------

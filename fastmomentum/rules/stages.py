@@ -1,4 +1,4 @@
-"""Elementwise stages, each one scalar function with its record; :func:`fastmomentum.chain` puts them around a rule.
+"""Define elementwise stages, each as one scalar function with its record; :func:`fastmomentum.chain` composes them.
 
 >>> import numpy as np
 >>> from fastmomentum import chain, stages, step
@@ -78,7 +78,7 @@ def upper_bound(low: float, high: float) -> float:
 
 
 def unit_factor() -> float:
-    """Return 1: the factor until Momentum has measured a norm."""
+    """Return 1, the factor before Momentum replaces it by the one for the norm of the gradients."""
     return 1.0
 
 
@@ -110,7 +110,9 @@ decoupled_weight_decay = Stage(
     hyper=("shrink",),
     derived={"shrink": shrink_by},
 )
-"""p ← p·(1 − lr·λ), AdamW's (Loshchilov and Hutter 2019). Before a position rule the decay looks like velocity."""
+"""p ← p·(1 − lr·λ): decoupled decay, as in AdamW (Loshchilov and Hutter 2019).
+
+Before a position rule, whose velocity is q − p, the decay also changes the velocity."""
 
 box = Stage(
     _box,
@@ -135,8 +137,7 @@ soft_threshold = Stage(
 )
 """x ← sign(x)·max(|x| − lr·λ₁, 0): the proximal map of λ₁‖x‖₁, for the position rules.
 
-The zeros are exact in the state of nesterov_positions. In the parameter itself momentum adds to a zero a number that
-decays."""
+The state of nesterov_positions has exact zeros. To zeros of the parameter momentum adds a number that decays."""
 
 clip_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
 """g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's

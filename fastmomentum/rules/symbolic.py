@@ -1,9 +1,9 @@
-"""Runs a rule on symbols instead of numbers, to find the operations that it is made of.
+"""Run a rule on symbols instead of numbers, to find the operations that it is made of.
 
-A rule is a plain Python function of scalars. Called with :class:`Symbol` objects, it writes down its own operations. No
-source text is needed, so rules made by a factory or typed at a prompt can be read as well. Here a rule is refused, with
-the reason, if it has a branch (the backends would differ), a call outside the vocabulary, or a numeric literal (a
-Python float beside a float32 gives float64 in compiled code: other bits than NumPy's, and slower).
+A rule is a plain Python function of scalars. Called with :class:`Symbol` objects, it returns its own operations. No
+source text is needed, so rules made by a factory or typed at a prompt can be read as well. :func:`evaluate` refuses a
+rule that has a branch (the backends would differ), calls another function than :data:`FUNCTIONS`, or holds a numeric
+literal (a Python float beside a float32 gives float64 in compiled code, which is slower and has other bits than NumPy).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ FUNCTIONS = {np.minimum: "minimum", np.maximum: "maximum", np.absolute: "absolut
 
 
 class Symbol:
-    """One value inside a rule: a named argument, or an operation on other symbols."""
+    """Represent a value inside a rule: a named argument, or an operation on other symbols."""
 
     __slots__ = ("operands", "operation")
 
@@ -34,7 +34,7 @@ class Symbol:
 
     def _operand(self, other: object) -> "Symbol":
         if not isinstance(other, Symbol):
-            raise TypeError(f"it holds the literal {other!r}; make it a hyper-parameter, or derive one from those")
+            raise TypeError(f"it holds the literal {other!r}; make it a hyper-parameter, or derive a hyper-parameter")
         return other
 
     def __add__(self, other: object) -> "Symbol":
@@ -89,7 +89,7 @@ class Symbol:
 
 
 class Term(Symbol):
-    """A value inside a formula for the host, which is in double precision and may hold numbers."""
+    """Represent a value inside the formula of a derived hyper-parameter, which may contain numbers."""
 
     __slots__ = ()
 
@@ -111,13 +111,14 @@ def evaluate_formula(function: Callable[..., Any], arguments: Sequence[str]) -> 
     -(1.0, *(lr, decay))
     """
     try:
-        return Term("nothing")._operand(function(*map(Term, arguments)))
+        result = function(*map(Term, arguments))
+        return Term("unused")._operand(result)  # a constant result becomes a Term, too
     except Exception as error:
-        raise TypeError(f"{function.__name__}({', '.join(arguments)}) is no arithmetic: {error}") from error
+        raise TypeError(f"{function.__name__}({', '.join(arguments)}) is not arithmetic alone: {error}") from error
 
 
 def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: int | None = None) -> Any:
-    """Return what `function` computes from symbols with these names.
+    """Return the operations of a rule's or stage's function, by calling it with symbols of these names.
 
     Parameters
     ----------
@@ -131,12 +132,13 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
     Returns
     -------
     Symbol or tuple of Symbol
+        The results.
 
     Raises
     ------
     TypeError
-        If the function does not take these arguments, returns another number of results, or does anything outside of
-        the vocabulary of a rule.
+        If the function does not take these arguments, returns another number of results, or does anything that a rule
+        must not do.
 
     Examples
     --------
@@ -144,7 +146,7 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
     (-(p, *(lr, g)),)
     """
     if not isinstance(function, FunctionType):
-        raise TypeError(f"update: expected a plain Python function, which compiled code can hold; got {function!r}")
+        raise TypeError(f"update or stage: expected a plain Python function, which Numba can compile; got {function!r}")
     called = f"{function.__name__}({', '.join(arguments)})"
     if any("JUMP" in step.opname or "FOR_ITER" in step.opname for step in get_instructions(function)):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Variants of the momentum rules that the literature has and users ask for, each with its source.
+"""Define variants of the momentum rules from the literature.
 
 `quasi_hyperbolic` and aggregated momentum are linear, so the theory covers them; `ema_corrected` divides by a state
 slot, `signum` and `lion` take signs.
@@ -38,7 +38,7 @@ def direct_share(nu: float) -> float:
 
 
 def huge() -> float:
-    """Return 2¹²⁷, the largest power of two in float32."""
+    """Return 2¹²⁷, the greatest power of two in float32."""
     return 2.0**127
 
 
@@ -54,8 +54,8 @@ def _quasi_hyperbolic(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, nu:
 
 
 # The sign of x is computed as x scaled up and clipped to ±1: 0 stays 0 and NaN stays NaN, while a division by |x| would
-# need a branch. The scale is 2¹²⁷ twice, as a hyper-parameter must fit float32: one factor leaves subnormal numbers
-# below 1, two leave none.
+# need a branch. The scale is 2¹²⁷ applied twice, as a hyper-parameter must fit float32: after one factor subnormal
+# numbers of float32 are still below 1.
 
 
 def _signum(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, huge: Any, one: Any) -> Out:
@@ -80,9 +80,9 @@ ema_corrected = Rule(
 )
 """The exponential average without its bias to zero (Kingma and Ba 2015, Section 3); optax.ema(debias=True).
 
-c = 1 − β^t at a constant β. If β changes, c is the weight of all gradients so far, which the power is not. The slot c
-costs the memory of a second velocity (28 bytes of traffic an element in float32, ema has 20). No element needs to know
-its step: one that starts later is corrected from its own start."""
+c = 1 − β^t at a constant β. If β changes, c is still the sum of the gradients' weights, while 1 − β^t is not. The slot
+c costs the memory of a second velocity (28 bytes of traffic an element in float32, ema has 20), and corrects an array
+that starts later from its own start."""
 
 quasi_hyperbolic = Rule(
     _quasi_hyperbolic,
@@ -105,8 +105,7 @@ signum = Rule(
 )
 """Bernstein et al. 2018, Algorithm 2; in optax a chain of ema(debias=False) and scale_by_sign().
 
-The sign of 0 is 0, of NaN NaN, of any other number ±1. Below 2⁻²⁵⁴ (3e-77), which float64 alone can hold, it is
-v·2²⁵⁴."""
+The sign of 0 is 0, of NaN NaN, and of other numbers ±1; of float64 numbers below 2⁻²⁵⁴ (3e-77) it is v·2²⁵⁴."""
 
 lion = Rule(
     _lion,
@@ -117,11 +116,11 @@ lion = Rule(
     ranges={"beta2": checks.UNIT_INTERVAL},
     formula="p ← p − lr·sign(βv + (1−β)g); v ← β₂v + (1−β₂)g",
 )
-"""Chen et al. 2023, Algorithm 2, optax.lion, keras.optimizers.Lion; momentum is β₁, and their decay λ is the option
-``decoupled_weight_decay=λ``. The sign is that of `signum`."""
+"""Chen et al. 2023, Algorithm 2; equivalent to optax.lion and keras.optimizers.Lion. Momentum is their β₁, their decay
+λ is the option ``decoupled_weight_decay=λ``, and the sign is computed as in `signum`."""
 
 
-# Saved states of unnamed aggregated rules hold this function's name.
+# Do not rename: saved states of unnamed aggregated rules contain this function's name.
 def _first(p: Any, v: Any, g: Any, rate: Any, beta: Any) -> tuple[Any, ...]:
     v = beta * v + g
     return p - rate * v, v
@@ -129,7 +128,7 @@ def _first(p: Any, v: Any, g: Any, rate: Any, beta: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Share:
-    """The function lr ↦ lr/K. It is a class, so that rules that hold it can be pickled, as closures cannot."""
+    """Compute lr/K. This is a class, as a closure would keep rules from being pickled."""
 
     count: int
 
@@ -153,7 +152,7 @@ def aggregated(betas: Iterable[float], name: str | None = None) -> Rule:
     Returns
     -------
     Rule
-        A rule with K velocities of the parameter's size, which start from zero. It takes the β in place of a momentum.
+        A rule with K velocities of the parameter's size, which start from zero. It takes β_1, …, β_K but no momentum.
 
     Raises
     ------

@@ -167,7 +167,7 @@ def test_max_norm_is_refused_for_a_rule_that_has_its_own():
         hyper=("lr", "momentum", "max_norm"),
         defaults={"max_norm": 1.0},
     )
-    with pytest.raises(ValueError, match="max_norm: expected of a rule that has no"):
+    with pytest.raises(ValueError, match="max_norm: expected None, as .* has a hyper-parameter"):
         fm.Momentum(np.ones(3), rule=rule, lr=0.1, max_norm=3.0)
     fm.Momentum(np.ones(3), rule=rule, lr=0.1).step(np.ones(3))
 

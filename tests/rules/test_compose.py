@@ -218,7 +218,11 @@ def lr_squared(p, v, g, lr, mu):
             "correct: expected no proximal map",
         ),
         ({"rule": "classical", "lr": 0.1, "correct": 1}, TypeError, "correct: expected True or False"),
-        ({"rule": "classical_nesterov", "lr": 0.1, "lr_next": 0.1}, ValueError, "lr_next: expected to follow from lr"),
+        (
+            {"rule": "classical_nesterov", "lr": 0.1, "lr_next": 0.1},
+            ValueError,
+            "lr_next: expected no value with correct=True",
+        ),
     ],
     ids=label,
 )
@@ -263,7 +267,7 @@ def test_correct_rescales_an_average_of_a_chain():
 
 
 def test_step_refuses_correct():
-    with pytest.raises(TypeError, match="correct: expected of Momentum alone"):
+    with pytest.raises(TypeError, match="correct: expected for Momentum alone"):
         fm.step(np.ones(2), np.zeros(2), np.ones(2), rule="classical", lr=0.1, correct=True)
 
 
@@ -414,7 +418,7 @@ def test_device_scalars_are_found_in_all_parts_of_a_rule():
     from fastmomentum.backends.cuda.scalars import derived_from
 
     rule = fm.chain(fm.stages.weight_decay(0.1), fm.averaged(CHAIN, 0.9))
-    assert len(rule.hyper) == len(rule.leaves[0].hyper) + sum(len(leaf.hyper) for leaf in rule.leaves[1:])
+    assert len(rule.hyper) == sum(len(link.hyper) for link in rule.links)
     found = [rule.hyper[column.column] for column in derived_from(rule, {"lr"})]
     assert found == ["lr", "shrink"]
 
@@ -539,7 +543,7 @@ def test_look_ahead_composes_with_chains_and_options():
         ({"rule": "pytorch_nesterov"}, "no look-ahead form"),
         ({"rule": fm.chain(fm.stages.scale(1.0), "nesterov_positions")}, "no look-ahead form"),
         ({"lookahead": 1}, "lookahead: expected True or False"),
-        ({"momentum_next": 0.5}, "momentum_next: expected to follow"),
+        ({"momentum_next": 0.5}, "momentum_next: expected no value with lookahead=True"),
         ({"rule": fm.chain("pytorch", fm.stages.decoupled_weight_decay(1.0))}, "no stage after the rule"),
         (
             {"rule": fm.Rule(lambda p, v, g, lr: (p - lr * g, v), hyper=("lr",), ahead=lambda p, v, lr, mu: p)},
