@@ -1,1 +1,1 @@
-"""Benchmarks: every comparison runs its sides in turn within one process."""
+"""Compare the speed of fastmomentum with other implementations; the contenders alternate within one process."""

@@ -1,6 +1,6 @@
-"""Instructions per vector in a kernel's loop: what no neighbour on the machine can disturb.
+"""Count the instructions in the compiled loop of a kernel; other processes on the machine cannot change the counts.
 
-``python -m benchmarks.assembly`` prints them for every rule.
+``python -m benchmarks.assembly`` prints the counts for every rule.
 """
 
 import re
@@ -13,7 +13,19 @@ from fastmomentum.backends.cpu import kernels
 
 
 class Loop(NamedTuple):
-    """The widest loop of a kernel: how often it is unrolled, and for each vector of elements its instructions."""
+    """Hold the number of vectors that one turn of a loop stores, and its instructions per stored vector.
+
+    Attributes
+    ----------
+    unrolled : int
+        The vectors that one turn stores. A kernel that writes two arrays stores two for each vector of elements.
+    loads : float
+        The packed instructions that read memory, be they moves or arithmetic with an operand in memory.
+    stores : float
+        The stores: 1, or 0 if the loop stores nothing.
+    arithmetic : float
+        The packed additions, subtractions, multiplications and divisions.
+    """
 
     unrolled: int
     loads: float
@@ -21,39 +33,40 @@ class Loop(NamedTuple):
     arithmetic: float
 
 
-def hottest(assembly: str) -> Loop:
-    """The loop with the most packed arithmetic: a block that jumps back to its own label.
+def hot_loop(assembly: str) -> Loop:
+    """Return the counts of the loop with the most packed arithmetic in x86 assembly of AT&T syntax.
 
-    Loads are counted wherever a packed instruction reads memory, be it a move or an operand.
+    A loop is a block that ends with a jump to its own label.
     """
     best: list[str] = []
     for label, body in re.findall(r"^(\.LBB\w+):\n((?:(?!^\.LBB).*\n)*)", assembly, re.MULTILINE):
         lines = [line.strip() for line in body.splitlines()]
-        if any(re.match(rf"j\w+\s+{re.escape(label)}$", line) for line in lines) and _packed(lines) > _packed(best):
+        jumps_back = any(re.match(rf"j\w+\s+{re.escape(label)}$", line) for line in lines)
+        if jumps_back and _packed_arithmetic(lines) > _packed_arithmetic(best):
             best = lines
     moves = [line for line in best if re.match(r"v?mov[ua]p[sd]\s", line)]
     stores = [line for line in moves if re.search(r"%[xyz]mm\d+,\s*-?\w*\(", line)]
-    reads = [line for line in best if re.match(r"v?\w+p[sd]\s", line) and "(" in line and line not in stores]
+    loads = [line for line in best if re.match(r"v?\w+p[sd]\s", line) and "(" in line and line not in stores]
     vectors = max(1, len(stores))
-    return Loop(len(stores), len(reads) / vectors, len(stores) / vectors, _packed(best) / vectors)
+    return Loop(len(stores), len(loads) / vectors, len(stores) / vectors, _packed_arithmetic(best) / vectors)
 
 
-def _packed(lines: list[str]) -> int:
+def _packed_arithmetic(lines: list[str]) -> int:
     return sum(bool(re.match(r"v?(add|sub|mul|div)p[sd]\s", line)) for line in lines)
 
 
-def of(rule: str) -> Loop:
-    """The loop of this rule's kernel for one array of float32."""
-    kernel: Any = kernels.kernel(fm.rules.find(rule), np.dtype(np.float32))
+def kernel_loop(rule: str) -> Loop:
+    """Return the counts of the loop of a rule's kernel for one array of float32."""
+    kernel: Any = kernels.kernel(fm.rules.find(rule), np.dtype(np.float32))  # Numba ships no type with inspect_asm
     (assembly,) = kernel.inspect_asm().values()
-    return hottest(assembly)
+    return hot_loop(assembly)
 
 
 if __name__ == "__main__":
     for rule in fm.rules.names():
-        found = of(rule)
+        found = kernel_loop(rule)
         written = 1 + len(fm.rules.find(rule).state)
         print(
-            f"{rule:20} {found.unrolled // written} vectors a turn, for each {found.loads * written:g} loads, "
-            f"{written} stores, {found.arithmetic * written:g} additions and multiplications"
+            f"{rule:20} {found.unrolled // written} vectors of elements in a turn; for each {found.loads * written:g} "
+            f"loads, {written} stores, {found.arithmetic * written:g} arithmetic instructions"
         )

@@ -1,4 +1,4 @@
-"""The same update by whom a user would pick instead; each is left out where it is not installed."""
+"""Make the contenders: fastmomentum, and other implementations of the same update that are installed here."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -8,83 +8,101 @@ import numpy as np
 
 import fastmomentum as fm
 from benchmarks import native
+from benchmarks.native import Array, Dtype, Run
 
 LR, MOMENTUM = 1e-3, 0.9
 OURS = "fastmomentum"
+TORCH_KINDS = ("for-loop", "foreach", "fused")
+"""The three implementations in torch.optim.SGD."""
 
 
-class Side(NamedTuple):
-    """One contender: what runs an update, and where its parameters are afterwards, one array behind the other."""
+class Contender(NamedTuple):
+    """Hold the function that does one update, and the function that returns the updated parameters as a list."""
 
-    run: Callable[[], Any]
-    params: Callable[[], list[Any]]
-
-
-Maker = Callable[[], Side | None]
-"""What makes a side, or None where its library is not installed."""
+    run: Run
+    params: Callable[[], list[Array]]
 
 
-def arrays(size: int, dtype: Any = np.float32, shape: tuple[int, ...] | None = None) -> tuple[Any, Any, Any]:
-    """Parameter, velocity and gradient, of ordinary numbers: none that a processor is slow with."""
+Maker = Callable[[], Contender | None]
+"""A function that makes a contender; it returns None if the library is not installed."""
+
+
+def make_arrays(
+    size: int, dtype: Dtype = np.float32, shape: tuple[int, ...] | None = None
+) -> tuple[Array, Array, Array]:
+    """Return a parameter, a velocity and a gradient whose updates have no subnormal numbers, which are slow."""
     shape = shape or (size,)
     return np.full(shape, 1.5, dtype), np.zeros(shape, dtype), np.full(shape, 1e-3, dtype)
 
 
-def one(size: int, dtype: Any, threads: int) -> dict[str, Maker]:
-    """The sides for one array, on the same p and g where the library allows that; some have a velocity of their own.
+def one_array_makers(size: int, dtype: Dtype, threads: int) -> dict[str, Maker]:
+    """Return the makers of all contenders for one array.
 
-    With arrays of its own for each side, one was up to 25 % slower than another at 10⁶ elements, in some runs this one
-    and in others that: what the pages' places in the cache did, not the code.
+    Contenders work on the same p and g if their libraries allow that; some allocate their own velocity. When each
+    contender had its own arrays, one of them was up to 25 % slower than another at 10⁶ elements, and in the next run
+    another one was: the cause was the place of the pages in the cache, not the code.
     """
-    made = cache(partial(arrays, size, dtype))  # by the first side that is made
-    alone: dict[str, Maker] = {
-        "NumPy, four lines": lambda: numpy_four_lines(*made()),
-        "NumPy in place": lambda: numpy_in_place(*made()),
+    shared_arrays = cache(partial(make_arrays, size, dtype))  # allocated when the first contender is made
+    single_threaded: dict[str, Maker] = {
+        "NumPy, four lines": lambda: numpy_four_lines(*shared_arrays()),
+        "NumPy in place": lambda: numpy_in_place(*shared_arrays()),
+    }
+
+    def param_and_grad() -> tuple[Array, Array]:
+        p, _, g = shared_arrays()
+        return p, g
+
+    def as_lists() -> tuple[list[Array], list[Array]]:
+        p, g = param_and_grad()
+        return [p], [g]
+
+    return {
+        OURS: lambda: momentum_step(*param_and_grad(), threads),
+        **(single_threaded if threads == 1 else {}),
+        "numexpr": lambda: numexpr_in_place(*shared_arrays(), threads),
+        **{f"torch {kind}": partial(torch_sgd, as_lists, threads, kind) for kind in TORCH_KINDS},
+        "optax, jitted": lambda: optax_jitted(*param_and_grad()),
+        "the loop in C": lambda: loop_in_c(*shared_arrays(), threads),
+    }
+
+
+def many_array_makers(shapes: Sequence[tuple[int, ...]], threads: int) -> dict[str, Maker]:
+    """Return the makers of all contenders for many arrays of float32; all work on the same parameters and gradients."""
+    shared_arrays = cache(lambda: [make_arrays(int(np.prod(shape)), np.float32, shape) for shape in shapes])
+    params_and_grads = cache(lambda: ([p for p, _, _ in shared_arrays()], [g for _, _, g in shared_arrays()]))
+    single_threaded: dict[str, Maker] = {
+        "NumPy in place": lambda: in_sequence([numpy_in_place(*each) for each in shared_arrays()])
     }
     return {
-        OURS: lambda: ours(made()[0], made()[2], threads),
-        **(alone if threads == 1 else {}),
-        "numexpr": lambda: numexpr_in_place(*made(), threads),
-        **{f"torch {kind}": partial(torch_on, lambda: (made()[:1], made()[2:]), threads, kind) for kind in TORCH},
-        "optax, jitted": lambda: optax_jitted(*made()[::2]),
-        "the loop in C": lambda: loop_in_c(*made(), threads),
+        OURS: lambda: momentum_step(*params_and_grads(), threads),
+        **(single_threaded if threads == 1 else {}),
+        **{f"torch {kind}": partial(torch_sgd, params_and_grads, threads, kind) for kind in TORCH_KINDS},
     }
 
 
-def many(shapes: Sequence[tuple[int, ...]], threads: int) -> dict[str, Maker]:
-    """The sides for many arrays of float32, on the same params and grads."""
-    made = cache(lambda: [arrays(int(np.prod(shape)), np.float32, shape) for shape in shapes])
-    both = cache(lambda: ([p for p, _, _ in made()], [g for _, _, g in made()]))
-    alone: dict[str, Maker] = {"NumPy in place": lambda: one_by_one([numpy_in_place(*each) for each in made()])}
-    return {
-        OURS: lambda: ours(*both(), threads),
-        **(alone if threads == 1 else {}),
-        **{f"torch {kind}": partial(torch_on, both, threads, kind) for kind in TORCH},
-    }
-
-
-TORCH = ("for-loop", "foreach", "fused")
-"""torch.optim.SGD's three implementations."""
-
-
-def ours(params: Any, grads: Any, threads: int) -> Side:
-    """Momentum.step, for one array or a list of them."""
+def momentum_step(params: Array | list[Array], grads: Array | list[Array], threads: int) -> Contender:
+    """Return the contender that calls fm.Momentum.step, for one array or for a list of arrays."""
     opt = fm.Momentum(params, lr=LR, momentum=MOMENTUM, threads=threads)
-    return Side(lambda: opt.step(grads), lambda: params if isinstance(params, list) else [params])
+    return Contender(lambda: opt.step(grads), lambda: params if isinstance(params, list) else [params])
 
 
-def one_by_one(sides: list[Side]) -> Side:
-    """The same for one array after the other."""
+def in_sequence(contenders: list[Contender]) -> Contender:
+    """Return a contender that runs all of the given contenders, one after the other."""
 
     def run() -> None:
-        for side in sides:
-            side.run()
+        for contender in contenders:
+            contender.run()
 
-    return Side(run, lambda: [p for side in sides for p in side.params()])
+    return Contender(run, lambda: [p for contender in contenders for p in contender.params()])
 
 
-def numpy_in_place(p: Any, v: Any, g: Any) -> Side:
-    """v ← μv + g; p ← p − lr·v by four passes over preallocated arrays: 44 bytes an element, or 48 (see README)."""
+def numpy_in_place(p: Array, v: Array, g: Array) -> Contender:
+    """Return the contender that makes four passes of NumPy over preallocated arrays.
+
+    v ← μv + g; p ← p − lr·v
+
+    The passes move 44 bytes per element in float32, or 48 (see benchmarks/README.md).
+    """
     lr, mu, scratch = p.dtype.type(LR), p.dtype.type(MOMENTUM), np.empty_like(p)
     multiply, add, subtract = np.multiply, np.add, np.subtract
 
@@ -94,23 +112,23 @@ def numpy_in_place(p: Any, v: Any, g: Any) -> Side:
         multiply(v, lr, out=scratch)
         subtract(p, scratch, out=p)
 
-    return Side(update, lambda: [p])
+    return Contender(update, lambda: [p])
 
 
-def numpy_four_lines(p: Any, v: Any, g: Any) -> Side:
-    """The formula as it is written, with new arrays each time."""
+def numpy_four_lines(p: Array, v: Array, g: Array) -> Contender:
+    """Return the contender that computes the formula by NumPy and allocates new arrays in each update."""
     lr, mu = p.dtype.type(LR), p.dtype.type(MOMENTUM)
-    held = [p, v]
+    current = [p, v]
 
     def update() -> None:
-        held[1] = mu * held[1] + g
-        held[0] = held[0] - lr * held[1]
+        current[1] = mu * current[1] + g
+        current[0] = current[0] - lr * current[1]
 
-    return Side(update, lambda: [held[0]])
+    return Contender(update, lambda: [current[0]])
 
 
-def numexpr_in_place(p: Any, v: Any, g: Any, threads: int) -> Side | None:
-    """The formula in two expressions, each one pass."""
+def numexpr_in_place(p: Array, v: Array, g: Array, threads: int) -> Contender | None:
+    """Return the contender that makes two passes by numexpr, one for each line of the formula."""
     try:
         import numexpr
     except ImportError:
@@ -122,27 +140,30 @@ def numexpr_in_place(p: Any, v: Any, g: Any, threads: int) -> Side | None:
         numexpr.evaluate("mu * v + g", names, out=v)
         numexpr.evaluate("p - lr * v", names, out=p)
 
-    return Side(update, lambda: [p])
+    return Contender(update, lambda: [p])
 
 
-def torch_on(made: Callable[[], tuple[Sequence[Any], Sequence[Any]]], threads: int, kind: str) -> Side | None:
-    """torch.optim.SGD.step of one of its three implementations, on the same memory."""
+def torch_sgd(make: Callable[[], tuple[list[Array], list[Array]]], threads: int, kind: str) -> Contender | None:
+    """Return the contender that calls one of the implementations in torch.optim.SGD, on the memory of the arrays."""
     try:
         import torch
     except ImportError:
         return None
     torch.set_num_threads(threads)
-    params, grads = made()
+    params, grads = make()
     tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in params]
     for tensor, g in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(g)
-    chosen = {"foreach": kind == "foreach", "fused": kind == "fused"}
-    opt = torch.optim.SGD(tensors, lr=LR, momentum=MOMENTUM, **chosen)
-    return Side(opt.step, lambda: list(params))
+    implementation = {"foreach": kind == "foreach", "fused": kind == "fused"}
+    opt = torch.optim.SGD(tensors, lr=LR, momentum=MOMENTUM, **implementation)
+    return Contender(opt.step, lambda: list(params))
 
 
-def optax_jitted(p: Any, g: Any) -> Side | None:
-    """optax.sgd in one compiled function, which may write over what it is given; XLA takes all cores that it sees."""
+def optax_jitted(p: Array, g: Array) -> Contender | None:
+    """Return the contender that calls optax.sgd in one jitted function, which may overwrite its arguments.
+
+    XLA uses all cores that the process may run on.
+    """
     try:
         import jax
         import optax
@@ -150,24 +171,24 @@ def optax_jitted(p: Any, g: Any) -> Side | None:
         return None
     config: Any = jax.config
     config.update("jax_enable_x64", True)
-    make: Any = optax.sgd(LR, MOMENTUM)
+    optimizer: Any = optax.sgd(LR, MOMENTUM)
 
     def update(p: Any, state: Any, g: Any) -> Any:
-        change, state = make.update(g, state, p)
+        change, state = optimizer.update(g, state, p)
         return optax.apply_updates(p, change), state
 
     step = jax.jit(update, donate_argnums=(0, 1))
     first = jax.numpy.array(p)
-    held, grad = [first, make.init(first)], jax.numpy.array(g)
+    current, grad = [first, optimizer.init(first)], jax.numpy.array(g)
 
     def run() -> None:
-        held[:] = step(held[0], held[1], grad)
-        held[0].block_until_ready()
+        current[:] = step(current[0], current[1], grad)
+        current[0].block_until_ready()
 
-    return Side(run, lambda: [np.asarray(held[0])])
+    return Contender(run, lambda: [np.asarray(current[0])])
 
 
-def loop_in_c(p: Any, v: Any, g: Any, threads: int) -> Side | None:
-    """What the system's compiler makes of the same loop."""
+def loop_in_c(p: Array, v: Array, g: Array, threads: int) -> Contender | None:
+    """Return the contender that runs the update as a loop in C, compiled by the system's compiler."""
     run = native.loop("update", p, v, g, threads, LR, MOMENTUM)
-    return run and Side(run, lambda: [p])
+    return run and Contender(run, lambda: [p])

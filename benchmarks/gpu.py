@@ -1,8 +1,9 @@
 """Compare updates on a CUDA device: ``python -m benchmarks.gpu [--smoke] [--out FOLDER]``.
 
-Times are those of the device: events around many calls in one stream, after a warm-up, the sides in turn. What an
-update reads was written longer ago than the device's cache remembers: every side goes round copies of its arrays that
-take three times as much room as that. Launch overhead is the host's time for a call that nobody waits for.
+The contenders alternate. Times are the device's own, taken by events around many calls in one stream, after a warm-up.
+Every contender goes round copies of its arrays that take three times the room of the device's cache, so that an update
+reads memory that the cache no longer holds. The launch overhead is the time on the host of a call that does not wait
+for the device.
 """
 
 import argparse
@@ -21,13 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contenders import OURS
-from benchmarks.gpu_sides import COPY, SIZES, Run, cases, makers
+from benchmarks.gpu_contenders import COPY, SIZES, cases, makers
 from benchmarks.machine import versions
+from benchmarks.native import Run
 from fastmomentum.backends import cuda as backend
 
 
 def on_device(run: Run, calls: int) -> float:
-    """Seconds of the device a call."""
+    """Return the seconds on the device per call."""
     stream, begin, end = cuda.default_stream(), cuda.event(), cuda.event()
     begin.record(stream)
     for _ in range(calls):
@@ -38,7 +40,7 @@ def on_device(run: Run, calls: int) -> float:
 
 
 def on_host(run: Run, calls: int) -> float:
-    """Seconds of the host a call, which nobody waits for."""
+    """Return the seconds on the host per call, without waiting for the device."""
     cuda.synchronize()
     begin = perf_counter()
     for _ in range(calls):
@@ -48,15 +50,31 @@ def on_host(run: Run, calls: int) -> float:
     return spent / calls
 
 
-def alternate(sides: dict[str, Run], time: Callable[[Run, int], float], rounds: int, target: float) -> dict[str, float]:
-    """The median over rounds in which all sides take turns, every other one backwards."""
+def alternate(
+    contenders: dict[str, Run], time: Callable[[Run, int], float], rounds: int, target: float
+) -> dict[str, float]:
+    """Return the seconds per call of every contender: the median over rounds in which each contender runs in turn.
+
+    Every other round runs in reverse order.
+
+    Parameters
+    ----------
+    contenders : dict from str to callable
+        The functions to time, by name.
+    time : callable
+        ``time(run, calls)`` calls `run` many times and returns the seconds per call.
+    rounds : int
+        The number of rounds.
+    target : float
+        The seconds that one contender should take in a round.
+    """
     calls = {}
-    for name, run in sides.items():
+    for name, run in contenders.items():
         for _ in range(3):
             run()
         calls[name] = max(1, min(1000, round(target / max(time(run, 3), 1e-9))))
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    order = list(sides.items())
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders.items())
     for turn in range(rounds):
         for name, run in reversed(order) if turn % 2 else order:
             times[name].append(time(run, calls[name]))
@@ -64,19 +82,19 @@ def alternate(sides: dict[str, Run], time: Callable[[Run, int], float], rounds: 
 
 
 def measure(smoke: bool) -> Iterator[dict[str, Any]]:
-    """All cases, one by one."""
+    """Measure all cases, and yield an entry of the record for each."""
     rounds, target = (1, 1e-9) if smoke else (15, 5e-3)
     for case in cases(smoke):
-        sides = {name: run for name, make in makers(case).items() if (run := make()) is not None}
-        yield {"case": case.name, "moved": case.moved, "seconds": alternate(sides, on_device, rounds, target)}
+        contenders = {name: run for name, make in makers(case).items() if (run := make()) is not None}
+        yield {"case": case.name, "moved": case.moved, "seconds": alternate(contenders, on_device, rounds, target)}
         if case.elements <= SIZES[0]:
-            yield {"case": "launch overhead", "moved": 0, "seconds": alternate(sides, on_host, rounds, target)}
+            yield {"case": "launch overhead", "moved": 0, "seconds": alternate(contenders, on_host, rounds, target)}
 
 
-def table(found: list[dict[str, Any]]) -> Table:
-    """GB/s of ours, and the others' seconds over ours."""
+def make_table(found: list[dict[str, Any]]) -> Table:
+    """Return a table of the rate of fastmomentum, and of the peers' seconds over those of fastmomentum."""
     peers = list(dict.fromkeys(name for each in found for name in each["seconds"] if name != OURS))
-    shown = Table("case", "GB/s", *peers, title="Seconds of others over ours")
+    shown = Table("case", "GB/s", *peers, title="Seconds of each peer over those of fastmomentum")
     for each in found:
         seconds = each["seconds"]
         rate = f"{each['moved'] / seconds[OURS] / 1e9:.0f}" if each["moved"] else ""
@@ -85,7 +103,7 @@ def table(found: list[dict[str, Any]]) -> Table:
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """GB/s over size, one line a contender."""
+    """Draw the rate over the size of the array, with one line for each contender."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -96,7 +114,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     for name in dict.fromkeys(name for _, each in sized for name in each["seconds"]):
         points = [(n, each["moved"] / each["seconds"][name] / 1e9) for n, each in sized if name in each["seconds"]]
         axis.loglog(*zip(*points), "k--" if name == COPY else "o-", label=name, linewidth=3 if name == OURS else 1)
-    axis.set(xlabel="elements", ylabel="GB/s, at 20 bytes an element")
+    axis.set(xlabel="elements", ylabel="GB/s, at 20 bytes per element")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(path, dpi=90)
@@ -104,10 +122,15 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, record, draw."""
+    """Measure all cases, print a table, and write record and picture."""
     parser = argparse.ArgumentParser(prog="gpu", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="one small case: that it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for record and picture")
+    parser.add_argument("--smoke", action="store_true", help="run one small case, to check that it works")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastmomentum-bench"),
+        help="the folder for record and picture (default %(default)s)",
+    )
     chosen = parser.parse_args()
     try:
         backend.require()
@@ -118,7 +141,7 @@ def main() -> None:
     for each in measure(chosen.smoke):
         found.append(each)
         console.print(each["case"])
-    console.print(table(found))
+    console.print(make_table(found))
     device = "simulated" if config.ENABLE_CUDASIM else cuda.get_current_device().name
     record = {
         "date": datetime.now(UTC).date().isoformat(),

@@ -1,4 +1,4 @@
-"""What a record says of the machine that it was made on."""
+"""Describe the machine and the installed packages for a record."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,17 +8,17 @@ PACKAGES = ("fastmomentum", "numpy", "numba", "numba-cuda", "scipy", "torch", "n
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Return the name of the processor and its number of cores; without Linux, a name as Python's platform has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0]}, {len(named)} cores" if named else platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
 def versions() -> dict[str, str]:
-    """What was installed."""
+    """Return the versions of Python and of all packages in PACKAGES that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 
 
 def caches() -> dict[str, int]:
-    """The bytes of each level of the processor's caches, where Linux tells."""
+    """Return the bytes of each data cache by its level, such as "L1"; the dict is empty if Linux does not list them."""
     found = {}
     for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind, level, size = ((cache / name).read_text().strip() for name in ("type", "level", "size"))

@@ -1,4 +1,4 @@
-"""Throughput over size, a panel for each number of threads."""
+"""Draw the throughput over the size of the array, with one panel for each number of threads."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from fastmomentum import plots
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """What the record has of single arrays of float32, by :func:`fastmomentum.plots.throughput`."""
+    """Draw a record's cases of one float32 array by :func:`fastmomentum.plots.throughput`, and save the picture."""
     counts = sorted({case["threads"] for case in record["cases"] if case["case"].startswith("float32, n = ")})
     figure = Figure(figsize=(8.0 * len(counts), 5.0), layout="constrained")
     for axis, threads in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts):

@@ -1,4 +1,4 @@
-"""``fm.minimize`` beside other solvers, and what updates cost in compiled code.
+"""Compare ``fm.minimize`` with other solvers, and measure updates inside code that a user compiles.
 
 ``python -m benchmarks.solvers [--smoke] [--out FOLDER]``.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from benchmarks.contenders import OURS
-from benchmarks.embedding import goals, ratios
+from benchmarks.embedding import goal_table, measure_goals
 from benchmarks.machine import processor, versions
 from benchmarks.solver_cases import CASES, Case
 from benchmarks.timing import alternate
@@ -22,48 +22,57 @@ from benchmarks.timing import alternate
 ROUNDS = 15
 
 USED = ("python", "numpy", "numba", "scipy", "scikit-learn")
-"""What the sides are made of, of all that is installed."""
+"""The packages that the solvers use; the table names their versions."""
 
 
-def compared(name: str, case: Case, rounds: int) -> dict[str, Any]:
-    """Both answers and the ratio of the times; before these are taken either side has run."""
-    (ours, taken), (theirs, taken_there) = case.ours(), case.peer()
+def measure_case(name: str, case: Case, rounds: int) -> dict[str, Any]:
+    """Solve a case by both solvers, measure the ratio of their times, and return the entry for the record.
+
+    Each solver has run once before its time is measured, so that its functions are compiled.
+    """
+    (ours, our_iterations), (theirs, their_iterations) = case.ours(), case.peer()
     seconds = alternate({OURS: case.ours, case.peer_name: case.peer}, rounds)
-    least = case.objective(theirs)
+    minimum = case.objective(theirs)
     return {
         "case": name,
         "peer": case.peer_name,
-        "difference": (case.objective(ours) - least) / abs(least),
+        "difference": (case.objective(ours) - minimum) / abs(minimum),
         "ratio": seconds[case.peer_name] / seconds[OURS],
-        "iterations": [taken, taken_there],
+        "iterations": [our_iterations, their_iterations],
     }
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """Case by case, on what machine."""
+    """Return the lines of both tables, after a line that names the machine, the versions and the date."""
     named = ", ".join(f"{name} {record['versions'][name]}" for name in USED)
-    rounds = f"median of {record['rounds']}"
+    rounds = f"medians of {record['rounds']} rounds"
     lines = [f"{record['processor']}, of which one is used; {named}; {record['date']}; {rounds}.", ""]
-    lines += ["| case | peer | its time over ours | relative difference | our iterations | its |", f"|{'---|' * 6}"]
+    headings = "case | peer | peer's time over ours | relative difference | our iterations | peer's iterations"
+    lines += [f"| {headings} |", f"|{'---|' * 6}"]
     for each in record["cases"]:
-        counts = " | ".join("" if taken is None else f"{taken:,}" for taken in each["iterations"])
+        counts = " | ".join("" if iterations is None else f"{iterations:,}" for iterations in each["iterations"])
         figures = f"{each['ratio']:.2g} | {each['difference']:+.0e} | {counts}"
         lines.append(f"| {each['case']} | {each['peer']} | {figures} |")
-    return [*lines, "", *goals(record["embedded"])]
+    return [*lines, "", *goal_table(record["embedded"])]
 
 
 def main() -> None:
-    """Measure, print, record."""
+    """Measure all cases, write the record, and print the tables."""
     parser = argparse.ArgumentParser(prog="solvers", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="one round: that it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for the record")
+    parser.add_argument("--smoke", action="store_true", help="run one round, to check that it works")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastmomentum-bench"),
+        help="the folder for the record (default %(default)s)",
+    )
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     rounds = 1 if chosen.smoke else ROUNDS
-    # The sides would share out the cores of a machine by themselves, each library in its own way.
+    # Without a limit each library would use as many cores as it chooses, and the times would compare those choices.
     with threadpool_limits(limits=1):
-        found = [compared(name, make(), rounds) for name, make in CASES.items()]
-        embedded = ratios(rounds, chosen.smoke)
+        found = [measure_case(name, make(), rounds) for name, make in CASES.items()]
+        embedded = measure_goals(rounds, chosen.smoke)
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": processor(),

@@ -1,12 +1,12 @@
-"""The same cases for pytest-benchmark: ``pytest benchmarks``; each side on its own, without taking turns.
+"""Run the same cases in pytest-benchmark, one contender at a time and not in alternation: ``pytest benchmarks``.
 
-Where ``CI`` is set in the environment, small sizes alone.
+If the environment has ``CI``, only small sizes run.
 """
 
 import os
-from typing import Any
 
 import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.cases import Case, cases
 from fastmomentum.backends.cpu.threads import available
@@ -20,12 +20,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("case", "name", "threads"), CASES)
-def test_update(case: Case, name: str, threads: int, benchmark: Any) -> None:
-    """One side of one case."""
+def test_update(case: Case, name: str, threads: int, benchmark: BenchmarkFixture) -> None:
+    """Measure one contender of one case."""
     run = case.makers()[name]()
     if run is None:
         pytest.skip(f"{name} is not installed")
-    run()  # what compiles, compiles here
+    run()  # the first call may compile
     benchmark.group = f"{case.name}, threads = {threads}"
     benchmark(run)
     if case.moved:

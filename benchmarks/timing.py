@@ -1,4 +1,4 @@
-"""Timing sides in turn."""
+"""Time functions that alternate within one process."""
 
 from collections.abc import Callable, Mapping
 from gc import disable, enable
@@ -6,50 +6,52 @@ from statistics import median
 from time import perf_counter, sleep
 
 TARGET = 2e-3
-"""Seconds that one round of one side should take: many calls of a short one, one of a long one."""
+"""The seconds that one contender should take in a round: a short function is called many times, a long one once."""
 
 PAUSE = 2e-3
-"""Seconds in which the threads of the side before come to rest; a short call, not timed, then wakes one's own.
+"""The seconds of sleep before each contender, in which the threads of the contender before it come to rest.
 
-OpenMP's threads spin for a while after each region and hold the cores in the next side's turn. With the pause all sides
-take, in turn, what they take alone (two threads, n = 100 to 10⁶; without, numexpr took 2.6 times as long).
+OpenMP's threads spin for a while after each parallel region, and hold the cores while the next contender runs. After
+the pause one call that is not timed wakes the contender's own threads, if its calls are short. With pause and call
+every contender takes in alternation the time that it takes alone (two threads, n = 100 to 10⁶); without them numexpr
+took 2.6 times as long.
 """
 
 
-def calls_a_round(side: Callable[[], object], target: float = TARGET) -> int:
-    """How many calls of `side` take about the target time."""
-    side()
+def calls_per_round(run: Callable[[], object], target: float = TARGET) -> int:
+    """Return the number of calls of `run` that take about `target` seconds, at least 1."""
+    run()
     calls = 1
     while True:
         begin = perf_counter()
         for _ in range(calls):
-            side()
+            run()
         spent = perf_counter() - begin
         if spent >= target / 4:
             return max(1, round(calls * target / spent))
         calls *= 4
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds a call of every side: the median over rounds in which all sides run in turn.
+def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the seconds per call of every contender: the median over rounds in which each contender runs in turn.
 
-    These machines are shared: a slow minute is one for all sides, and the median forgets what happens seldom. Every
-    other round runs backwards, so that no side has the same one in front of it throughout.
+    If the machine is shared, a slow minute slows all contenders alike, and the median ignores rare delays. Every other
+    round runs in reverse order, so that a contender does not always follow the same one.
     """
-    calls = {name: calls_a_round(side) for name, side in sides.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    order = list(sides.items())
+    calls = {name: calls_per_round(run) for name, run in contenders.items()}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    order = list(contenders.items())
     disable()
     try:
         for turn in range(rounds):
-            for name, side in reversed(order) if turn % 2 else order:
+            for name, run in reversed(order) if turn % 2 else order:
                 repeat = range(calls[name])
                 sleep(PAUSE)
                 if calls[name] > 1:
-                    side()
+                    run()
                 begin = perf_counter()
                 for _ in repeat:
-                    side()
+                    run()
                 times[name].append((perf_counter() - begin) / calls[name])
     finally:
         enable()

@@ -1,4 +1,4 @@
-"""What a recorded step costs beside one that is not: ``python -m benchmarks.tracing [--smoke] [--out FOLDER]``."""
+"""Compare a step that a trace records with a plain one: ``python -m benchmarks.tracing [--smoke] [--out FOLDER]``."""
 
 import argparse
 import json
@@ -16,18 +16,18 @@ from benchmarks.timing import alternate
 
 SIZES = (10_000, 1_000_000, 10_000_000)
 RULES = {"pytorch": (3, 2), "sgd": (2, 1)}
-"""Arrays that a step reads and writes; a look reads the same ones and writes none."""
+"""The numbers of arrays that a step of each rule reads and writes; recording reads the same arrays and writes none."""
 
 
-def compared(rule: str, elements: int, dtype: str, rounds: int) -> dict[str, Any]:
-    """Both sides on arrays of their own optimisers, in turn."""
+def measure_case(rule: str, elements: int, dtype: str, rounds: int) -> dict[str, Any]:
+    """Measure plain steps, recorded steps and steps after a trace was stopped, and return the entry for the record."""
     rng = np.random.default_rng(0)
     grad = rng.standard_normal(elements).astype(dtype)
-    made = partial(fm.Momentum, rule=rule, lr=1e-3)
-    sides = {name: made(np.ones(elements, dtype)) for name in ("plain", "recorded", "stopped")}
-    sides["recorded"].trace()
-    sides["stopped"].trace().stop()
-    seconds = alternate({name: partial(opt.step, grad) for name, opt in sides.items()}, rounds)
+    make = partial(fm.Momentum, rule=rule, lr=1e-3)
+    optimisers = {name: make(np.ones(elements, dtype)) for name in ("plain", "recorded", "stopped")}
+    optimisers["recorded"].trace()
+    optimisers["stopped"].trace().stop()
+    seconds = alternate({name: partial(opt.step, grad) for name, opt in optimisers.items()}, rounds)
     reads, writes = RULES[rule]
     return {
         "case": f"{rule}, {elements:,} {dtype}",
@@ -37,20 +37,28 @@ def compared(rule: str, elements: int, dtype: str, rounds: int) -> dict[str, Any
     }
 
 
-def traced(record: dict[str, Any]) -> list[str]:
-    """Case by case, on what machine."""
-    lines = [f"{record['processor']}; {record['date']}; one thread; median of {record['rounds']}.", ""]
-    lines += ["| case | recorded over plain | the same in bytes | stopped over plain |", "|---|---|---|---|"]
+def table(record: dict[str, Any]) -> list[str]:
+    """Return the lines of a table of all cases, after a line that names the machine and the date."""
+    lines = [f"{record['processor']}; {record['date']}; one thread; medians of {record['rounds']} rounds.", ""]
+    lines += [
+        "| case | recorded step over plain step | the same ratio in bytes | step after stop() over plain step |",
+        "|---|---|---|---|",
+    ]
     for each in record["cases"]:
         lines.append(f"| {each['case']} | {each['measured']:.2f} | {each['bytes']:.2f} | {each['off']:.2f} |")
     return lines
 
 
 def main() -> None:
-    """Measure, print, record."""
+    """Measure all cases, write the record, and print the table."""
     parser = argparse.ArgumentParser(prog="tracing", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="one round, small: that it runs, not how fast")
-    parser.add_argument("--out", type=Path, default=Path("fastmomentum-bench"), help="folder for the record")
+    parser.add_argument("--smoke", action="store_true", help="run small cases, to check that it works")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("fastmomentum-bench"),
+        help="the folder for the record (default %(default)s)",
+    )
     chosen = parser.parse_args()
     rounds, sizes = (2, SIZES[:1]) if chosen.smoke else (15, SIZES)
     dtypes = ("float32", "float64")
@@ -61,11 +69,11 @@ def main() -> None:
         "versions": versions(),
         "rounds": rounds,
         "smoke": chosen.smoke,
-        "cases": [compared(rule, size, dtype, rounds) for rule in RULES for size in sizes for dtype in dtypes],
+        "cases": [measure_case(rule, size, dtype, rounds) for rule in RULES for size in sizes for dtype in dtypes],
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
     (chosen.out / "tracing.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(*traced(record), sep="\n")
+    print(*table(record), sep="\n")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import assembly, native, shapes
-from benchmarks.contenders import OURS, many, one
-from benchmarks.summary import headlines, regimes, summaries
+from benchmarks.contenders import OURS, many_array_makers, one_array_makers
+from benchmarks.summary import goal_results, regimes, summaries
 from tests.helpers.arrays import random_arrays
 from tests.helpers.reference import DTYPES
 
@@ -32,7 +32,7 @@ def test_summaries_take_ratios_within_processes_and_medians_over_them():
     assert (found.seconds(OURS), found.seconds("torch fused")) == (2.0, 2.0)
     assert found.rate == 2000 / 2.0 / 1e9
     assert found.peers == ["torch fused"]
-    (result,) = headlines([found])
+    (result,) = goal_results([found])
     assert not result.met
     assert (result.value, result.goal) == (2.0, "≥ 10")
 
@@ -81,34 +81,34 @@ def test_the_loop_in_c_is_the_update(dtype, threads):
     np.testing.assert_array_equal(p, expected_p)
 
 
-def started(sides):
+def make_contenders(make_makers):
     """Yield every contender that is available here, with memory of its own."""
-    for name in sides():
-        side = sides()[name]()
-        if side is not None:
-            yield name, side
+    for name in make_makers():
+        contender = make_makers()[name]()
+        if contender is not None:
+            yield name, contender
 
 
 SETS = [
-    pytest.param(partial(one, 1000, dtype, threads), dtype, 1, id=f"{dtype.__name__}-{threads}")
+    pytest.param(partial(one_array_makers, 1000, dtype, threads), dtype, 1, id=f"{dtype.__name__}-{threads}")
     for dtype in (np.float32, np.float64)
     for threads in (1, 2)
-] + [pytest.param(partial(many, [(10, 10), (3,)], 1), np.float32, 2, id="many")]
+] + [pytest.param(partial(many_array_makers, [(10, 10), (3,)], 1), np.float32, 2, id="many")]
 
 
-@pytest.mark.parametrize(("sides", "dtype", "arrays"), SETS)
-def test_every_contender_does_the_same_update(sides, dtype, arrays):
+@pytest.mark.parametrize(("make_makers", "dtype", "arrays"), SETS)
+def test_every_contender_does_the_same_update(make_makers, dtype, arrays):
     lr, mu, g, p, v = 1e-3, 0.9, 1e-3, 1.5, 0.0
     for _ in range(40):
         v = mu * v + g
         p = p - lr * v
-    found = dict(started(sides))
+    found = dict(make_contenders(make_makers))
     assert OURS in found
-    for side in found.values():
+    for contender in found.values():
         for _ in range(40):
-            side.run()
-        assert len(side.params()) == arrays
-        for params in side.params():
+            contender.run()
+        assert len(contender.params()) == arrays
+        for params in contender.params():
             # The way from 1.5, to some roundings of each step: 40 of half a unit in the last place of 1.5.
             np.testing.assert_allclose(np.asarray(params) - 1.5, p - 1.5, rtol=0, atol=20 * 1.5 * np.finfo(dtype).eps)
 
@@ -119,7 +119,7 @@ def test_every_contender_does_the_same_update(sides, dtype, arrays):
     [("sgd", 2, 1, 2), ("pytorch", 3, 2, 5), ("classical", 3, 2, 4), ("heavy_ball", 3, 2, 5)],
 )
 def test_a_kernel_loads_and_stores_each_element_once(rule, loads, stores, arithmetic):
-    found = assembly.of(rule)
+    found = assembly.kernel_loop(rule)
     assert found.unrolled >= stores
     assert found.loads * stores == loads
     assert found.arithmetic * stores == arithmetic

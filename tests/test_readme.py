@@ -47,7 +47,7 @@ def test_a_table_that_is_not_its_records_is_refused(monkeypatch, tmp_path):
     changed = README.replace("| 1 |", "| 9 |", 1)
     assert changed != README
     (tmp_path / "README.md").write_text(changed)
-    with pytest.raises(SystemExit, match="README.md: its tables are not those of the records"):
+    with pytest.raises(SystemExit, match="README.md: a table differs from its record"):
         main()
 
 

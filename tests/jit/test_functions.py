@@ -15,7 +15,7 @@ from numba.core.errors import TypingError
 from scipy.ndimage import generic_filter1d
 
 import fastmomentum as fm
-from benchmarks.assembly import hottest
+from benchmarks.assembly import hot_loop
 from tests.helpers import reference
 from tests.helpers.arrays import gradients, misaligned, read_only
 from tests.helpers.jit import every_dtype, every_rule, given, rule_arrays, stepped
@@ -126,7 +126,7 @@ def test_users_loop_has_the_instructions_of_a_loop_by_hand(dtype):
     assembly = by_rule.inspect_asm(signature)
     symbol = re.search(r"^(_ZN(?!7cpython)\S*by_rule\S*):$", assembly, re.MULTILINE)[1]
     assert assembly.split(f"\n{symbol}:\n")[1].split(".cfi_endproc")[0].count("call") == 0
-    loops = [hottest(function.inspect_asm(signature)) for function in (by_rule, by_hand)]
+    loops = [hot_loop(function.inspect_asm(signature)) for function in (by_rule, by_hand)]
     assert loops[0] == loops[1]
     assert loops[0].arithmetic > 0
 

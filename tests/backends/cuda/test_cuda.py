@@ -23,7 +23,7 @@ pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
 if not cuda.is_available():
     pytest.skip("no GPU; NUMBA_ENABLE_CUDASIM=1 simulates one", allow_module_level=True)
 
-from benchmarks import gpu_sides  # noqa: E402
+from benchmarks import gpu_contenders  # noqa: E402
 from fastmomentum.backends.base import _kernels  # noqa: E402
 from fastmomentum.backends.cuda import device_array, kernels, streams, tables  # noqa: E402
 
@@ -131,7 +131,7 @@ def test_launch_table_is_reused_when_the_gradient_array_is_the_same():
     for step in range(5):
         ours.step(there[1])
         theirs.step(host[1])
-        words = ours._engine._executor._tables.words
+        words = ours._engine._executor._table.words
         assert tables is None or words.address == tables
         tables = words.address if step else None
     assert_equal(there, host)
@@ -452,7 +452,7 @@ def test_step_refuses_host_and_device_arrays_together(which):
 
 def test_momentum_refuses_host_and_device_arrays_together():
     there = cuda.to_device(np.zeros(4))
-    with pytest.raises(TypeError, match=r"params\[1\]: expected an array in device memory, as others are"):
+    with pytest.raises(TypeError, match=r"params\[1\]: expected an array in device memory, as the others are"):
         fm.Momentum([there, np.zeros(4)], lr=0.1)
     opt = fm.Momentum([there], lr=0.1)
     for wrong in (np.zeros(4), 3.0, "grads"):
@@ -532,12 +532,12 @@ def test_state_is_allocated_with_the_alignment_of_its_parameter(place):
     for _ in range(2):
         theirs.step([g[part]])
     assert_equal([room], [host])
-    head = opt._engine._executor._tables._table[0, 1]
+    head = opt._engine._executor._table._table[0, 1]
     begin = device_array.DeviceArray(room, device_array.find_reader(room)(room)[0]).address
     assert head == -(begin // 4 + place) % 4
     opt.step([grads[place + 1 : place + 2 * TILE + 2]])  # now the arrays have no alignment in common
     theirs.step([g[place + 1 : place + 2 * TILE + 2]])
-    assert opt._engine._executor._tables._table[0, 1] == TILE
+    assert opt._engine._executor._table._table[0, 1] == TILE
     assert_equal([room], [host])
 
 
@@ -629,7 +629,7 @@ def test_device_attributes_have_the_names_of_the_cuda_bindings():
     bindings = pytest.importorskip("cuda.bindings.driver")
     for name in ("MULTIPROCESSOR_COUNT", "MAX_THREADS_PER_MULTIPROCESSOR", "L2_CACHE_SIZE"):
         assert hasattr(bindings.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
-        users = "".join(Path(m.__file__).read_text() for m in (kernels, gpu_sides))
+        users = "".join(Path(m.__file__).read_text() for m in (kernels, gpu_contenders))
         assert f".{name}" in users
     assert hasattr(bindings.CUpointer_attribute, "CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL")
 
@@ -751,15 +751,15 @@ def test_gpu_benchmark_runs(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not SIMULATED, reason="the copies on the host are those that can be looked at")
 def test_gpu_benchmark_contenders_do_the_same_update(monkeypatch):
-    from benchmarks import gpu_sides
+    from benchmarks import gpu_contenders
 
-    case = gpu_sides.Case("small", [(TILE + 3,)])
-    made = gpu_sides.copies(case)
-    monkeypatch.setattr(gpu_sides, "copies", lambda case: made)
-    gpu_sides.makers(case)[gpu_sides.OURS]()()
+    case = gpu_contenders.Case("small", [(TILE + 3,)])
+    made = gpu_contenders.copies(case)
+    monkeypatch.setattr(gpu_contenders, "copies", lambda case: made)
+    gpu_contenders.makers(case)[gpu_contenders.OURS]()()
     ((p, _, _),) = made[0]
-    np.testing.assert_allclose(p.copy_to_host(), 1.5 - gpu_sides.LR * 1e-3, rtol=1e-6)
-    gpu_sides.makers(case)[gpu_sides.COPY]()()
+    np.testing.assert_allclose(p.copy_to_host(), 1.5 - gpu_contenders.LR * 1e-3, rtol=1e-6)
+    gpu_contenders.makers(case)[gpu_contenders.COPY]()()
     np.testing.assert_array_equal(p.copy_to_host()[: TILE // 2], np.float32(1e-3))
 
 
