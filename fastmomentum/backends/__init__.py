@@ -1,7 +1,7 @@
-"""Chooses a backend, and gives access to its arrays, its kernels and its executor.
+"""Choose a backend, and import its arrays, its kernels and its executor on first use.
 
-Each backend is a package with the same modules: arrays, kernels, reductions and executor. They are imported when they
-are first needed, and do not import each other; :mod:`fastmomentum.backends.base` has the code that they share.
+Each backend is a package with the modules arrays, kernels, reductions and executor. The packages do not import each
+other; :mod:`fastmomentum.backends.base` has the code that they share.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,7 @@ def is_array(value: object) -> bool:
 
 
 def choose(backend: str | None, arrays: Iterable[Any]) -> str:
-    """Return the name of the backend that `backend` means; None means the compiled one of the arrays' memory.
+    """Return the name of the backend to use: `backend`, or for None the compiled one for the arrays' memory.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def choose(backend: str | None, arrays: Iterable[Any]) -> str:
 
 
 def arrays_of(backend: str) -> Any:
-    """Return the module of this backend that views, copies and zeroes arrays."""
+    """Return this backend's module of array operations other than updates: view, copy, zero, fetch."""
     return import_module(f"{__name__}.{backend}.arrays")
 
 

@@ -1,4 +1,4 @@
-"""The interface that the three backends fulfil, and the code that they share."""
+"""Define the interface of the three backends, and the code that they share."""
 
 import math
 import signal
@@ -19,10 +19,10 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.rules.stages import maximize
 
 LANES = 32
-"""Partial sums that a reduction keeps side by side."""
+"""The number of partial sums of a reduction."""
 
 CHUNK = 65_536
-"""Elements of an array that one reduction adds up by itself; the sums of chunks are added in order."""
+"""The number of elements of a chunk, a part of an array whose sum does not depend on other parts."""
 
 _kernels: dict[Hashable, Callable[..., Any]] = {}
 
@@ -40,9 +40,9 @@ def cached_kernel(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Call
 def one_caller(lock: Lock) -> Lock:
     """Return the lock, to be used in ``with``, if no caller holds it.
 
-    A second caller is refused; one that comes at the very same moment waits. To wait always would hang a forked child
-    whose parent was in a step. ``with`` on the lock itself is safe from signals; an ``acquire`` with a ``try`` could be
-    interrupted between the two, and the lock would stay held.
+    If another caller holds it, the call raises, as waiting would hang a forked child whose parent was in a step. If
+    another caller takes it before the ``with``, the ``with`` waits. A lock is returned, and not acquired here, because
+    a signal between an ``acquire`` and a ``try`` would leave it held; ``with`` on the lock is safe from signals.
 
     Raises
     ------
@@ -60,8 +60,8 @@ class uninterrupted:
     """A context in which SIGINT (Ctrl-C) waits until the block is done.
 
     It acts in the main thread alone, the only one in which Python runs signal handlers, and only if a Python function
-    handles SIGINT. Setting a handler twice takes 1.4 to 20 µs (measured), so a plain step does without: it is one call
-    of compiled code, in which no handler runs. Handlers of other signals that raise are left to the user.
+    handles SIGINT. Setting a handler twice takes 1.4 to 20 µs (measured), so a plain step on the CPU does without: it
+    is one call of compiled code, in which no handler runs. A handler of another signal can still raise in the block.
     """
 
     def __init__(self) -> None:
@@ -88,15 +88,17 @@ class uninterrupted:
 
 
 COUNTERS = 2
-"""Rows that the step counter appends to the intervals of written memory, where kernels count without one more argument:
-(calls done of the step in progress, calls that a step takes), then (steps done, unused)."""
+"""The number of rows that StepCounter appends to the array of written intervals, which all kernels get anyway.
+
+The rows are (calls done of the step in progress, calls that make up a step) and (steps done, unused).
+"""
 
 
 class StepCounter:
-    """Counts updates done and updates skipped.
+    """Count updates done and updates skipped.
 
-    Compiled kernels do the counting, in the same call as the update: no signal can come between. A CUDA device may
-    count by itself instead, if it alone knows which updates were skipped.
+    Compiled kernels count in the same call as they update, so that no signal can come between. A CUDA device counts
+    instead of the host if only the device knows which updates were skipped.
     """
 
     def __init__(self, steps: int = 0, skipped: int = 0) -> None:
@@ -107,7 +109,7 @@ class StepCounter:
         self.steps, self.skipped = steps, skipped
 
     def append_to(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return an array of these intervals and, after them, the counters, which live there from now on."""
+        """Return an array of these intervals and, after them, the counters, which are stored there from now on."""
         found = np.concatenate([written, self._cells])
         self._cells = found[-COUNTERS:]
         return found
@@ -126,7 +128,7 @@ class StepCounter:
         self._cells[1, 0] += 1
 
     def count_on_device(self, read: Callable[[], tuple[int, int]]) -> None:
-        """Let a device count from now on; ``read()`` returns its updates done and skipped."""
+        """Let a device count from now on; ``read()`` returns the numbers of updates that it has done and skipped."""
         before = self.steps, self.skipped
         self._on_device = read
         self.steps, self.skipped = before
@@ -154,17 +156,17 @@ class StepCounter:
 
 
 class RowFunction(Protocol):
-    """The hyper-parameters of the next update of every group."""
+    """Give the hyper-parameters of the next update for each group."""
 
     def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
-        """Return the values of this group as a kernel takes them; `first` asks for an array's first step from rest."""
+        """Return the values of this group as a kernel takes them; `first` asks for those of an array's first step."""
 
     def values(self, group: int, first: bool) -> dict[str, Any]:
-        """Return these values by name, as users give them."""
+        """Return the values of this group by name, as users give them."""
 
 
 class ArrayUpdate(NamedTuple):
-    """The arrays of one parameter (p, then its state slots), its rule with its stages, and its group's number."""
+    """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number."""
 
     arrays: tuple[Any, ...]
     update: Rule
@@ -178,7 +180,7 @@ class ArrayUpdate(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs an optimiser's updates on one backend.
+    """Run an optimiser's updates on one backend.
 
     Attributes
     ----------
@@ -189,15 +191,16 @@ class Executor(Protocol):
     checks: bool
 
     def select(self, active: Sequence[bool]) -> None:
-        """Update these parameters until the next call; the others must have no gradient."""
+        """Update the parameters that are active until the next call; the others must have no gradient."""
 
     def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
-        """Use these hyper-parameters; `first` holds the parameters that take their first step from rest."""
+        """Use these hyper-parameters; `first` holds the numbers of the parameters that take their first step."""
 
     def run(self, grads: list[Any]) -> bool:
-        """Do one update by these gradients, one for each parameter; if it cannot be done, write nothing, return False.
+        """Do one update by these gradients, one for each parameter, and return True.
 
-        The caller keeps the list alive meanwhile.
+        If an array has changed so that it must be checked in full, write nothing and return False. The caller keeps the
+        list alive during the call.
         """
 
     def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
@@ -207,32 +210,32 @@ class Executor(Protocol):
         """
 
     def use_stream(self, stream: object) -> None:
-        """Run in this stream from now on; None stands for the arrays' own."""
+        """Run in this stream from now on; None stands for the arrays' own streams."""
 
     def observe_with(self, observers: "Sequence[Observer]") -> None:
-        """Let these observe every update, from the next :meth:`select` on."""
+        """Let these observers observe every update, from the next :meth:`select` on."""
 
 
 class Observer(Protocol):
-    """Observes the updates of an optimiser on the host."""
+    """Observe the updates of an optimiser on the host."""
 
     def before_step(self, grads: list[Any], executor: "HostExecutor") -> Callable[[], None] | None:
-        """Read what is to come; return the function to call after the update, or None if it cannot be done."""
+        """Return the function to call after the update by these gradients; None if the update cannot be done."""
 
 
 class HostExecutor:
-    """The part of an executor that both backends on the host share: there the norm is known before the update."""
+    """Implement what both executors on the host share: the norm of the gradients is known before the update."""
 
     _counter: StepCounter
     _jobs: Sequence[ArrayUpdate]
     _observers: Sequence[Observer] = ()
 
     def observe_with(self, observers: Sequence[Observer]) -> None:
-        """Let these observe every update, from the next selection of arrays on."""
+        """Let these observers observe every update, from the next :meth:`Executor.select` on."""
         self._observers = observers
 
     def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
-        """Return `run` with its observers; `run` itself if there are none, so that they cost nothing then."""
+        """Return `run` with calls of the observers; `run` itself if there are none."""
         for observer in self._observers:
             run = partial(self._run_observed, observer, run)
         return run
@@ -248,28 +251,27 @@ class HostExecutor:
         return done
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
-        """Return the sums of the step that :meth:`Executor.run` would do now; nothing is written.
+        """Return the sums of the step that :meth:`Executor.run` would do now, by parameter; nothing is written.
 
-        There is an entry for each parameter that has a gradient, in order. One pass over the parameter, its state and
-        its gradient computes it, with the hyper-parameters of this very update, the factor for the norm among them.
-        With `maximize` the gradient is taken as that of the function that is minimised, −g. The answer is None if an
-        update could not be done.
+        Parameters without a gradient have no entry. The sums are computed in one pass, with the hyper-parameters of
+        this update, the clip factor included. With the stage `maximize` the gradient counts as −g, the gradient of the
+        function that is minimised. The result is None if the update cannot be done.
         """
         raise NotImplementedError
 
     def _step_sums(self, i: int, sums: Iterable[float]) -> StepSums:
-        """Return the sums of a parameter with the sign of its gradient as :meth:`measure` takes it."""
+        """Return the sums of a parameter, with the opposite sign of its gradient if its rule has `maximize`."""
         found = StepSums(*sums)
         if maximize in self._jobs[i].update.composed_of:
             return found._replace(along=-found.along, slope=-found.slope)
         return found
 
     def sum_squares(self, grads: list[Any]) -> float:
-        """Return the sum of squares of all gradients, or a negative number if an update could not be done."""
+        """Return the sum of squares of all gradients, or a negative number if the update cannot be done."""
         raise NotImplementedError
 
     def set_clip_factor(self, factor: float) -> None:
-        """Use this factor, the first of all hyper-parameters, for the norm."""
+        """Set the clip factor, which is the first hyper-parameter of every rule with `max_norm`."""
         raise NotImplementedError
 
     def run(self, grads: list[Any]) -> bool:
@@ -286,24 +288,24 @@ class HostExecutor:
             return True
         if max_norm is not None:
             factor = max_norm / (math.sqrt(squares) + 1e-6)
-            self.set_clip_factor(1.0 if factor > 1.0 else factor)  # a NaN stays one
+            self.set_clip_factor(1.0 if factor > 1.0 else factor)  # unlike min(), this keeps a NaN
         return self.run(grads)
 
     def use_stream(self, stream: object) -> None:
-        """Refuse any stream, as the host has none."""
+        """Raise TypeError for any stream, as the host has none."""
         if stream is not None:
             raise TypeError(f"stream: expected None, as the arrays are on the host; got {describe(stream)}")
 
 
 def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], list[int]]:
-    """Return which parameters share code and dtype, and an order in which those stand together.
+    """Return a number for each parameter's code and dtype, and the order of the parameters by it.
 
     Returns
     -------
     callable
-        The number of the code and dtype of each parameter.
+        ``key(i)`` returns the number of the code and dtype of parameter i.
     list of int
-        The parameters' numbers, sorted by it, then by group.
+        The parameters' numbers, sorted by key, then by group.
     """
     codes: dict[Any, int] = {}
     keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
@@ -311,10 +313,11 @@ def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], li
 
 
 def is_finite(squares: float, grads: Sequence[Any]) -> bool:
-    """Return whether all gradients are finite; their sum of squares tells, unless it has overflowed."""
+    """Return whether all gradients are finite: if their sum of squares is, or, if it overflowed, by each element."""
     return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
 
 
 def sum_in_order(values: Iterable[float]) -> float:
-    """Return the sum, added one after another; the built-in sum of Python 3.12 and later compensates rounding."""
+    """Return the sum of the values, added one after another."""
+    # The built-in sum of Python 3.12 and later compensates rounding errors, so its bits differ.
     return reduce(add, values, 0.0)

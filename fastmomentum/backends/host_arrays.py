@@ -1,4 +1,4 @@
-"""Operations on arrays in host memory, other than updates: view, copy, zero, fetch.
+"""View, copy, zero and fetch arrays in host memory: the operations other than updates.
 
 The NumPy and the CPU backend share them; ``backends.cuda.arrays`` has the same functions for device memory.
 """
@@ -27,7 +27,7 @@ def one_device(names: Sequence[str], arrays: Sequence[Array]) -> int:
 
 
 def on(device: int) -> AbstractContextManager[None]:
-    """Return a context in which work for this device is done; the host needs no preparation."""
+    """Return a context that does nothing: only CUDA devices must be made current."""
     return nullcontext()
 
 
@@ -59,7 +59,7 @@ def zero(target: Array, rows: slice = slice(None)) -> None:
 
 
 def part_of(array: Any, rows: slice) -> Any:
-    """Return a view of these rows of an array of any library; a 0-d array is returned whole."""
+    """Return a view of these rows of an array of any library; of a 0-d array, the whole array."""
     return array[rows] if array.ndim else array
 
 

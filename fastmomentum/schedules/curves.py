@@ -254,14 +254,14 @@ class Cycle(Schedule):
         The three values. The peak may be lower than both others. It lies between two steps if rise·steps is not a whole
         number.
     steps : int
-        The number of all steps, ≥ 1.
+        The number of all steps, ≥ 2.
     rise : float
         The fraction of steps before the peak, in (0, 1), more than 1/steps.
 
     Raises
     ------
     TypeError, ValueError
-        If a value is not finite, `steps` is not a whole number ≥ 1, or `rise` is out of its range.
+        If a value is not finite, `steps` is not a whole number ≥ 2, or `rise` is out of its range.
 
     Notes
     -----
@@ -337,7 +337,7 @@ def one_cycle(
     peak : float
         The greatest learning rate, > 0.
     steps : int
-        The number of all updates, ≥ 1; later both schedules keep their last values.
+        The number of all updates, ≥ 2; later both schedules keep their last values.
     rise : float
         The fraction of steps before the peak, in (0, 1), more than 1/steps.
     start_ratio, end_ratio : float

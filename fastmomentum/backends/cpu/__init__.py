@@ -1,1 +1,1 @@
-"""The CPU backend: kernels compiled by Numba."""
+"""Run updates by CPU kernels that Numba compiles."""

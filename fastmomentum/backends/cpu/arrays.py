@@ -1,3 +1,3 @@
-"""Operations on arrays in host memory, as the CPU backend uses them."""
+"""Provide the array operations of the CPU backend, which are those of host memory."""
 
 from fastmomentum.backends.host_arrays import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""Runs an optimiser's updates by the fewest calls of compiled CPU kernels."""
+"""Run an optimiser's updates by as few calls of compiled CPU kernels as possible."""
 
 from collections.abc import Callable, Container, Sequence
 from functools import partial
@@ -29,22 +29,26 @@ from fastmomentum.checks import address
 KernelCall = Callable[[int], bool]
 """A kernel with all its arguments except the address of the list of gradients."""
 
-NOWHERE = NO_GRADIENT = -1
+UNKNOWN_ADDRESS = -1
+"""The address of a gradient that no call has checked yet."""
+
+NO_GRADIENT = -1
+"""The size in the table of a parameter that must have no gradient."""
 
 
 class Part(NamedTuple):
-    """The rows of the table that one call of a kernel updates.
+    """Hold what one call of a kernel gets: the rows of the table that it updates, and their hyper-parameters.
 
     Attributes
     ----------
     checked : ndarray
-        The rows that the call checks before it writes: all of them for the first call, none for the others.
+        The rows that the call checks before it writes: the whole table for the first call, none for later calls.
     rows : ndarray
-        The rows that it updates.
+        The rows that the call updates.
     hyper : ndarray
-        Their hyper-parameters.
+        The hyper-parameters of these rows.
     job : ArrayUpdate
-        One of their parameters, for its rule and dtype.
+        The update of the first of these rows, which has the rule and dtype of all.
     """
 
     checked: npt.NDArray[np.int64]
@@ -54,14 +58,14 @@ class Part(NamedTuple):
 
 
 class KernelCalls:
-    """The calls that make up a step, by serial kernels, and by threaded ones if several threads are faster."""
+    """Make the calls that a step consists of, by serial kernels or, if several threads are faster, by threaded ones."""
 
     def __init__(self) -> None:
         self.serial: list[KernelCall] = []
         self.threaded: list[KernelCall] = []
 
     def add(self, serial: KernelCall, threaded: KernelCall | None) -> None:
-        """Add a call; pass None for `threaded` if one thread is as fast."""
+        """Add a call; `threaded` is None if one thread is as fast."""
         if threaded and not self.threaded:
             self.threaded.extend(self.serial)
         self.serial.append(serial)
@@ -69,7 +73,7 @@ class KernelCalls:
             self.threaded.append(threaded or serial)
 
     def runner(self) -> Callable[[list[Any]], bool]:
-        """Return the cheapest function that makes all calls."""
+        """Return the function that makes all calls with the least overhead."""
         if len(self.serial) > 1 or self.threaded:
             return self.run
         (only,) = self.serial
@@ -89,25 +93,25 @@ class KernelCalls:
 
 
 class CpuExecutor(HostExecutor):
-    """The executor of the CPU backend: one table of all arrays, and one call for those that share code and dtype.
+    """Run updates by one call for all arrays that share code and dtype, from one table of all arrays.
 
-    The rows of the table stand in the order of the calls and, within a call, in that of the groups, so that a group's
-    hyper-parameters are written as one block. :mod:`fastmomentum.backends.cpu.headers` says what a row holds.
+    The rows of the table are sorted by call, then by group, so that the hyper-parameters of a group are one block.
+    :mod:`fastmomentum.backends.cpu.headers` describes the columns.
     """
 
     checks = True
     run: Callable[[list[Any]], bool]  # type: ignore[assignment]  # select() binds it: one call fewer in every step
 
     def __init__(
-        self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], counter: StepCounter, asked: int | None
+        self, jobs: Sequence[ArrayUpdate], written: npt.NDArray[np.int64], counter: StepCounter, threads: int | None
     ) -> None:
-        self._jobs, self._counter, self._asked = jobs, counter, asked
+        self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
         self._table = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
         self._key, self._order = group_by_code(jobs)
 
     def select(self, active: Sequence[bool]) -> None:
-        """Update these parameters until the next call."""
+        """Update the parameters that are active until the next call."""
         rows = [i for i in self._order if active[i]]
         table = self._table[[*rows, *(i for i in self._order if not active[i])]]
         table[len(rows) :, SIZE] = NO_GRADIENT
@@ -118,35 +122,35 @@ class CpuExecutor(HostExecutor):
         updates = KernelCalls()
         checked, start = table, 0
         for _, members in groupby(rows, self._key):
-            mine = list(members)
-            job = self._jobs[mine[0]]
-            hyper = np.empty((len(mine), len(job.update.hyper)), job.dtype)
-            part = Part(checked, table[start : start + len(mine)], hyper, job)
+            numbers = list(members)
+            job = self._jobs[numbers[0]]
+            hyper = np.empty((len(numbers), len(job.update.hyper)), job.dtype)
+            part = Part(checked, table[start : start + len(numbers)], hyper, job)
             kernel = many_kernel(job.update, job.dtype)
             updates.add(partial(kernel, part.checked, self._written, part.rows, hyper), self._in_threads(part))
             self._parts.append(part)
-            self._blocks.extend(self._by_group(hyper, mine))
-            checked, start = table[:0], start + len(mine)
+            self._blocks.extend(self._by_group(hyper, numbers))
+            checked, start = table[:0], start + len(numbers)
         self._counter.expect_calls(len(self._parts))
         self.run = self._observed(updates.runner() if rows else self._count_step)
 
     def _in_threads(self, part: Part) -> KernelCall | None:
-        """Return the call over several threads, if they are asked for and faster."""
+        """Return the call over several threads; None if they are not asked for, not faster, or not safe."""
         ends = np.cumsum(part.rows[:, SIZE])
-        count = threads.worthwhile(int(ends[-1]), self._asked)
+        count = threads.worthwhile(int(ends[-1]), self._threads)
         if count == 1:
             return None
         kernel = many_kernel(part.job.update, part.job.dtype, parallel=True)
         return partial(kernel, part.checked, self._written, part.rows, part.hyper, ends, count)
 
     def _reductions(
-        self, kernel_of: Callable[[Part, bool], Callable[..., bool]], sums: Any, scratch: int
+        self, kernel_of: Callable[[Part, bool], Callable[..., bool]], sums: npt.NDArray[np.float64], scratch: int
     ) -> KernelCalls:
-        """Return calls that add the sums of these parts to the rows of `sums`."""
+        """Return calls that add the sums of all parts to the rows of `sums`; each thread needs `scratch` doubles."""
         calls = KernelCalls()
         for part in self._parts:
             given, sizes = (part.checked, self._written, part.rows, part.hyper), part.rows[:, SIZE]
-            count = threads.worthwhile(int(sizes.sum()), self._asked)
+            count = threads.worthwhile(int(sizes.sum()), self._threads)
             lanes, threaded = np.empty((count, scratch)), None
             if count > 1:
                 ends = np.cumsum(-(-sizes // CHUNK))
@@ -156,6 +160,7 @@ class CpuExecutor(HostExecutor):
         return calls
 
     def _by_group(self, hyper: npt.NDArray[Any], members: list[int]) -> list[tuple[npt.NDArray[Any], list[int]]]:
+        """Return the block of hyper-parameters of each group, with the numbers of the group's parameters."""
         blocks = [list(block) for _, block in groupby(members, lambda i: self._jobs[i].group)]
         starts = np.cumsum([0, *map(len, blocks)])
         return [(hyper[start : start + len(block)], block) for start, block in zip(starts, blocks)]
@@ -171,7 +176,7 @@ class CpuExecutor(HostExecutor):
                         block[place] = rows(job.group, job.dtype, True)
 
     def sum_squares(self, grads: list[Any]) -> float:
-        """Return the sum of squares of all gradients, or −1 if an update could not be done."""
+        """Return the sum of squares of all gradients, or −1 if the update cannot be done."""
         if self._squares is None:
             self._square_sums = np.zeros((len(self._jobs), 1))
             self._squares = self._reductions(_squares_kernel, self._square_sums, LANES)
@@ -179,7 +184,7 @@ class CpuExecutor(HostExecutor):
         return sum_in_order(self._square_sums[:, 0].tolist()) if self._squares.run(grads) else -1.0
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
-        """Return the sums of the step to come, or None if it could not be done."""
+        """Return the sums of the next step, or None if it cannot be done."""
         if self._measures is None:
             self._step_sum_rows = np.zeros((len(self._jobs), WIDTH))
             self._measures = self._reductions(_measure_kernel, self._step_sum_rows, WIDTH * LANES + 3 * BLOCK // 8)
@@ -190,11 +195,12 @@ class CpuExecutor(HostExecutor):
         return {i: self._step_sums(i, sums) for i, sums in enumerate(rows) if grads[i] is not None}
 
     def set_clip_factor(self, factor: float) -> None:
-        """Use this factor for the norm."""
+        """Set the clip factor."""
         for block, _ in self._blocks:
             block[:, 0] = factor
 
     def _count_step(self, grads: list[Any]) -> bool:
+        """Count a step in which no parameter has a gradient, as kernels count other steps."""
         self._counter.add_step()
         return True
 
@@ -209,12 +215,12 @@ def _measure_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
 
 def _table_row(index: int, job: ArrayUpdate) -> list[int]:
     param, memory = job.arrays[0], map(address, job.arrays)
-    return [index, param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), *memory, NOWHERE]
+    return [index, param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), *memory, UNKNOWN_ADDRESS]
 
 
 def _shares(sizes: npt.NDArray[np.int64], threads: int) -> npt.NDArray[np.intp]:
-    """Return the chunk at which each thread begins, and the last ends, so that all have about as many elements."""
-    first = np.repeat(np.cumsum(sizes) - sizes, -(-sizes // CHUNK))
-    starts = np.concatenate([np.arange(0, size, CHUNK) for size in sizes]) + first
+    """Return the first chunk of each thread, then the number of chunks, such that threads get about equal elements."""
+    offsets = np.repeat(np.cumsum(sizes) - sizes, -(-sizes // CHUNK))
+    starts = np.concatenate([np.arange(0, size, CHUNK) for size in sizes]) + offsets
     shares: npt.NDArray[np.intp] = np.searchsorted(starts, sizes.sum() * np.arange(threads + 1) // threads)
     return shares

@@ -1,13 +1,13 @@
-"""Reads the headers of NumPy arrays inside compiled code, so that 1,000 arrays are rechecked in microseconds.
+"""Read the headers of NumPy arrays inside compiled code, so that 1,000 arrays are rechecked in microseconds.
 
 Between two steps an array object can change: its memory can move (``resize(refcheck=False)``), its shape or dtype can
-be assigned, its write flag can be cleared; and gradients are new objects. So every step reads the header of every
+be assigned, its write flag can be cleared; and gradients are often new objects. So every step reads the header of every
 array before it writes anything.
 
 An array's header is ``PyArrayObject_fields`` of NumPy's ndarraytypes.h, part of NumPy's C ABI: data, nd, dimensions,
-strides, base, descr, flags, after Python's object head, whose last word is the type. A dtype is recognised by the word
-of ``PyArray_Descr`` that holds kind, type, byte order and type_num. Its address would not do, since an unpickled array
-has a dtype object of its own. A list (``PyListObject``) holds its size, then the address of its items.
+strides, base, descr, flags, after Python's object head, whose last word is the type. A dtype is identified by the word
+of ``PyArray_Descr`` that holds kind, type, byte order and type_num, not by its address, as an unpickled array has a
+dtype object of its own. A list (``PyListObject``) holds its size, then the address of its items.
 """
 
 import ctypes
@@ -34,11 +34,11 @@ READABLE = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
 WRITEABLE = READABLE | 0x0400  # NPY_ARRAY_WRITEABLE
 
 INDEX, SIZE, BYTES, DTYPE, OBJECTS = range(5)
-"""Columns of a table that has one row for each parameter.
+"""The first columns of a table with one row for each parameter.
 
-The row holds the index in the list of gradients; the size, bytes and dtype code of each of the parameter's arrays; then
-the addresses of the objects p and *state; then the addresses of the memory of p, *state and g. A negative size says
-that the parameter must have no gradient.
+A row holds the index in the list of gradients; the size, bytes and dtype code of each of the parameter's arrays; then
+the addresses of the objects p and *state; then the addresses of the memory of p, *state and g. If the size is negative,
+the parameter must have no gradient.
 """
 
 
@@ -49,7 +49,7 @@ def dtype_code(dtype: np.dtype) -> int:
 
 
 def check_header_layout() -> None:
-    """Raise RuntimeError if this Python or NumPy has other headers than the kernels read."""
+    """Raise RuntimeError if the headers in this Python and NumPy do not have the layout that the kernels read."""
     array = np.zeros((3, 5), np.float32)
     head = id(array)
     dimensions = _read_word(head + DIMENSIONS)
@@ -72,10 +72,13 @@ def check_header_layout() -> None:
 
 
 def _read_word(address: int) -> int:
+    """Return the 64-bit integer at this address."""
     return ctypes.c_int64.from_address(address).value
 
 
 def _make_load(result: Any, bits: int) -> Function:
+    """Return ``load(address)`` for compiled code, which reads an integer of this Numba type and number of bits."""
+
     @intrinsic
     def load(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -94,7 +97,7 @@ _load_half = _make_load(types.int32, 32)
 def make_views(kinds: list[types.Array]) -> Function:
     """Return ``views(table, row, column, size)``, which makes arrays of these Numba types from addresses in a table.
 
-    The addresses are read from the table's row, from this column on; each array has `size` elements.
+    The addresses are those in the table's row from this column on; each array has `size` elements.
     """
 
     @intrinsic
@@ -173,10 +176,10 @@ def _overlaps(written: Any, start: Any, stop: Any) -> Any:
 
 @register_jitable
 def arrays_unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
-    """Return whether all arrays of the table, and the gradients, still have headers with which a kernel may run.
+    """Return whether a kernel may run on the arrays of the table and the gradients, as their headers are now.
 
-    `arrays` is the number of arrays in a row that are written, `grads` the address of the list of gradients. The memory
-    of a gradient may differ from the last step's, if no array is written there; its new address is stored in the table.
+    `arrays` is the number of arrays in a row that are written, `grads` the address of the list of gradients. A gradient
+    may have other memory than in the last step, unless an array is written there; the table gets its new address.
     """
     items = _load_word(grads + ITEMS)
     for row in range(table.shape[0]):
@@ -186,13 +189,13 @@ def arrays_unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
                 return False
             continue
         for column in range(OBJECTS, OBJECTS + arrays + 1):
-            reads = column == OBJECTS + arrays
-            header = grad if reads else table[row, column]
-            if not _fits(header, param, size, table[row, DTYPE], READABLE if reads else WRITEABLE):
+            is_grad = column == OBJECTS + arrays
+            header = grad if is_grad else table[row, column]
+            if not _fits(header, param, size, table[row, DTYPE], READABLE if is_grad else WRITEABLE):
                 return False
             address = _load_word(header + DATA)
             if address != table[row, column + arrays]:
-                if not reads or _overlaps(written, address, address + table[row, BYTES]):
+                if not is_grad or _overlaps(written, address, address + table[row, BYTES]):
                     return False
                 table[row, column + arrays] = address
     return True

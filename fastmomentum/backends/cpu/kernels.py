@@ -1,4 +1,4 @@
-"""Compiled CPU kernels: one parameter, and many parameters in one call; each serial, and over several threads.
+"""Compile CPU kernels for one parameter and for many parameters in one call, each serial and for several threads.
 
 A kernel is the rule's scalar function inlined into a loop over all elements. It releases Python's global lock (GIL).
 Threads share elements, not arrays, so that one large array among many small ones keeps all threads busy. Elements do
@@ -34,15 +34,14 @@ STRICT: dict[str, str | bool] = {"error_model": "numpy", "nogil": True, "fastmat
 All are given, since Numba takes an option that is left out from the function that calls it.
 """
 
-
 TABLES = (types.Array(types.int64, 2, "C"),) * 3
-"""The types of the arguments table, written and rows."""
+"""The Numba types of the arguments table, written and rows."""
 
 ENDS = types.Array(types.int64, 1, "C")
-"""The type of the arguments ends and shares."""
+"""The Numba type of the arguments ends and shares."""
 
 CACHE_LINE = 16
-"""The float32 elements in a cache line of 64 bytes.
+"""The number of float32 elements in a cache line of 64 bytes.
 
 Each thread begins at a multiple of this number, so that few cache lines are written by two threads.
 """
@@ -78,8 +77,8 @@ def compiled(function: Function, signature: Any, parallel: bool = False) -> Func
         If Numba's compiler is switched off.
     """
     # No fastmath: contraction to FMA changes 3.3 % of the elements and saves no time. error_model="numpy": by default a
-    # division by zero raises, when half of the array is written. No cache=True: closures miss Numba's disk cache, and
-    # may be given each other's code (numba#6264, #6845).
+    # division by zero raises in the middle of an array, when its first part is updated. No cache=True: closures miss
+    # Numba's disk cache, and may be given each other's code (numba#6264, #6845).
     need_compiler()
     try:
         dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)

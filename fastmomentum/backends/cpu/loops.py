@@ -1,4 +1,4 @@
-"""The parts of all compiled CPU updates: a loop over elements, and loads and stores of tuples of arrays."""
+"""Make the parts of all compiled CPU updates: a loop over elements, and loads and stores of tuples of arrays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,9 +16,9 @@ NUMBERS = (types.Integer, types.Float, types.Boolean)
 
 
 def inlined(function: Function) -> Function:
-    """Return `function` in a form that compiled code may call, and that LLVM inlines if it is small.
+    """Return `function` in a form that compiled code can call, and that LLVM inlines if it is small.
 
-    An njit function is compiled anew, with the strict arithmetic of its caller.
+    An njit function is compiled anew, with the strict arithmetic of its caller instead of its own options.
     """
     inlinable: Function = register_jitable(getattr(function, "py_func", function))
     return inlinable
@@ -67,14 +67,14 @@ def _as_like(value: Any, like: Any) -> Callable[..., Any]:
     if not isinstance(value, NUMBERS):
         raise TypingError(f"expected a number; got {value}")
 
-    def cast(value: Any, like: Any) -> Any:  # Numba requires the same annotations as those of _as_like
+    def cast(value: Any, like: Any) -> Any:  # Numba requires the annotations of _as_like
         return kind(value)
 
     return cast
 
 
-# The functions below take tuples of arrays apart by recursion over the length, which is resolved at compile time. A
-# loop over a tuple would remain in the code of every element.
+# The functions below recurse over the length of a tuple of arrays, which is resolved at compile time. A loop over the
+# tuple would be run for every element.
 
 
 def make_load(arrays: int) -> Function:

@@ -1,8 +1,8 @@
-"""Compiled reductions on the CPU: norms of gradients and the sums of a step, added in a fixed order.
+"""Compile reductions for the CPU: norms of gradients and the sums of a step, added in a fixed order.
 
 The order, which :mod:`fastmomentum.backends.numpy.reductions` describes, does not depend on threads or vector width, so
-the bits do not either. The products to be added are given as a function ``add(lanes, (p, *state, g), hyper)``, which
-adds the products of one chunk to the lanes: 32 for each sum.
+the bits do not either. A function ``add(lanes, (p, *state, g), hyper)`` computes the products of one chunk, and adds
+them to the lanes: 32 for each sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ def make_add_squares(arrays: int) -> Function:
 def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
     """Return ``add(lanes, (p, *state, g), hyper)`` for a :class:`~fastmomentum.backends.step_sums.StepSums`."""
     # Two loops for each block of elements: LLVM vectorises the first, over elements, as it does the update; the second
-    # adds rows of products, eight lanes of all seven sums at a time, which is as many as 32 registers hold.
+    # adds rows of products, eight lanes of all seven sums at a time, as 32 vector registers hold no more.
     arrays, n_hyper, kind, block = 1 + len(rule.state), len(rule.hyper), dtype.type, BLOCK // dtype.itemsize
     step_vectors, add = make_step_vectors(rule, register_jitable), make_add(PAIRS, 8)
     load, cut = make_load(arrays), make_cut(arrays + 1)
@@ -100,8 +100,8 @@ def _make_add_rows(pairs: Pairs, vector_width: int) -> Function:
     def add_rows(typing_context: Any, lanes: Any, arrays: Any, rows: Any) -> Any:
         """Add the products of this number of whole rows to the lanes."""
         # Written as LLVM vectors, since a loop over an array of lanes loads and stores the lanes again for every row,
-        # at a third of the speed (measured). So the sum of squares reads memory as fast as BLAS's dot; prefetching made
-        # no difference larger than the noise.
+        # at a third of the speed. With vectors the sum of squares reads memory as fast as BLAS's dot; prefetching made
+        # no difference larger than the noise (measured).
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             lane = context.make_array(lanes)(context, builder, arguments[0]).data
@@ -172,9 +172,9 @@ def _make_chunk_sums(add: Function, arrays: int, width: int) -> Function:
 def make_kernel(add: Function, width: int, dtype: np.dtype, arrays: int) -> Callable[..., bool]:
     """Return ``kernel(table, written, rows, hyper, lanes, sums, grads)``, which adds `width` sums of each parameter.
 
-    The kernel checks the table as the update kernels do, and returns False where they would. Otherwise it adds the sums
-    of each of `rows` to the row of `sums` that has the index of the parameter's gradient. `arrays` is the number of
-    arrays (p, *state), and `lanes` is scratch memory.
+    The kernel checks the table as the update kernels do, and returns False if an array does not pass. Then it adds the
+    sums of each of `rows` to the row of `sums` that has the index of the parameter's gradient. `arrays` is the number
+    of arrays (p, *state), and `lanes` is scratch memory.
     """
     views = make_views([vector(dtype)] * (arrays + 1))
     chunk_sums, memory = _make_chunk_sums(add, arrays + 1, width), OBJECTS + arrays
@@ -192,11 +192,11 @@ def make_kernel(add: Function, width: int, dtype: np.dtype, arrays: int) -> Call
 
 
 def make_parallel_kernel(add: Function, width: int, dtype: np.dtype, arrays: int) -> Callable[..., bool]:
-    """Return ``kernel(table, written, rows, hyper, ends, shares, lanes, parts, sums, grads)``: the same over threads.
+    """Return ``kernel(table, written, rows, hyper, ends, shares, lanes, parts, sums, grads)`` for several threads.
 
-    ``ends[i]`` is the number of chunks in the rows 0 to i. Thread i sums the chunks ``shares[i]`` to ``shares[i + 1]``
-    with the scratch memory ``lanes[i]``, and writes the sums of each chunk to a row of `parts`. At the end these are
-    added in order, as in the serial kernel.
+    It computes what the kernel of :func:`make_kernel` does. ``ends[i]`` is the number of chunks in the rows 0 to i.
+    Thread i sums the chunks ``shares[i]`` to ``shares[i + 1] - 1`` with the scratch memory ``lanes[i]``, and writes the
+    sums of each chunk to a row of `parts`. At the end these are added in order, as in the serial kernel.
     """
     views = make_views([vector(dtype)] * (arrays + 1))
     chunk_sums, memory = _make_chunk_sums(add, arrays + 1, width), OBJECTS + arrays

@@ -1,4 +1,4 @@
-"""Decides whether a kernel may run in parallel, and on how many threads.
+"""Decide whether a kernel may run in parallel, and on how many threads.
 
 Numba has one set of threads in a process, and some threading layers fail in ordinary use (measured): with `workqueue`
 two callers at the same time abort the process; with `omp` a forked child is killed at its first parallel kernel, or
@@ -21,8 +21,8 @@ from fastmomentum import checks
 ELEMENTS = 32_768
 """The smallest number of elements for which a thread is used.
 
-Starting a parallel region takes 2 µs with omp, in which the serial kernel updates 20,000 elements. Measured on two
-cores with float32: two threads take 1.09 times as long as one at 30,000 elements, 0.86 at 60,000, 0.47 at 100,000.
+Measured on two cores with float32: starting a parallel region takes 2 µs with omp, in which the serial kernel updates
+20,000 elements; two threads take 1.09 times as long as one at 30,000 elements, 0.86 at 60,000, 0.47 at 100,000.
 """
 
 _region = Lock()
@@ -32,7 +32,7 @@ threads_by_default = 1
 
 
 def worthwhile(elements: int, threads: int | None) -> int:
-    """Return the number of threads to use for an update of this size; 1 if more would be slower, or unsafe.
+    """Return the number of threads for an update of this many elements; 1 if more would be slower, or unsafe.
 
     `threads` is the number that the user asked for: −1 for all, None for the number given to :func:`set_threads`.
     """
@@ -91,7 +91,7 @@ def available() -> int:
     return min(cores, int(config.NUMBA_NUM_THREADS), limit)
 
 
-def region() -> "Lock | None":
+def region() -> "Lock | None":  # quoted, as threading.Lock is a function before Python 3.13
     """Return the lock to hold (``with``) while a parallel kernel runs; None if the serial kernel must be used.
 
     The lock is returned only if it is free. If another thread takes it before the caller's ``with``, the caller waits
@@ -103,6 +103,7 @@ def region() -> "Lock | None":
 
 
 def _safe() -> bool:
+    """Return whether a parallel kernel may run in this process."""
     return os.getpid() == _process and not _was_forked() and layer() not in (None, "workqueue")
 
 
@@ -123,17 +124,12 @@ def layer() -> str | None:
     import numba
     from numba.np.ufunc import parallel
 
-    # Numba finds TBB in a virtual environment only if it is loaded already: the folder is in no search path.
+    # A virtual environment's lib folder is in no search path, so Numba finds TBB there only if it is already loaded.
     if numba.config.THREADING_LAYER not in ("omp", "workqueue"):
         with suppress(OSError):
             ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), ctypes.RTLD_GLOBAL)
     try:
         parallel._launch_threads()
         return str(numba.threading_layer())
-    except (
-        ValueError,
-        ImportError,
-        OSError,
-        Warning,
-    ):  # the layer named by NUMBA_THREADING_LAYER is missing or too old
-        return None
+    except (ValueError, ImportError, OSError, Warning):
+        return None  # the layer named by NUMBA_THREADING_LAYER is missing or too old

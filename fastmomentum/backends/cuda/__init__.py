@@ -1,4 +1,4 @@
-"""The CUDA backend: the only package that imports numba.cuda, and only when CUDA is used."""
+"""Run updates on CUDA devices; numba.cuda is imported by this package alone, when CUDA is first used."""
 
 from functools import cache
 from importlib.util import find_spec

@@ -1,7 +1,7 @@
-"""Operations on arrays in device memory, other than updates: view, copy, zero, fetch.
+"""View, copy, zero and fetch arrays in device memory: the operations other than updates.
 
-The functions are those of :mod:`fastmomentum.backends.host_arrays`. Most of them wait for the device: they are for
-construction, reset, saving and loading, and not for a step.
+:mod:`fastmomentum.backends.host_arrays` has the same functions for the host. Most functions here wait for the device:
+they are for construction, reset, saving and loading, and not for a step.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ def view(name: str, value: Any) -> DeviceArray:
     Raises
     ------
     TypeError, ValueError
-        If it is no array in device memory, or one that is not supported (masked, or with an old protocol).
+        If `value` is no array in device memory, or one that is not supported (masked, or with an old protocol).
     """
     read = find_reader(value)
     if read is None:
-        raise TypeError(f"{name}: expected an array in device memory, as others are; got {describe(value)}")
+        raise TypeError(f"{name}: expected an array in device memory, as the others are; got {describe(value)}")
     try:
         return DeviceArray(value, *read(value))
     except (TypeError, ValueError) as error:
@@ -65,7 +65,7 @@ def one_device(names: Sequence[str], arrays: Sequence[DeviceArray]) -> int:
 
 
 def on(device: int) -> AbstractContextManager[Any]:
-    """Return a context in which kernels are compiled and launched for this device."""
+    """Return a context in which this device is current, so that kernels are compiled and launched for it."""
     return nullcontext() if config.ENABLE_CUDASIM else cuda.gpus[device]
 
 
@@ -77,7 +77,7 @@ def empty(count: int, dtype: npt.DTypeLike) -> Any:
 def empty_like(array: DeviceArray) -> Any:
     """Return a new Numba device array of the same shape and dtype, with undefined values.
 
-    Its distance to a multiple of 16 bytes is that of `array`, so that kernels can load vectors from both at once.
+    Its address modulo 16 is that of `array`, so that kernels can load vectors from both.
     """
     offset = array.address % VECTOR_BYTES // array.dtype.itemsize
     return cuda.device_array(offset + array.size, array.dtype)[offset:].reshape(array.shape)

@@ -1,12 +1,12 @@
-"""Device functions as LLVM code: a rule's update, loads, stores and sums; every operation is rounded by itself.
+"""Generate device functions as LLVM code in which every operation is rounded: a rule's update, loads, stores and sums.
 
-NVVM contracts a·b + c to a fused multiply-add, and numba-cuda has no switch against it; 3 % of the elements then differ
-from every other backend. The intrinsics that name their rounding (``llvm.nvvm.mul.rn``) are never contracted, not even
-by link-time optimisation. They are inserted by running the rule on symbols, and not by rewriting its text: rules made
-by a factory have no text, and composed rules are closures.
+NVVM contracts a·b + c to a fused multiply-add, and numba-cuda has no option against it; 3 % of the elements then differ
+from every other backend. The intrinsics with a rounding mode (``llvm.nvvm.mul.rn``) are never contracted, not even by
+link-time optimisation. To insert them, the rule is run on symbols; its source text is not needed, which rules made by a
+factory do not have.
 
-Two results can differ from NumPy's: which NaN an operation returns (a GPU has one NaN, x86 returns the operand's), and
-which of +0 and −0 minimum and maximum return, which is open on the CPU too.
+Two results can differ from NumPy's: the bits of a NaN (a GPU has one NaN, x86 returns the operand's), and which of +0
+and −0 minimum and maximum return, in which CPUs differ as well.
 
 An intrinsic cannot take ``*arguments``, so functions for users' kernels are given a signature with one name for each
 argument.
@@ -119,7 +119,7 @@ def emit(
     return [value(symbol) for symbol in symbols]
 
 
-GLOBAL = 1  # the address space of device memory; without it, every load first finds out which memory it reads
+GLOBAL = 1  # the address space of device memory; a load without it first finds out which memory the address is in
 LLVM_TYPES = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
 INT64 = ir.IntType(64)
 
@@ -235,7 +235,7 @@ TERMS: dict[str, Operation] = {
 """The functions of x that :func:`make_sums` can sum."""
 
 UNROLLED = 16
-"""The number of loads that :func:`make_sums` starts at a time: additions have to follow each other, loads have not."""
+"""The number of loads that :func:`make_sums` starts at a time: unlike additions, loads need not wait for each other."""
 
 
 def make_sums(dtype: np.dtype, stride: int, terms: Sequence[str]) -> DeviceFunction:

@@ -1,7 +1,8 @@
-"""Reads address, shape and dtype of arrays in device memory, of any library, without work on the device.
+"""Read address, shape and dtype of arrays in device memory, of any library, without work on the device.
 
-The sources, in this order: torch's own attributes (torch refuses both protocols for tensors that require a gradient),
-``__cuda_array_interface__`` of versions 2 and 3, the arrays of Numba's simulator, and DLPack.
+They are read from the first of these that an array has: torch's own attributes (torch refuses both protocols for
+tensors that require a gradient), ``__cuda_array_interface__`` of version 2 or 3, the attributes of arrays of Numba's
+simulator, and DLPack.
 """
 
 import sys
@@ -14,11 +15,11 @@ import numpy as np
 from fastmomentum.backends.cuda import dlpack
 
 LEGACY, TORCH = 1, -1
-"""Numbers in the place of a stream's handle: 1 is CUDA's legacy default stream, −1 the current stream of torch."""
+"""Numbers that stand for a stream's handle: 1 for CUDA's legacy default stream, −1 for torch's current stream."""
 
 
 class ArrayHeader(NamedTuple):
-    """The properties of an array that are compared in every step: an equal header means an unchanged array.
+    """Hold the properties of an array that are compared in every step; an equal header means an unchanged array.
 
     Strides are in bytes; None means C order.
     """
@@ -31,7 +32,7 @@ class ArrayHeader(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """The members of ``ndarray.flags`` that the checks use."""
+    """Hold the members of ``ndarray.flags`` that the checks use."""
 
     c_contiguous: bool
     aligned: bool
@@ -44,7 +45,7 @@ class Flags(NamedTuple):
 
 
 class DeviceArray:
-    """An array in device memory, with the attributes of an ndarray that the checks use.
+    """Represent an array in device memory, with the attributes of an ndarray that the checks use.
 
     Attributes
     ----------
@@ -66,9 +67,9 @@ class DeviceArray:
         self.dtype: np.dtype = np.dtype(header.dtype)
         self.ndim, self.size = len(self.shape), prod(self.shape)
         self.nbytes = self.size * self.dtype.itemsize
-        packed = _packed(self.shape, self.dtype.itemsize)
-        self.strides = packed if header.strides is None else tuple(header.strides)
-        in_order = all(ours == theirs for n, ours, theirs in zip(self.shape, self.strides, packed) if n > 1)
+        c_order = _strides_in_c_order(self.shape, self.dtype.itemsize)
+        self.strides = c_order if header.strides is None else tuple(header.strides)
+        in_order = all(ours == theirs for n, ours, theirs in zip(self.shape, self.strides, c_order) if n > 1)
         self.flags = Flags(
             c_contiguous=in_order or not self.size,
             aligned=self.address % max(self.dtype.itemsize, 1) == 0,
@@ -79,7 +80,7 @@ class DeviceArray:
         return f"an array of {self.dtype} on a device, shape {self.shape}"
 
 
-def _packed(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def _strides_in_c_order(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(itemsize * prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
@@ -89,7 +90,7 @@ def is_on_device(value: Any) -> bool:
 
 
 def find_reader(value: Any) -> Callable[[Any], tuple[ArrayHeader, int | None]] | None:
-    """Return the function that reads the header and the stream of `value`; None if it is no array in device memory."""
+    """Return the function that reads header and stream of `value`; None if `value` is no array in device memory."""
     if is_tensor(value):
         return _read_torch if value.is_cuda else None
     if hasattr(value, "__cuda_array_interface__"):
@@ -100,7 +101,7 @@ def find_reader(value: Any) -> Callable[[Any], tuple[ArrayHeader, int | None]] |
 
 
 def is_tensor(value: Any) -> bool:
-    """Return whether `value` is a torch tensor; torch is not imported for it."""
+    """Return whether `value` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -150,5 +151,5 @@ def _read_simulated(value: Any) -> tuple[ArrayHeader, int | None]:
 
 
 def _read_dlpack(value: Any) -> tuple[ArrayHeader, int | None]:
-    # The library that made the array lets the legacy stream wait until the array is written.
+    # With this argument of __dlpack__, the array's library lets the legacy stream wait until the array is written.
     return ArrayHeader(*dlpack.read(value, stream=LEGACY)), LEGACY

@@ -1,4 +1,4 @@
-"""The device functions that kernels are made of: LLVM code on a device, plain Python in Numba's CUDA simulator."""
+"""Select the device functions of kernels: LLVM code for a device, plain Python for Numba's CUDA simulator."""
 
 from numba import config
 

@@ -1,4 +1,4 @@
-"""Reads arrays through DLPack, the protocol of frameworks that have no ``__cuda_array_interface__``.
+"""Read arrays through DLPack, the protocol of frameworks that have no ``__cuda_array_interface__``.
 
 The structures are those of dlpack.h (version 0.8 of the unversioned form; 1.0 of the versioned one, which adds flags).
 """

@@ -1,4 +1,4 @@
-"""Runs an optimiser's updates on a CUDA device: a few kernels in one stream, without waiting for the device."""
+"""Run an optimiser's updates on a CUDA device: a few kernels in one stream, without waiting for the device."""
 
 from collections.abc import Container, Sequence
 from typing import Any
@@ -25,12 +25,12 @@ from fastmomentum.backends.cuda.tables import LaunchTable, address_of
 
 
 class GradientCheck:
-    """Compares the headers of parameters and gradients with those of the last step.
+    """Compare the headers of parameters and gradients with those of the last step.
 
     Parameters
     ----------
-    jobs : sequence of Job
-        The arrays that must not have changed.
+    jobs : sequence of ArrayUpdate
+        The parameters, which must not have changed.
     written : ndarray of int64, shape (m, 2)
         The intervals of memory that an update writes to.
     device : int
@@ -45,10 +45,10 @@ class GradientCheck:
         """Forget the gradients' headers, so that all are checked in the next step."""
         self._seen = [None] * len(self._jobs)
 
-    def compare(self, grads: Sequence[Any], active: Sequence[bool], tables: LaunchTable) -> list[int | None] | None:
+    def compare(self, grads: Sequence[Any], active: Sequence[bool], table: LaunchTable) -> list[int | None] | None:
         """Return the streams that the arrays belong to, or None if an array must be checked in full.
 
-        The addresses of gradients that have moved since the last step are written to the tables.
+        The addresses of gradients that have moved since the last step are written to the table.
         """
         streams: dict[int | None, None] = {}
         new: dict[int, ArrayHeader] = {}
@@ -60,7 +60,7 @@ class GradientCheck:
             try:
                 (param, of_param), (header, of_grad) = read_header(job.arrays[0].owner), read_header(grad)
             except (TypeError, ValueError, RuntimeError):
-                return None  # the full check says what is wrong
+                return None  # the full check raises an error with the array's name
             streams[of_param] = streams[of_grad] = None
             if param != job.arrays[0].header:
                 return None
@@ -69,9 +69,9 @@ class GradientCheck:
                     return None
                 new[i] = header
         for i, header in new.items():
-            tables.set_gradient(i, header.address)
+            table.set_gradient(i, header.address)
         if new:
-            tables.update_words()
+            table.update_words()
         for i, header in new.items():
             self._seen[i] = header
         return list(streams)
@@ -82,6 +82,7 @@ class GradientCheck:
         return not array.size or before < 0 or bool(self._written[before, 1] <= array.address)
 
     def _fits(self, i: int, grad: DeviceArray) -> bool:
+        """Return whether `grad` may be the gradient of parameter i."""
         param = self._jobs[i].arrays[0]
         if (
             grad.dtype != param.dtype
@@ -100,7 +101,7 @@ def read_header(array: Any) -> tuple[ArrayHeader, int | None]:
     Raises
     ------
     TypeError
-        If it is not in device memory.
+        If the array is not in device memory.
     """
     if type(array) is DeviceArray:
         return array.header, array.stream
@@ -110,15 +111,12 @@ def read_header(array: Any) -> tuple[ArrayHeader, int | None]:
     return reader(array)
 
 
-KEPT = 16
-"""The number of sets of active parameters whose tables are kept."""
+CACHED_TABLES = 16
+"""The number of sets of active parameters whose tables are cached."""
 
 
 class CudaExecutor:
-    """The executor of the CUDA backend.
-
-    A step is one launch for all arrays that share code and dtype. Ctrl-C is held back until all launches are made.
-    """
+    """Run updates by one launch for all arrays that share code and dtype. Ctrl-C waits until all launches are made."""
 
     checks = True
     _counter: StepCounter
@@ -131,11 +129,11 @@ class CudaExecutor:
         self._key, self._order = group_by_code(jobs)
         self._check = GradientCheck(jobs, written, device)
         self._stream: int | None = None
-        self._known: dict[tuple[bool, ...], LaunchTable] = {}
-        self._frozen: list[LaunchTable] = []
-        self._scalars: dict[DeviceScalar, Any] = {}
-        self._counts = False
-        # Memory that stays where it is, as a captured graph knows no other.
+        self._cache: dict[tuple[bool, ...], LaunchTable] = {}
+        self._captured: list[LaunchTable] = []  # kept alive, as captured graphs read their memory
+        self._scalars: dict[DeviceScalar, ArrayHeader] = {}
+        self._device_counts = False
+        # This memory is allocated once, as a captured graph contains its addresses.
         chunks = sum(-(-job.arrays[0].size // CHUNK) for job in jobs)
         sizes = {"sums": (chunks + 1) * SUM_COUNT, "totals": len(jobs) * SUM_COUNT, "factor": 1, "done": 2}
         with device_arrays.on(device):
@@ -151,20 +149,20 @@ class CudaExecutor:
         """Do nothing: updates on a device cannot be observed, as no step waits for it."""
 
     def select(self, active: Sequence[bool]) -> None:
-        """Update these parameters until the next call."""
+        """Update the parameters that are active until the next call."""
         self._active = tuple(active)
-        if self._active not in self._known:
-            if len(self._known) == KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[self._active] = LaunchTable(self._jobs, [i for i in self._order if active[i]], self._key)
-        self._tables = self._known[self._active]
+        if self._active not in self._cache:
+            if len(self._cache) == CACHED_TABLES:
+                del self._cache[next(iter(self._cache))]
+            self._cache[self._active] = LaunchTable(self._jobs, [i for i in self._order if active[i]], self._key)
+        self._table = self._cache[self._active]
         owners = [job.arrays[0].owner for job, is_active in zip(self._jobs, active) if is_active]
         self._tensors = [owner for owner in owners if is_tensor(owner)]
         self._check.forget()
 
     def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
         """Use these hyper-parameters."""
-        self._tables.set_hyper(rows, first)
+        self._table.set_hyper(rows, first)
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update by these gradients."""
@@ -172,91 +170,93 @@ class CudaExecutor:
 
     def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
         """Do one update by gradients clipped to this norm, or skip it; the device counts the updates it skips."""
-        if skip_nonfinite and not self._counts:
-            self._counter.count_on_device(self._counted)
-            self._counts = True
+        if skip_nonfinite and not self._device_counts:
+            self._counter.count_on_device(self._read_counts)
+            self._device_counts = True
         return self._run(grads, np.inf if max_norm is None else max_norm, skip_nonfinite)
 
-    def _counted(self) -> tuple[int, int]:
+    def _read_counts(self) -> tuple[int, int]:
+        """Return the numbers of updates that the device has done and skipped; this waits for the device."""
         with device_arrays.on(self._device):
             done, skipped = device_arrays.fetch(self._memory["done"]).view(np.int64).tolist()
         return done, skipped
 
     def _run(self, grads: list[Any], limit: float | None, skip: bool) -> bool:
-        told = self._check.compare(grads, self._active, self._tables)
-        if told is None:
+        table = self._table
+        array_streams = self._check.compare(grads, self._active, table)
+        if array_streams is None:
             return False
-        tables = self._tables
-        told += [stream for name, scalar in tables.scalars() for stream in self._check_scalar(name, scalar)]
+        array_streams += [self._check_scalar(name, scalar) for name, scalar in table.scalars()]
         with device_arrays.on(self._device):
-            updates = [kernels.many_kernel(part.job.update, part.job.dtype, self._device) for part in tables.parts]
-            stream, others = streams.streams_for(self._stream, told, self._device)
+            updates = [kernels.many_kernel(part.job.update, part.job.dtype, self._device) for part in table.parts]
+            stream, others = streams.streams_for(self._stream, array_streams, self._device)
             capturing = streams.is_capturing(stream)
             with uninterrupted():
                 for other in others:
                     streams.let_wait(stream, other)
-                if capturing and tables not in self._frozen:
-                    self._frozen.append(tables)
+                if capturing and table not in self._captured:
+                    self._captured.append(table)
                     self._counter.keep_alive(self)
-                tables.words.upload(stream, capturing)
-                tables.hyper.upload(stream, capturing)
+                table.words.upload(stream, capturing)
+                table.hyper.upload(stream, capturing)
                 self._derive(stream)
-                if limit is not None and tables.members:
+                if limit is not None and table.members:
                     self._measure(limit, stream)
-                counts = tables.tiles if skip else tables.counts
-                for number, (part, kernel) in enumerate(zip(tables.parts, updates)):
-                    where = tables.address(part.ends), part.arrays, tables.address(counts + number)
-                    hyper = tables.hyper.address + part.hyper
-                    kernels.launch(kernel, part.tiles, stream, tables.row(part), *where, hyper)
+                counts = table.tiles if skip else table.counts
+                for number, (part, kernel) in enumerate(zip(table.parts, updates)):
+                    ends, tiles = table.address(part.ends), table.address(counts + number)
+                    hyper = table.hyper.address + part.hyper
+                    kernels.launch(kernel, part.tiles, stream, table.row(part), ends, part.arrays, tiles, hyper)
                 for other in others:
                     streams.let_wait(other, stream)
                 increment_versions(self._tensors)
-                if not capturing and not (skip and tables.members):
+                if not capturing and not (skip and table.members):
                     self._counter.add_step()
         return True
 
-    def _check_scalar(self, name: str, scalar: DeviceScalar) -> list[int | None]:
+    def _check_scalar(self, name: str, scalar: DeviceScalar) -> int | None:
         """Return the stream of a scalar; a scalar that has moved since the last step is checked."""
         try:
-            look, stream = read_header(scalar.owner)
+            header, stream = read_header(scalar.owner)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
-        if self._scalars.get(scalar) != look:
+        if self._scalars.get(scalar) != header:
             array = view(name, scalar.owner)
             if device_arrays.device_of(array) != self._device:
                 raise ValueError(f"{name}: expected a number on device {self._device}, as the arrays are")
             if not self._check.is_apart(array):
-                raise ValueError(f"{name}: expected memory of its own; got memory that is written to")
-            scalar.array, self._scalars[scalar] = array, look
-        return [stream]
+                raise ValueError(f"{name}: expected memory of its own; got memory that an update writes to")
+            scalar.array, self._scalars[scalar] = array, header
+        return stream
 
     def _derive(self, stream: Any) -> None:
-        """Compute the hyper-parameters that follow from scalars in device memory."""
-        for job, scalars, values, hyper, rows in self._tables.derived_rows:
+        """Compute the hyper-parameters that depend on scalars in device memory."""
+        for job, scalars, values, hyper, rows in self._table.derived_rows:
             dtypes = {name: scalar.array.dtype for name, scalar in scalars.items()}
             kernel = kernels.derive_kernel(job.update, dtypes, job.dtype, self._device)
             addresses = tuple(scalar.array.address for scalar in scalars.values())
-            kernels.launch(kernel, 1, stream, addresses, values, self._tables.hyper.address + hyper, rows)
+            kernels.launch(kernel, 1, stream, addresses, values, self._table.hyper.address + hyper, rows)
 
     def _measure(self, limit: float, stream: Any) -> None:
-        """Compute the norm, and write its factor to the rows of hyper-parameters."""
-        tables, arrays = self._tables, len(self._jobs[0].arrays) + 1
-        at = self._address
-        for part in tables.parts:
+        """Compute the norm, and write the clip factor to the rows of hyper-parameters."""
+        table, arrays = self._table, len(self._jobs[0].arrays) + 1
+        address = self._address
+        for part in table.parts:
             kernel = reductions.squares_kernel(part.job.dtype, arrays, self._device)
-            sums = at["sums"] + part.first_chunk * SUM_COUNT * WORD
-            where = tables.row(part), tables.address(part.chunk_ends), part.arrays, sums
-            kernels.launch(kernel, part.chunks, stream, *where, threads=kernels.WARP)
-        ends, index = tables.address(tables.chunk_ends), tables.address(tables.index)
+            sums = address["sums"] + part.first_chunk * SUM_COUNT * WORD
+            given = table.row(part), table.address(part.chunk_ends), part.arrays, sums
+            kernels.launch(kernel, part.chunks, stream, *given, threads=kernels.WARP)
+        ends, index = table.address(table.chunk_ends), table.address(table.index)
+        counts, tiles = table.address(table.counts), table.address(table.tiles)
         kernels.launch(
             *(reductions.finish_kernel(self._device), 1, stream),
-            *(at["sums"], ends, len(tables.members), index, at["totals"], len(self._jobs), limit),
-            *(at["factor"], tables.address(tables.counts), tables.address(tables.tiles), len(tables.parts), at["done"]),
+            *(address["sums"], ends, len(table.members), index, address["totals"], len(self._jobs), limit),
+            *(address["factor"], counts, tiles, len(table.parts), address["done"]),
         )
         double = {"norm_factor": np.dtype(np.float64)}
-        for part in tables.parts:
+        for part in table.parts:
             if "norm_factor" in part.job.update.hyper:
                 kernel = kernels.derive_kernel(part.job.update, double, part.job.dtype, self._device)
-                unused = (0.0,) * (len(part.job.update.parameters) + 1)
-                hyper = tables.hyper.address + part.hyper
-                kernels.launch(kernel, 1, stream, (at["factor"],), unused, hyper, part.arrays)
+                unused = (0.0,) * (len(part.job.update.parameters) + 1)  # of the parameters and of norm_factor itself
+                hyper = table.hyper.address + part.hyper
+                kernels.launch(kernel, 1, stream, (address["factor"],), unused, hyper, part.arrays)

@@ -1,9 +1,9 @@
-"""CUDA kernels for one array and for many arrays in one launch, the cache of compiled kernels, and their launches.
+"""Compile, cache and launch CUDA kernels, for one array and for many arrays in one launch.
 
-A block of threads updates tiles of an array: the tile with its own number, then every further tile at a distance of the
-size of the grid. So a grid of any size updates arrays of any size, and blocks share elements, not arrays. In a tile,
-threads load and store vectors of 16 bytes between the first and the last address that are multiples of 16, and single
-elements before and after. Addresses are 64-bit integers, not array objects, so no array is wrapped in a Numba array.
+The elements are divided into tiles. A block of threads updates the tile with its own number, and then every tile whose
+number is larger by a multiple of the grid's size, so a grid of any size updates arrays of any size. In a tile, threads
+load and store vectors of 16 bytes between the first and the last address that are multiples of 16, and single elements
+before and after. Kernels take addresses as 64-bit integers, so no array is wrapped in a Numba array.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,27 +20,27 @@ from fastmomentum.backends.cuda.device_array import DeviceArray
 from fastmomentum.backends.cuda.scalars import DerivedScalar, derived_from
 from fastmomentum.rules.base import Rule
 
-VECTOR_BYTES = 16  # the most that one instruction loads; its address must be a multiple of it
-THREADS, TILE = (8, 64) if config.ENABLE_CUDASIM else (256, 4096)  # in the simulator, slow Python threads
+VECTOR_BYTES = 16  # the most that one instruction loads; the address must be a multiple of 16
+THREADS, TILE = (8, 64) if config.ENABLE_CUDASIM else (256, 4096)  # fewer in the simulator, whose threads are slow
 INT64 = np.dtype(np.int64)
 WORD = INT64.itemsize
 Operations = Mapping[str, Callable[..., Any]]
-"""The LLVM code of each operation of a rule: codegen.STRICT, or CONTRACTED for benchmarks."""
+"""The LLVM code of each operation of a rule: codegen.STRICT, or codegen.CONTRACTED in benchmarks."""
 
 Kernel = tuple[Callable[..., None], Any]
-"""A function, and the Numba signature for which it is compiled."""
+"""A Python function, and the Numba signature for which it is to be compiled."""
 
 MIN_BLOCKS = 3 if config.ENABLE_CUDASIM else 128
-"""The fewest blocks of a launch: Numba warns at every launch of fewer. Blocks without a tile take almost no time."""
+"""The least number of blocks of a launch, as Numba warns of fewer. Blocks without a tile take almost no time."""
 
 WARP = LANES
-"""The threads in a block of the kernel for norms: one for each lane."""
+"""The number of threads in a block of the kernel for norms: one for each lane."""
 
 SIZE, HEAD, ADDRESSES = range(3)
-"""Columns of a table with one row for each parameter.
+"""The first columns of a table with one row for each parameter.
 
-The row holds the number of elements; the number of elements before the first vector; then the addresses of p, *state
-and g.
+A row holds the number of elements; the number of elements before the first vector; then the addresses of p, *state and
+g.
 """
 
 load_word = device_functions.make_loads(INT64, 1)
@@ -77,13 +77,14 @@ def cached_on_device(device: int, make: Callable[[], Kernel], *key: Hashable) ->
 
 
 def launch(kernel: Any, blocks: int, stream: Any, *arguments: Any, threads: int = THREADS) -> None:
-    """Launch the kernel with this number of blocks, or with as many as run at a time on the device; not if it is 0."""
+    """Launch the kernel with `blocks` blocks, or with as many as the device runs at a time; with 0 do nothing."""
     if blocks:
         kernel[max(MIN_BLOCKS, min(blocks, _max_blocks(threads))), threads, stream](*arguments)
 
 
 @lru_cache(maxsize=64)
 def _resident_blocks(threads: int, device: int) -> int:
+    """Return the number of blocks of this many threads that the current device runs at a time."""
     properties = cuda.get_current_device()
     return int(properties.MULTIPROCESSOR_COUNT * (properties.MAX_THREADS_PER_MULTIPROCESSOR // threads))
 
@@ -129,8 +130,8 @@ def find_row(ends: Any, rows: Any, tile: Any) -> Any:
 def make_tile_update(rule: Rule, dtype: np.dtype, operations: Operations | None) -> Any:
     """Return ``update_tile(addresses, start, stop, head, values)``, by which the threads of a block update one tile.
 
-    The first vector begins after `head` elements, where the addresses in all arrays are multiples of 16 bytes. If there
-    is no such element, `head` is at least the size of a tile.
+    The first vector begins after `head` elements, at the first element whose address is a multiple of 16 bytes in all
+    arrays. If there is no such element, `head` is at least the size of a tile.
     """
     width = VECTOR_BYTES // dtype.itemsize
     make = partial(device_functions.make_update, rule, dtype)
@@ -164,8 +165,8 @@ def make_kernel(rule: Rule, dtype: np.dtype, operations: Operations | None = Non
 def make_many_kernel(rule: Rule, dtype: np.dtype, operations: Operations | None = None) -> Kernel:
     """Return ``kernel(table, ends, rows, tiles, hyper)``, which updates the arrays of a table with `rows` rows.
 
-    All other arguments are addresses. Each row of the table has a row of `hyper`. The kernel reads the number of tiles
-    from device memory, where :func:`fastmomentum.backends.cuda.reductions.finish` sets it to 0 to skip the update.
+    All arguments except `rows` are addresses. Each row of the table has a row of `hyper`. The kernel reads the number
+    of tiles from device memory; :func:`fastmomentum.backends.cuda.reductions.finish` writes 0 there to skip the update.
     """
     arrays, n_hyper, itemsize = 2 + len(rule.state), len(rule.hyper), dtype.itemsize
     update_tile = make_tile_update(rule, dtype, operations)
@@ -207,7 +208,7 @@ def make_derive_kernel(
 
 
 def head_of(addresses: Sequence[int], itemsize: int) -> int:
-    """Return the number of elements before the first vector; TILE if vectors begin at other elements in each array."""
+    """Return the number of elements before the first vector; TILE if no element can begin a vector in all arrays."""
     first, *others = (address % VECTOR_BYTES for address in addresses)
     if any(other != first for other in others):
         return TILE

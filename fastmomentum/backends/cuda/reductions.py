@@ -1,9 +1,9 @@
-"""The norm of all gradients on the device, and the clip factor and number of tiles that follow from it.
+"""Compute the norm of all gradients on the device, and from it the clip factor and the number of tiles to update.
 
 The sums are added in the order of :mod:`fastmomentum.backends.numpy.reductions`, in two kernels, so that no bit depends
-on which block is first. In the first, a warp sums a chunk, and lane j adds the squares of column j. In the second, one
-block adds chunks and arrays in order, and writes the numbers that the update reads: the clip factor, and the number of
-tiles to update, which is 0 if the update is to be skipped.
+on which block is first. In the first kernel a warp sums a chunk, and lane j adds the squares of column j. In the second
+kernel one block adds chunks and arrays in order, and writes what the update reads: the clip factor, and the number of
+tiles, which is 0 if the update is to be skipped.
 """
 
 import math
@@ -51,8 +51,8 @@ def finish_kernel(device: int) -> Any:
 def make_squares_kernel(dtype: np.dtype, arrays: int) -> Kernel:
     """Return ``kernel(table, ends, rows, sums)``, which writes the sums of every chunk of each row's gradient.
 
-    `arrays` is the number of arrays in a row, the last of which is the gradient. `ends` counts chunks, not tiles as
-    that of the update does. The kernel needs one thread for each lane in a block.
+    `arrays` is the number of arrays in a row, the last of which is the gradient. `ends` counts chunks, while `ends` of
+    an update kernel counts tiles. A block must have one thread for each lane.
     """
     squares = device_functions.make_sums(dtype, LANES, SUMS)
     load_row = device_functions.make_loads(INT64, ADDRESSES + arrays)
@@ -87,7 +87,7 @@ def finish(
     sums: Any, ends: Any, rows: Any, index: Any, totals: Any, arrays: Any, limit: Any,
     factor: Any, counts: Any, tiles: Any, parts: Any, done: Any,
 ) -> None:  # fmt: skip
-    """Compute the clip factor, and the number of tiles to update, from the sums of all chunks; one block does it.
+    """Compute the clip factor, and the number of tiles to update, from the sums of all chunks, in one block.
 
         factor = min(1, limit / (norm + 1e-6))
         tiles[part] = counts[part], or 0 if any gradient is not finite

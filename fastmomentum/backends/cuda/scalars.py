@@ -1,8 +1,8 @@
-"""Hyper-parameters in device memory: lr and momentum as scalars there, and the numbers derived from them.
+"""Represent lr and momentum as scalars in device memory, and the hyper-parameters that are derived from them.
 
 A captured graph reads such a scalar anew at each replay. The host cannot read it without waiting for the device, and
-cannot pass a new number to a captured graph. So the device computes the derived hyper-parameters, with the functions of
-the rule that the host uses for ordinary numbers.
+cannot pass a new number to a captured graph. So the device computes the derived hyper-parameters, by the same functions
+of the rule as the host does for ordinary numbers.
 """
 
 from collections.abc import Container
@@ -18,9 +18,9 @@ from fastmomentum.rules.symbolic import Symbol, evaluate_formula
 
 
 class DeviceScalar(float):
-    """A number in device memory, which the host does not read.
+    """Represent a number in device memory, which the host does not read.
 
-    As a float it is 0.5, which passes the checks of every lr and momentum.
+    Its value as a float is 0.5, which passes the checks of every lr and momentum.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ def view(name: str, value: Any) -> DeviceArray:
     """
     read = find_reader(value)
     if read is None:
-        raise TypeError(f"{name}: expected one number in device memory, as before; got {describe(value)}")
+        raise TypeError(f"{name}: expected one number in device memory; got {describe(value)}")
     array = DeviceArray(value, *read(value))
     if array.size != 1 or array.dtype not in (np.float32, np.float64) or not array.flags.aligned:
         raise TypeError(f"{name}: expected one number of float32 or float64 in device memory; got {array}")
@@ -66,7 +66,7 @@ def view(name: str, value: Any) -> DeviceArray:
 
 
 class DerivedScalar(NamedTuple):
-    """A hyper-parameter of a kernel that the device computes from the hyper-parameters that users give.
+    """Hold a hyper-parameter of a kernel that the device computes from the hyper-parameters that users give.
 
     Attributes
     ----------
@@ -94,13 +94,11 @@ class DerivedScalar(NamedTuple):
 
 
 def derived_from(rule: Rule, on_device: Container[str]) -> tuple[DerivedScalar, ...]:
-    """Return the hyper-parameters that depend on these names: scalars of a user, or the clip factor of a kernel."""
-    found, column = [], 0
-    for part in rule.links:
-        for name in part.hyper:
-            derived = name in part.derived and name not in on_device
-            sources = part.sources[name] if derived else (name,)
-            if any(source in on_device for source in sources):
-                found.append(DerivedScalar(column, part.derived[name] if derived else identity, sources))
-            column += 1
+    """Return the hyper-parameters that depend on the names in `on_device`: scalars of a user, or the clip factor."""
+    found = []
+    for column, (name, derive, sources) in enumerate(rule.entries):
+        function: Function = identity if derive is None or name in on_device else derive
+        needed = (name,) if function is identity else sources
+        if any(source in on_device for source in needed):
+            found.append(DerivedScalar(column, function, needed))
     return tuple(found)

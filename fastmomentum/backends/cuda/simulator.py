@@ -1,7 +1,6 @@
-"""The device functions of :mod:`~fastmomentum.backends.cuda.codegen` in plain Python, for Numba's CUDA simulator.
+"""Provide the functions of :mod:`~fastmomentum.backends.cuda.codegen` in plain Python, for Numba's CUDA simulator.
 
-The simulator cannot run LLVM code. Its device memory is the host's, and its threads are Python's; they update one
-element at a time.
+The simulator cannot run LLVM code. Its device memory is host memory, and its threads are Python threads.
 """
 
 import ctypes
@@ -16,6 +15,7 @@ from fastmomentum.rules.base import Rule
 
 
 def _view_memory(address: int, dtype: np.dtype, count: int) -> npt.NDArray[Any]:
+    """Return an array of `count` numbers at this address; raise RuntimeError if a GPU could not load them at once."""
     # A GPU raises a fault for an address that is not a multiple of the size that is loaded.
     if address % (dtype.itemsize * count):
         raise RuntimeError(f"misaligned access of {count} {dtype} at {address}")

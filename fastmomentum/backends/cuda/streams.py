@@ -1,8 +1,8 @@
-"""Chooses the CUDA stream in which a step runs, and the streams that it waits for. The host never waits.
+"""Choose the CUDA stream in which a step runs, and the streams that it waits for. The host never waits.
 
-A step runs in the stream that the user names, and waits for no other: the user has put the work in order, and a stream
-that is being captured must not wait for work outside of the graph. If no stream is named, the step runs in the first
-stream that an array belongs to, parameters before gradients, and waits for the streams of the other arrays.
+A step runs in the stream that the user passes, and waits for no other: the user has put the work in order, and a stream
+that is being captured must not wait for work outside of the graph. Without such a stream, the step runs in the first
+stream that an array belongs to, and waits for the streams of the other arrays.
 """
 
 import sys
@@ -36,7 +36,7 @@ def handle_of(stream: Any) -> int | None:
 
 
 def streams_for(requested: int | None, array_streams: Iterable[int | None], device: int) -> tuple[Any, list[Any]]:
-    """Return the stream in which to run, as a Numba stream, and the other streams that it has to wait for."""
+    """Return the stream in which to run, as a Numba stream, and the streams that it must wait for."""
     if config.ENABLE_CUDASIM:
         return 0, []
     if requested is not None:
@@ -51,7 +51,7 @@ def streams_for(requested: int | None, array_streams: Iterable[int | None], devi
 
 
 def let_wait(stream: Any, other: Any) -> None:
-    """Make later work in `stream` wait for all work that `other` has been given up to now."""
+    """Make later work in `stream` wait for all work that is already in `other`."""
     event = _event(other)
     event.record(other)
     event.wait(stream)
@@ -59,7 +59,7 @@ def let_wait(stream: Any, other: Any) -> None:
 
 @lru_cache(maxsize=256)
 def _event(stream: Any) -> Any:
-    # One event for each stream is enough: recording it again marks a later point, and to wait for that is safe, too.
+    # One event for each stream is enough: to record it again marks a later point, for which a stream can wait as well.
     return cuda.event(timing=False)
 
 

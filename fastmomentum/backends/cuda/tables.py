@@ -1,4 +1,4 @@
-"""The tables that the host writes and kernels read: addresses of arrays, numbers of tiles, and hyper-parameters."""
+"""Write the tables that kernels read: addresses of arrays, numbers of tiles, and hyper-parameters."""
 
 from collections.abc import Callable, Container, Sequence
 from itertools import groupby
@@ -22,10 +22,10 @@ def address_of(array: Any) -> int:
 
 
 class DeviceBuffer:
-    """Bytes on the host with a copy in device memory, which is uploaded in the stream that reads it.
+    """Hold bytes on the host, and a copy of them in device memory that is uploaded in the stream that reads it.
 
-    A captured graph reads the copy at each replay. So a copy that a graph reads is never written again: the next change
-    goes to a new copy.
+    A captured graph reads the copy at each replay. So a copy that a graph reads is never written again: changed bytes
+    are uploaded to a new copy.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class DeviceBuffer:
         Raises
         ------
         RuntimeError
-            If they have changed while a graph is captured: the graph would upload these bytes again at each replay.
+            If they have changed and a graph is being captured, as the graph would upload them again at each replay.
         """
         if not self._uploaded:
             if capturing:
@@ -72,7 +72,7 @@ Words = npt.NDArray[np.int64]
 
 
 class Part(NamedTuple):
-    """The arrays that one kernel launch updates: those with the same rule structure and dtype.
+    """Describe the arrays that one kernel launch updates: those with the same rule structure and dtype.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class Part(NamedTuple):
     tiles, chunks : int
         The number of tiles and of chunks in all rows.
     ends, chunk_ends : int
-        The index of the word at which the cumulative numbers of tiles, and of chunks, begin.
+        The indices of the words at which the cumulative numbers of tiles, and of chunks, begin.
     first_chunk : int
         The number of the first chunk, counted over all parts.
     hyper : int
@@ -106,7 +106,7 @@ class Part(NamedTuple):
 
 
 class DerivedRows(NamedTuple):
-    """Rows of hyper-parameters that the device completes from scalars in its memory.
+    """Describe rows of hyper-parameters that the device completes from scalars in its memory.
 
     Attributes
     ----------
@@ -130,11 +130,12 @@ class DerivedRows(NamedTuple):
 
 
 class LaunchTable:
-    """All that kernels read for one set of arrays: 64-bit words, and bytes of hyper-parameters.
+    """Hold all that kernels read for one set of active arrays: 64-bit words, and bytes of hyper-parameters.
 
-    The words are, in this order: the table with one row for each array (see ``backends.cuda.kernels``); the cumulative
-    numbers of chunks of all rows; the number of each row's array; for each part the cumulative numbers of tiles and of
-    chunks; the number of tiles of each part; and the same again, which a kernel may set to 0.
+    The words are, in this order: the table with one row for each array, whose columns ``backends.cuda.kernels``
+    defines; the cumulative numbers of chunks of all rows; the number of each row's array; for each part the cumulative
+    numbers of tiles and of chunks; the number of tiles of each part; and these numbers again, which a kernel may set
+    to 0.
 
     Attributes
     ----------
@@ -147,7 +148,7 @@ class LaunchTable:
     words, hyper : DeviceBuffer
         The words and the hyper-parameters.
     chunk_ends, index, counts, tiles : int
-        The index of the word at which the chunks of all rows begin, the arrays' numbers, and the two lists of tiles.
+        The indices of the words at which the chunks of all rows, the arrays' numbers, and the two lists of tiles begin.
     """
 
     def __init__(self, jobs: Sequence[ArrayUpdate], members: list[int], key: Callable[[int], int]) -> None:
@@ -164,6 +165,7 @@ class LaunchTable:
         self._arrange_words(key)
 
     def _arrange_words(self, key: Callable[[int], int]) -> None:
+        """Compute the words after the table, and the index of the word at which each list begins."""
         sizes = self._table[:, SIZE]
         self.chunk_ends = self._table.size
         after_table = [_cumulative_pieces(sizes, CHUNK), np.array(self.members, np.int64)]
@@ -195,7 +197,7 @@ class LaunchTable:
         self.words.set(np.concatenate([self._table.reshape(-1), self._after_table]))
 
     def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
-        """Set the hyper-parameters of all rows; `first` holds the arrays in their first step after a reset."""
+        """Set the hyper-parameters of all rows; `first` holds the numbers of the arrays that take their first step."""
         numbers = np.zeros(self._bytes, np.uint8)
         self.derived_rows = []
         for part in self.parts:
@@ -226,5 +228,5 @@ class LaunchTable:
 
 
 def _cumulative_pieces(sizes: Words, piece: int) -> Words:
-    """Return 0, then for each array the number of pieces in the arrays up to it."""
+    """Return 0, then for each array the number of pieces in all arrays up to this one."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-sizes // piece))])

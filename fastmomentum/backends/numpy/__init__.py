@@ -1,1 +1,1 @@
-"""The NumPy backend: the reference that every other backend equals to the bit."""
+"""Run updates as plain NumPy: the reference, whose bits every other backend gives."""

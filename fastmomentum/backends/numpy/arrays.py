@@ -1,3 +1,3 @@
-"""Operations on arrays in host memory, as the NumPy backend uses them."""
+"""Provide the array operations of the NumPy backend, which are those of host memory."""
 
 from fastmomentum.backends.host_arrays import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""Runs an optimiser's updates by the NumPy backend, one parameter after another."""
+"""Run an optimiser's updates by the NumPy backend, one parameter after another."""
 
 from collections.abc import Callable, Container, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from fastmomentum.backends.step_sums import StepSums
 
 
 class NumpyExecutor(HostExecutor):
-    """The executor of the NumPy backend."""
+    """Run updates by the reference kernels."""
 
     checks = False
     run: Callable[[list[Any]], bool]  # type: ignore[assignment]  # select() binds it, with or without observers
@@ -20,7 +20,7 @@ class NumpyExecutor(HostExecutor):
         self._kernels = [kernel(job.update) for job in jobs]
 
     def select(self, active: Sequence[bool]) -> None:
-        """Update these parameters until the next call."""
+        """Update the parameters that are active until the next call."""
         self._rows = [i for i, is_active in enumerate(active) if is_active]
         self.run = self._observed(self._update)
 
@@ -33,11 +33,11 @@ class NumpyExecutor(HostExecutor):
         return sum_in_order(sum_of_squares(grads[i]) for i in self._rows)
 
     def set_clip_factor(self, factor: float) -> None:
-        """Use this factor for the norm."""
+        """Set the clip factor."""
         self._hyper = {i: (type(row[0])(factor), *row[1:]) for i, row in self._hyper.items()}
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums]:
-        """Return the sums of the step to come."""
+        """Return the sums of the next step."""
         found = {}
         for i in self._rows:
             sums = measure(self._jobs[i].update)(self._jobs[i].arrays, grads[i], self._hyper[i])

@@ -1,6 +1,6 @@
-"""The reference kernel: the rule's function applied to whole NumPy arrays.
+"""Define the reference kernel, which applies the rule's function to whole NumPy arrays.
 
-Every other backend gives the same bits. Each operation allocates a temporary array, as a formula in plain NumPy does.
+Each operation allocates a temporary array, as a formula in plain NumPy does.
 """
 
 from collections.abc import Callable

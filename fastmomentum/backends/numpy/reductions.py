@@ -1,4 +1,4 @@
-"""The reference reductions: norms of gradients and the sums of a step, added in a fixed order.
+"""Define the reference reductions: norms of gradients and the sums of a step, added in a fixed order.
 
 The order does not depend on threads or vector width, so every backend gives the same bits. An array is cut into chunks
 of 65,536 elements, and a chunk into rows of 32 lanes:
