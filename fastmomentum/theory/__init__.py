@@ -1,6 +1,6 @@
 """Predict how fast momentum methods converge.
 
-The theory describes the rules that the kernels run: iteration matrices are computed by the rules' own functions.
+Iteration matrices are computed by the functions of the rules that the kernels run, so the theory describes that code.
 
 A rate is exact on quadratics, where a run is the sum of its responses at every eigenvalue of the Hessian; on other
 smooth functions it holds near the minimum. A rate says how fast the error falls after many steps, not how large the

@@ -54,8 +54,8 @@ def iterations(
     lr, momentum : float
         α ≥ 0, μ in [0, 1].
     spectrum : array_like or (m, L)
-        The eigenvalues h > 0 of the Hessian. Two numbers without `error` are the ends of the spectrum: then the bound
-        holds for every curvature between them, too, and is that of the envelope of an oscillation.
+        The eigenvalues h > 0 of the Hessian. Two numbers without `error` are the ends of the spectrum: the bound then
+        also holds for every curvature between them, and oscillating errors are bounded by their envelope.
     tol : float
         The part of the initial error to reach, in (0, 1).
     rule : str, Rule or chain
@@ -79,7 +79,8 @@ def iterations(
     Notes
     -----
     log(tol)/log(ρ) is neither the exact number nor a bound, as it ignores that the error grows before it falls. At the
-    optimal tunings (critical damping at both ends of the spectrum) this growth costs a fifth more steps.
+    optimal tunings the number is 1.03 to 2.05 times as large (measured for heavy ball and Nesterov's method, κ from 10
+    to 10⁴, and tol from 1e-3 to 1e-10).
 
     Examples
     --------

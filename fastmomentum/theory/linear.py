@@ -276,7 +276,7 @@ def companion(linear: LinearMap) -> Floats:
 
     e_{t+1} = c₁e_t + c₂e_{t−1} + … + cₙe_{t−n+1}
 
-    Rules that draw the same trajectory have the same matrix, in any units of their state. Its shape is
+    Rules with the same trajectory have the same matrix, in any units of their state. Its shape is
     (*linear.shape, k, k), where k is the number n of eigenvalues of A, and at least 2.
 
     Notes

@@ -91,6 +91,11 @@ def effective_window(momentum: npt.ArrayLike) -> Any:
     -------
     float64, or ndarray of float64 if `momentum` is an array
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
+
     Examples
     --------
     >>> import fastmomentum as fm
@@ -118,6 +123,11 @@ def ema_weights(momentum: float, t: int) -> Floats:
     Returns
     -------
     ndarray of float64, shape (t,)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
 
     Examples
     --------
@@ -149,6 +159,11 @@ def bias_corrected(velocity: npt.ArrayLike, momentum: npt.ArrayLike, t: npt.Arra
     Returns
     -------
     float64, or ndarray of float64 if an argument is an array
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
 
     Notes
     -----

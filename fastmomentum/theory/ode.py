@@ -63,6 +63,11 @@ def two_step(step: float, friction: float) -> TwoStep:
     TwoStep
         (lr, momentum) for the rules heavy_ball, classical and pytorch.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range, or s² overflows or underflows.
+
     Notes
     -----
     A run from the initial state has p_{−1} = p_0, like a ball whose speed is 0 half a step before time 0: its error is
@@ -101,6 +106,11 @@ def motion(lr: float, momentum: float) -> Motion:
     -------
     Motion
         (step, friction).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of range.
 
     Examples
     --------

@@ -50,7 +50,7 @@ def iteration_matrix(
     x_{t+1} = A x_t, with x = (p − p*, *state)
 
     It is computed by the rule's own function, with the gradient g = h·(p − p*). For heavy_ball
-    A = [[1 + μ − αh, −μ], [1, 0]]; the matrices of rules that draw the same trajectory are similar to it.
+    A = [[1 + μ − αh, −μ], [1, 0]]; rules with the same trajectory have matrices that are similar to it.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def iteration_matrix(
 
 
 def spectral_radius(
-    lr: Any, momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: str | Rule, **hyper: Setting
+    lr: npt.ArrayLike, momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: str | Rule, **hyper: Setting
 ) -> Any:
     """Return ρ(A), the largest modulus of the eigenvalues of the :func:`iteration_matrix`.
 
@@ -217,9 +217,9 @@ def transient(
     rule: str | Rule,
     **hyper: Setting,
 ) -> Any:
-    """Return the greatest factor by which t steps can increase an error, ‖A^t‖₂ in the coordinates (e_t, e_{t−1}).
+    """Return the greatest factor by which t steps can multiply an error: ‖A^t‖₂ in the coordinates (e_t, e_{t−1}).
 
-    Rules that draw the same trajectory have the same transients in these coordinates. For a rule with s ≥ 2 state slots
+    Rules with the same trajectory have the same transients in these coordinates. For a rule with s ≥ 2 state slots
     the coordinates are (e_t, …, e_{t−s}). At critical damping ‖A^t‖/ρ^t grows like t.
 
     Parameters
@@ -264,7 +264,7 @@ def response(
     """Return e_t / e_0 of a run of :func:`fastmomentum.step` from the initial state.
 
     A run on a quadratic is the sum of these responses over the eigenvectors of its Hessian, each times its initial
-    error. So they predict the run to the last digits, while ρ^t and ‖A^t‖ do not.
+    error. So they predict the run up to rounding, while ρ^t and ‖A^t‖ do not.
 
     Parameters and errors are those of :func:`transient`. The undamped first step that Momentum takes with a dampened
     pytorch rule is not included.
@@ -306,7 +306,7 @@ class Peak(NamedTuple):
 
 
 def transient_peak(lr: float, momentum: float, curvature: float, *, rule: str | Rule, **hyper: Setting) -> Peak:
-    """Return the step at which :func:`transient` is largest, and its value: how far an error can grow at first.
+    """Return the step at which :func:`transient` is largest, and its value there: by how much an error can grow.
 
     Parameters and errors are those of :func:`iteration_matrix`, but for numbers, not arrays.
 

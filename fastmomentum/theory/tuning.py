@@ -1,8 +1,9 @@
 """Compute the largest learning rate that converges, and the learning rate and momentum that converge fastest.
 
-Every rule of the package draws the trajectory of gradient descent, of Polyak's heavy ball or of Nesterov's method, at
-an effective learning rate that is a multiple of its own. The method is recognised by the rule's iteration matrix, so
-the closed forms also hold for a rule or chain that a user adds, if its matrix is that of a method.
+A rule of :mod:`fastmomentum.rules.momentum` follows the trajectory of gradient descent, of Polyak's heavy ball or of
+Nesterov's method, at an effective learning rate that is a multiple of its own. The method is recognised by the rule's
+iteration matrix, so its closed forms are also used for a chain or a user's rule with the matrix of a method. The tuning
+of other linear rules is searched numerically.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,10 +31,10 @@ from fastmomentum.theory.linear import (
 from fastmomentum.theory.rates import ROUNDING, centre_and_split, radius
 
 LARGE = 2.0**60
-"""A value of lr·h at which the terms of a matrix without lr are rounding errors, so that lr's factor can be read."""
+"""A value of lr·h for which terms of a matrix without lr are rounding errors, so that the factor of lr can be read."""
 
 LR_GRID = np.exp2(np.arange(-120.0, 120.0, 0.5))
-"""The learning rates, in units of 1/h, among which the last that converges is searched; the gradient has any units."""
+"""The learning rates tried, in units of 1/h; the range is wide, as the gradient may be in any units."""
 
 
 class Tuning(NamedTuple):
@@ -67,7 +68,7 @@ class Method(NamedTuple):
     trace, determinant : callable
         (αh, μ) → trace and determinant of the iteration matrix.
     stable : callable
-        μ → the αh below which it converges.
+        μ → the αh below which the method converges.
     best : callable
         (m, L) → the tuning with the least rate on that spectrum.
     standard : callable
@@ -134,7 +135,7 @@ NESTEROV = Method(
 
 
 class MatchedMethod(NamedTuple):
-    """Hold the method whose trajectory a rule draws, and the factor from the rule's learning rate to the method's.
+    """Hold the method whose trajectory a rule follows, and the factor from the rule's learning rate to the method's.
 
     Attributes
     ----------
@@ -149,7 +150,7 @@ class MatchedMethod(NamedTuple):
 
 
 def find_method(rule: ResolvedRule, curvature: npt.ArrayLike) -> MatchedMethod | None:
-    """Return the method whose trajectory `rule` draws on these curvatures; None if it is not one of the three."""
+    """Return the method whose trajectory `rule` follows on these curvatures; None if it is not one of the three."""
     if not rule.takes("lr"):
         return None
     momenta = np.array([0.2, 0.6, 0.95])
@@ -233,7 +234,7 @@ def max_stable_lr(momentum: npt.ArrayLike, curvature: npt.ArrayLike, *, rule: st
 
 
 def last_stable_lr(rule: ResolvedRule, mu: Floats, h: Floats) -> Floats:
-    """Return the learning rate from which on ρ ≥ 1, by a search on a grid and root finding."""
+    """Return the lr from which on ρ ≥ 1, by a search on a grid and root finding; 0 or inf if none is found."""
     mu, h = np.broadcast_arrays(mu, h)
     tried = LR_GRID / h[..., None]
     converges = radius(rule, tried, mu[..., None], h[..., None]) < 1.0 - ROUNDING
@@ -327,8 +328,8 @@ def standard(m: float, L: float, *, rule: str | Rule, **hyper: Setting) -> Tunin
     found = find_method(_resolve_rule_with_lr(rule, hyper), [low, high])
     if found is None:
         raise ValueError(
-            f"rule: expected one that draws the trajectory of a known method (gradient descent, heavy ball, Nesterov); "
-            f"got {rule}. optimal() searches the tuning of other rules"
+            "rule: expected one that follows the trajectory of gradient descent, heavy ball or Nesterov's method; "
+            f"got {rule}. optimal() searches a tuning for other rules"
         )
     return _to_lr_of_rule(found, found.method.standard(low, high))
 

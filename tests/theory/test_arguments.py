@@ -170,7 +170,7 @@ def test_standard_of_a_rule_that_is_no_known_method_is_refused():
         v = mu * v + g
         return p - lr * (v + v), lr * v
 
-    with pytest.raises(ValueError, match="rule: expected one that draws the trajectory of a known method"):
+    with pytest.raises(ValueError, match="rule: expected one that follows the trajectory of gradient descent"):
         theory.standard(1.0, 2.0, rule=fm.Rule(own))
 
 
