@@ -1,1 +1,1 @@
-"""Optimisers: one step, the Momentum object, its groups, state, engine, checkpoints and traces."""
+"""Optimisers: the function step(), the classes Optimizer, Momentum and SparseRows, and what they are made of."""

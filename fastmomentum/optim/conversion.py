@@ -1,4 +1,4 @@
-"""Converts a run to another rule: the same parameters, the same trajectory, another state."""
+"""Convert a run to another rule, which continues on the same parameters and the same trajectory with another state."""
 
 from collections.abc import Mapping
 from math import isclose
@@ -25,9 +25,9 @@ class GroupConversion(NamedTuple):
     after : ParamGroup
         Its settings under the other rule.
     source, target : str
-        The conventions of both rules.
+        The conventions of the old and of the other rule.
     values : dict
-        lr, momentum and dampening with which :func:`fastmomentum.convert` converts the state.
+        lr, momentum and dampening, as :func:`fastmomentum.convert` takes them.
     """
 
     after: ParamGroup
@@ -40,10 +40,10 @@ class GroupConversion(NamedTuple):
         return convert(state, source=self.source, target=self.target, param=param, **self.values)
 
 
-def converted(
+def convert_run(
     engine: Engine, single: bool, rule: str | Rule, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments and the saved state of an optimiser that goes on under another rule.
+    """Return the arguments and the saved state of an optimiser that continues under another rule.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def converted(
     """
     for name in ("params", "momentum"):
         if name in settings:
-            raise TypeError(f"{name}: expected none, as it goes over as it is; got {checks.describe(settings[name])}")
+            raise TypeError(f"{name}: expected none, as it stays as it is; got {checks.describe(settings[name])}")
     settings = dict(settings)
     shared = {name: settings.pop(name, getattr(engine, name)) for name in ("backend", "threads", "skip_nonfinite")}
     with one_caller(engine.lock):
@@ -84,21 +84,21 @@ def converted(
         state, _, _ = plans[number].apply(slots[0] if slots else None, param)
         states.append([] if state is None else [state])
     arguments = _arguments([plan.after.settings for plan in plans], engine, single)
-    kept = {name: saved[name] for name in ("steps", "skipped", "resets", "value", "started")}
-    return arguments | shared, kept | {"state": states}
+    unchanged = {name: saved[name] for name in ("steps", "skipped", "resets", "value", "started")}
+    return arguments | shared, unchanged | {"state": states}
 
 
 def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
-    """Let the new optimiser go on from what :func:`converted` returned."""
-    ours = to_dict(engine)
-    for slots, (first, *_) in zip(ours["state"], [state or [None] for state in saved["state"]]):
-        slots[:1] = [] if first is None else [first]
-    load_dict(ours | {name: value for name, value in saved.items() if name != "state"}, engine)
+    """Let the new optimiser continue from the saved state that :func:`convert_run` returned."""
+    own = to_dict(engine)
+    for slots, converted in zip(own["state"], saved["state"]):
+        slots[:1] = converted  # a look-ahead point, in the second slot, is written below
+    load_dict(own | {name: value for name, value in saved.items() if name != "state"}, engine)
     engine.write_points()
 
 
 def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) -> dict[str, Any]:
-    """Return the constructor's arguments for the same parameters with these settings of the groups."""
+    """Return the arguments of the constructor for the same parameters, with these settings of the groups."""
     shared = {name: value for name, value in groups[0].items() if name in SHARED}
     own = [{name: value for name, value in group.items() if name not in SHARED} for group in groups]
     if single:
@@ -106,7 +106,7 @@ def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) ->
     members: list[list[Any]] = [[] for _ in groups]
     for number, param in zip(engine.group_of, engine.state.given):
         members[number].append(param)
-    parts = [{"params": mine, **settings} for mine, settings in zip(members, own)]
+    parts = [{"params": arrays, **settings} for arrays, settings in zip(members, own)]
     return {"params": parts, "lr": own[0]["lr"], **shared}
 
 
@@ -125,28 +125,26 @@ def plan_conversion(
     probe = ParamGroup(changed)
     source, target = convention_of("source", group.update), convention_of("target", probe.update)
     old, new = CONVENTIONS[source], CONVENTIONS[target]
-    values = {name: engine.state.number(group.value(name, engine.schedule_step)) for name in SCHEDULED} | {
-        "dampening": tau
-    }
+    values = {name: engine.state.number(group.value(name, engine.schedule_step)) for name in SCHEDULED}
     values["dampening"] = tau
     plan = GroupConversion(probe, source, target, values)
-    nothing = np.zeros(0)
-    _, rate, momentum = plan.apply(None if old.keeps == NOTHING else nothing, nothing)
+    empty = np.zeros(0)
+    _, lr_now, momentum = plan.apply(None if old.keeps == NOTHING else empty, empty)
     if _stages(group.settings["rule"]) != _stages(rule):
         raise ValueError(f"rule: expected {find(rule)} in a chain of the same stages as {find(group.settings['rule'])}")
     if {old.method, new.method} == {NESTEROV} and source.endswith("_lookahead") != target.endswith("_lookahead"):
         raise ValueError(
-            f"lookahead: expected as it was, as the parameters of {source!r} and {target!r} differ: those of "
-            "one are the points of the other"
+            f"lookahead: expected as it was, as the parameters of {source!r} and {target!r} differ: one of these rules "
+            "stores the look-ahead points as its parameters"
         )
     follows = old.divides or old.keeps == NOTHING or group.correct
     mu = momentum if old.keeps == NOTHING else group.settings["momentum"]
     if callable(mu) and not _goes_with_any_momentum(source, target, tau):
         raise ValueError(
-            f"momentum: expected a number between {source!r} and {target!r}, whose gradients' share "
-            "or extrapolation depends on it; got a function of the step"
+            f"momentum: expected a number, as the conversion from {source!r} to {target!r} depends on it; got a "
+            "function of the step"
         )
-    lr = _rate(group, rate, settings, engine.schedule_step)
+    lr = _converted_lr(group, lr_now, settings, engine.schedule_step)
     if callable(lr) and new.divides and not follows:
         raise ValueError(
             f"lr: expected a number, or correct=True, as the state of {source!r} carries lr and that of "
@@ -175,12 +173,12 @@ def _goes_with_any_momentum(source: str, target: str, tau: float) -> bool:
     return not shifted and factors[0] * new.lr_factor(0.5, tau) == factors[1] * new.lr_factor(0.25, tau)
 
 
-def _rate(group: ParamGroup, wanted: float, settings: Mapping[str, Any], time: int) -> Any:
-    """Return the other rule's lr: the wanted number, or a function of the step that has this value now."""
+def _converted_lr(group: ParamGroup, wanted: float, settings: Mapping[str, Any], step: int) -> Any:
+    """Return the other rule's lr: the wanted number, or a function of the step that has this value at `step`."""
     given = settings.get("lr", group.settings["lr"])
     if not callable(given) and "lr" not in settings:
         return wanted
-    now = given(time) if callable(given) else checks.number("lr", given, RANGES["lr"])
+    now = given(step) if callable(given) else checks.number("lr", given, RANGES["lr"])
     if not isclose(now, wanted, rel_tol=1e-12):
         raise ValueError(f"lr: expected a value of {wanted!r} now, as the trajectory needs; got {now!r}")
     return given

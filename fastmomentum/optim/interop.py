@@ -1,10 +1,10 @@
-"""Moves runs between an optimiser and other frameworks: torch's state_dict, and the velocities of optax and Keras.
+"""Move runs between an optimiser and other frameworks: torch's state_dict, and the velocities of optax and Keras.
 
     torch.optim.SGD   v ← μv + (1−τ)g; p ← p − lr·v    the rule pytorch; an array's first v is g itself
-    optax.sgd         t ← μt + g;      p ← p − lr·t    the same without dampening; t is a leaf of TraceState.trace
+    optax.sgd         t ← μt + g;      p ← p − lr·t    the rule pytorch with τ = 0; t is a leaf of TraceState.trace
     Keras's SGD       m ← μm − lr·g;   p ← p + m       the rule classical with m = −v
 
-No framework is imported here: their arrays are read as arrays on the host, and NumPy arrays are returned.
+This file imports none of them: it copies their arrays to NumPy arrays, and returns NumPy arrays.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,8 @@ BUFFER = "momentum_buffer"
 NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
 SWITCHES = ("nesterov", "maximize")
 IMPLEMENTATION = {"foreach": None, "differentiable": False, "fused": None}
-"""The settings by which torch chooses an implementation, with torch's own values; they have no meaning here."""
+"""The settings by which torch chooses an implementation, with torch's defaults; they have no meaning here."""
+
 BOOKKEEPING = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 """The entries that torch and its schedulers keep in groups for themselves."""
 
@@ -38,9 +39,9 @@ def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, An
     Raises
     ------
     TypeError, ValueError
-        If it is not a state_dict of torch.optim.SGD, or belongs to other parameters.
+        If `state_dict` is not one of torch.optim.SGD, or belongs to other parameters.
     """
-    if not _is_whole(state_dict):
+    if not _has_form(state_dict):
         raise TypeError(
             "state_dict: expected that of a torch.optim.SGD, a dict with 'state' and 'param_groups'; "
             f"got {checks.describe(state_dict)}"
@@ -50,19 +51,19 @@ def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, An
         raise ValueError("state_dict: expected that of a torch.optim.SGD:\n  " + "\n  ".join(differences))
     keys = [key for group in groups for key in group["params"]]
     buffers = [state.get(key, {}).get(BUFFER) for key in keys]
-    made = [
+    settings = [
         {"momentum": 0.0} | {name: _plain(group[name]) for name in (*NUMBERS, *SWITCHES) if name in group}
         for group in groups
     ]
     arrays = checks.sequence("params", [params] if is_array(params) else params, len(keys))
     if len(groups) == 1:
-        return {"params": params, **made[0]}, buffers
+        return {"params": params, **settings[0]}, buffers
     rest = iter(arrays)
-    parts = [{"params": [next(rest) for _ in group["params"]], **mine} for group, mine in zip(groups, made)]
-    return {"params": parts, "lr": made[0]["lr"]}, buffers
+    parts = [{"params": [next(rest) for _ in group["params"]], **own} for group, own in zip(groups, settings)]
+    return {"params": parts, "lr": settings[0]["lr"]}, buffers
 
 
-def _is_whole(state_dict: Any) -> bool:
+def _has_form(state_dict: object) -> bool:
     if not isinstance(state_dict, Mapping):
         return False
     state, groups = state_dict.get("state"), state_dict.get("param_groups")
@@ -80,11 +81,11 @@ def _plain(value: Any) -> Any:
 
 
 def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    known = {*NUMBERS, *SWITCHES, *IMPLEMENTATION, *BOOKKEEPING}
+    expected = {*NUMBERS, *SWITCHES, *IMPLEMENTATION, *BOOKKEEPING}
     if not groups:
         yield "param_groups: expected at least one; got none"
     for number, group in enumerate(groups):
-        for name in sorted(map(str, group.keys() - known)):
+        for name in sorted(map(str, group.keys() - expected)):
             yield f"param_groups[{number}]: {name} is not a setting of SGD; it has {', '.join(NUMBERS + SWITCHES)}"
         for name in sorted({"lr", "params"} - group.keys()):
             yield f"param_groups[{number}]: {name} is missing"
@@ -113,8 +114,8 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
     """
     groups = []
     for number, group in enumerate(engine.groups):
-        form = convention_of("to_torch", group, "pytorch")
-        if options := [*_torchless(group), *["skip_nonfinite"] * engine.skip_nonfinite]:
+        rule = rule_name("to_torch", group, "pytorch")
+        if options := [*_options_unknown_to_torch(group), *["skip_nonfinite"] * engine.skip_nonfinite]:
             raise ValueError(
                 f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. In torch, "
                 "apply it to the gradients or parameters before a step; opt.velocity returns the velocities alone"
@@ -122,7 +123,7 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         settings = group.settings | {name: group.value(name, engine.state.counter.steps) for name in SCHEDULED}
         groups.append(
             {name: float(engine.state.number(settings.get(name, 0.0))) for name in NUMBERS}
-            | {"nesterov": form == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
+            | {"nesterov": rule == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
             | IMPLEMENTATION
             | {"params": [i for i, owner in enumerate(engine.group_of) if owner == number]}
         )
@@ -134,70 +135,72 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
     return {"state": state, "param_groups": groups}
 
 
-def convention_of(method: str, group: ParamGroup, name: str) -> str:
-    """Return the name of a group's rule, if it is the package's rule of this name or its folded Nesterov form.
+def rule_name(method: str, group: ParamGroup, name: str) -> str:
+    """Return the name of a group's rule, if it is the package's rule `name` or its folded Nesterov form.
 
     Raises
     ------
     ValueError
-        If it is another rule, or has a look-ahead.
+        If it is another rule, or has a look-ahead; the message names the `method` that the user called.
     """
     rule = group.update.core
     names = (name, f"{name}_nesterov")
     adds_state = any(stage.kind not in ("param", "prox") for stage in group.update.stages_after)
     if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
         raise ValueError(
-            f"{method}: expected the rule {' or '.join(names)}; got {group.update}. fm.convert takes a run "
-            "to another rule; one with a look-ahead goes on from opt.point, as the folded form"
+            f"{method}: expected the rule {' or '.join(names)}; got {group.update}. opt.convert(rule) returns an "
+            "optimiser with another rule. In place of a look-ahead use the folded form, with opt.point as parameters"
         )
     return rule.name
 
 
-def _torchless(group: ParamGroup) -> Iterator[str]:
+def _options_unknown_to_torch(group: ParamGroup) -> Iterator[str]:
     """Yield the options of a group that torch.optim.SGD does not have."""
     if find(group.settings["rule"]).composed_of:
         yield "a chain"
-    known = (*NUMBERS, *SWITCHES, "rule", "correct")  # pytorch's velocity holds no lr, so `correct` does nothing
+    allowed = (*NUMBERS, *SWITCHES, "rule", "correct")  # pytorch's velocity holds no lr, so `correct` does nothing
     for name, value in group.settings.items():
-        if name not in known and value is not None and value is not False and (name not in OFF or value != OFF[name]):
+        if name not in allowed and value is not None and value is not False and (name not in OFF or value != OFF[name]):
             yield name
 
 
 def without_lookahead(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return these settings, after checking that they ask for no explicit look-ahead.
+    """Return these settings, if they do not ask for an explicit look-ahead.
 
     Raises
     ------
     ValueError
-        If they do: the parameters of other frameworks are the points at which gradients are taken.
+        If they do.
     """
     if settings.get("lookahead"):
         raise ValueError(
-            "lookahead: expected False, as the parameters of other frameworks are the points themselves; "
-            "nesterov=True goes on from them"
+            "lookahead: expected False, as other frameworks take gradients at the parameters themselves; "
+            "nesterov=True does so, too"
         )
     return settings
 
 
 def load_velocities(
-    engine: Engine, name: str, found: Any, steps: int, *, sign: int, none_is_unstarted: bool = False
+    engine: Engine, name: str, velocities: Any, steps: int, *, sign: int, none_is_unstarted: bool = False
 ) -> None:
-    """Let an optimiser go on from velocities sign·found, after this number of updates.
+    """Let an optimiser continue from the velocities of another framework, after this number of updates.
+
+    v ← sign·velocities
 
     Parameters
     ----------
     engine : Engine
         The optimiser's engine.
     name : str
-        What messages call the velocities.
-    found : array, or sequence of arrays
+        The name of the velocities in messages.
+    velocities : array, or sequence of arrays
         The velocities, of any framework.
     steps : int
         The number of updates done.
     sign : {1, -1}
-        The factor.
+        The factor of the velocities: −1 for Keras, whose velocities have the other sign.
     none_is_unstarted : bool
-        Whether None stands for an array whose first step is still to come.
+        Whether a velocity may be None, for an array whose first step is still to come.
 
     Raises
     ------
@@ -205,17 +208,19 @@ def load_velocities(
         If they do not fit the parameters.
     """
     saved = to_dict(engine)
-    given = checks.sequence(name, found if isinstance(found, list | tuple) else [found], len(saved["state"]))
+    given = checks.sequence(
+        name, velocities if isinstance(velocities, list | tuple) else [velocities], len(saved["state"])
+    )
     for i, (velocity, state) in enumerate(zip(given, saved["state"])):
         if velocity is not None or not none_is_unstarted:
-            array = _times(sign, velocity, f"{name}[{i}]")
+            array = _multiplied_copy(sign, velocity, f"{name}[{i}]")
             state[0] = checks.array(f"{name}[{i}]", array, like=state[0], write=False)
     saved |= {"steps": checks.integer("steps", steps), "started": [velocity is not None for velocity in given]}
     load_dict(saved, engine)
 
 
 def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> list[Any]:
-    """Return sign·v, on the host, for each array, after checking that the rule is this one.
+    """Return sign·v, on the host, for each array, if the rule is `rule` or its folded Nesterov form.
 
     Raises
     ------
@@ -223,7 +228,7 @@ def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> li
         If it is another rule.
     """
     for group in engine.groups:
-        convention_of(method, group, rule)
+        rule_name(method, group, rule)
     with one_caller(engine.lock):
         found = [velocity for (velocity,) in engine.state.fetch_slots()]
     for velocity in found:
@@ -231,13 +236,13 @@ def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> li
     return found
 
 
-def refuse_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
-    """Check that no setting has one of these names, as the moved run brings these settings along.
+def refuse_settings(names: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """Check that the user gives no setting of these names, which come from the run of the other framework.
 
     Raises
     ------
     TypeError
-        If there is such a setting.
+        If the user gives one.
     """
     for name in names:
         if name in settings:
@@ -246,7 +251,7 @@ def refuse_known(names: Iterable[str], settings: Mapping[str, Any]) -> None:
             )
 
 
-def _times(sign: int, value: Any, name: str) -> Any:
+def _multiplied_copy(sign: int, value: Any, name: str) -> Any:
     """Return sign·value as a new C-ordered array on the host, from an array of any framework."""
     try:
         if hasattr(value, "detach"):  # of torch, whose __array__ lacks an argument of NumPy 2's

@@ -1,4 +1,4 @@
-"""The class Momentum: Optimizer with the defaults of momentum methods, and ways from and to other frameworks."""
+"""The class Momentum: Optimizer with the defaults of momentum methods, and conversions from and to other frameworks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -11,10 +11,11 @@ from fastmomentum.rules.base import Rule
 
 
 class Momentum(Optimizer):
-    """Updates one array or many in place by a momentum method, each step in one pass over memory.
+    """Update one array or many in place by a momentum method, each step in one pass over memory.
 
-    With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v, as torch.optim.SGD has it, its first step included: an
-    array's first velocity is g itself, whatever the dampening τ, also if it gets its first gradient later than others.
+    With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v
+
+    As in torch.optim.SGD, the first velocity of an array is its first gradient itself, for any dampening τ.
 
     Parameters
     ----------
@@ -22,42 +23,43 @@ class Momentum(Optimizer):
         As for :class:`Optimizer`.
     lr, momentum : float, callable, or a scalar in device memory
         Learning rate ≥ 0 and μ in [0, 1]. A callable gets the number of the update to come, from 0. If momentum is a
-        function of the step, a folded Nesterov rule also gets its next value (a look-ahead that of lr as well): the
-        function is asked for one step beyond the last.
+        function of the step, a folded Nesterov rule also uses its value for the following step (a look-ahead also that
+        of lr): the function is then called for one step beyond the last.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
         As for :func:`fastmomentum.step`.
     max_norm : float, optional
-        Limit of the Euclidean norm of all gradients together: they enter the update times
-        f = min(1, max_norm / (norm + 1e-6)), as with torch's clip_grad_norm_, but the arrays of gradients are not
-        written. The norm is summed in double precision in a fixed order. As in torch, a NaN makes f NaN, and an
-        infinity (also of float64 squares, from 1e154 on) makes it 0.
+        Limit of the Euclidean norm of all gradients, as one vector: the update multiplies them by
+        f = min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does, but does not write to the arrays of
+        gradients. The norm is summed in double precision in a fixed order. As in torch, a NaN in a gradient makes f
+        NaN, and an infinite norm makes f 0 (in float64, squares overflow from 1e154 on).
     skip_nonfinite : bool
-        Skip the whole update, state and count included, if any gradient holds a NaN or an infinity; :attr:`skipped`
-        counts these.
+        Skip the whole update, so that parameters, state and :attr:`steps` stay as they are, if any gradient holds a NaN
+        or an infinity. :attr:`skipped` counts the skipped updates.
     lookahead : bool
         Nesterov's method with an explicit look-ahead, for pytorch, classical and ema: take gradients at :attr:`point`,
-        p − lr·μ·v (classical: p − μ·v), which each update writes in its own pass, for the next step's lr and momentum.
-        Coupled decay is taken at the point too.
+        p − lr·μ·v (classical: p − μ·v) with the next step's lr and μ. Each update computes the point in the same pass
+        over memory. Coupled weight decay uses the point, too.
     correct : bool
-        Let state that carries the learning rate follow it: if lr changes, by assignment or as a function of the step,
-        the velocity of classical and its Nesterov form is multiplied by the new rate over the old one, and so is q − p
-        of heavy_ball and nesterov_positions. The trajectory is then that of the pytorch form (for positions, if nothing
-        beside the rule moves p, and at a constant momentum). lr must be > 0. Other rules' state carries no lr. A group
-        may have its own value.
+        Rescale state that holds the learning rate when lr changes, by assignment or as a function of the step: the
+        velocity of classical and of its Nesterov form is multiplied by the new rate over the old one, and so is q − p
+        of heavy_ball and nesterov_positions. The trajectory is then that of the pytorch form (for positions, if only
+        the rule moves p, and at a constant momentum). lr must be > 0. The state of other rules holds no lr, and is not
+        changed. A group may have its own value.
     restart : {"gradient", "function", "schedule"} or int, optional
-        Reset everything, on record, after an update that went up the gradient, g·(p⁺ − p) > 0; if an objective passed
-        to :meth:`report` has risen; when lr or momentum begins a new period; or after every n steps. Except for
-        "schedule", functions of the step count from the last reset of everything. O'Donoghue and Candès 2015.
+        When to reset everything, with an entry in :attr:`resets`: "gradient", after an update that went up the
+        gradient, g·(p⁺ − p) > 0; "function", if an objective passed to :meth:`report` has risen; "schedule", when lr or
+        momentum begins a new period; n, after every n steps. With every scheme but "schedule", functions of the step
+        are called with the number of updates since the last reset of everything. O'Donoghue and Candès 2015.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused.
+        If an argument has a wrong type or value.
 
     Notes
     -----
-    heavy_ball and nesterov_positions start from a copy of the parameters, made here and by reset(): anything else that
-    writes to the parameters later looks like velocity to them.
+    The state of heavy_ball and nesterov_positions starts as a copy of the parameters, which the constructor and reset()
+    make. If your code writes to the parameters later, these rules take the difference for velocity: call reset().
 
     Examples
     --------
@@ -114,9 +116,9 @@ class Momentum(Optimizer):
 
     @classmethod
     def from_torch(cls, state_dict: Mapping[str, Any], params: Any, *, steps: int = 0, **settings: Any) -> Self:
-        """Return an optimiser that goes on with a run of torch.optim.SGD.
+        """Return an optimiser that continues a run of torch.optim.SGD.
 
-        v ← momentum_buffer. An array that has no buffer is still to have its first, undampened step.
+        v ← momentum_buffer; an array that has no buffer is still to have its first, undampened step.
 
         Parameters
         ----------
@@ -126,15 +128,15 @@ class Momentum(Optimizer):
         params : array, or sequence of arrays
             All groups' parameters, flat and in order: ``p.detach().numpy()``, for example, on the tensor's own memory.
         steps : int
-            The number of updates done, which torch does not save. Functions of the step, assigned to :attr:`lr` in
-            place of the number that a scheduler had come to, go on from there.
+            The number of updates done, which torch does not save. A function of the step that you assign to :attr:`lr`
+            is called with the numbers from there on.
         **settings
-            What else Momentum takes and torch's groups do not say: max_norm, threads and so on.
+            Settings of Momentum that torch's groups do not have: max_norm, threads and so on.
 
         Raises
         ------
         TypeError, ValueError
-            If it is not a state_dict of torch.optim.SGD, or does not fit the parameters.
+            If `state_dict` is not one of torch.optim.SGD, or does not fit the parameters.
 
         Examples
         --------
@@ -147,22 +149,21 @@ class Momentum(Optimizer):
         [array([2.5]), array([1.])]
         """
         made, buffers = interop.read_torch(state_dict, params)
-        interop.refuse_known((*interop.NUMBERS, *interop.SWITCHES, "rule"), settings)
+        interop.refuse_settings((*interop.NUMBERS, *interop.SWITCHES, "rule"), settings)
         opt = cls(**made, **interop.without_lookahead(settings))
         interop.load_velocities(opt._engine, interop.BUFFER, buffers, steps, sign=1, none_is_unstarted=True)
         return opt
 
     def to_torch(self, tensor: Callable[[NDArray[Any]], Any]) -> dict[str, Any]:
-        """Return a state_dict with which torch.optim.SGD goes on.
+        """Return a state_dict with which torch.optim.SGD continues this run.
 
-        momentum_buffer ← v, except for arrays whose first step is still to come: torch gives them a buffer of its own.
-        With momentum 0 torch keeps no velocity; v, the last gradient then, is passed on all the same, and has an effect
-        there if the momentum is raised.
+        momentum_buffer ← v, except for arrays whose first step is still to come: torch makes their buffers itself.
+        With momentum 0 torch does not use the buffer; it is v, the last gradient, and acts if you raise the momentum.
 
         Parameters
         ----------
         tensor : callable
-            The function that makes a tensor of an array, ``torch.from_numpy``, as torch refuses arrays.
+            The function that makes a tensor from an array, ``torch.from_numpy``: torch does not load NumPy arrays.
 
         Returns
         -------
@@ -187,7 +188,7 @@ class Momentum(Optimizer):
 
     @classmethod
     def from_optax(cls, trace: Any, params: Any, *, lr: Any, momentum: Any, steps: int = 0, **settings: Any) -> Self:
-        """Return an optimiser that goes on with a run of optax.sgd: v ← the leaves of its trace, rule "pytorch".
+        """Return an optimiser that continues a run of optax.sgd by the rule "pytorch": v ← the leaves of optax's trace.
 
         Parameters
         ----------
@@ -196,16 +197,17 @@ class Momentum(Optimizer):
         params : array, sequence of arrays, or sequence of dict
             As for the constructor, in the order of the leaves. The arrays must be writeable, which JAX's are not.
         lr, momentum : float or callable
-            As for the constructor; optax keeps them in its functions, where they cannot be read.
+            As for the constructor; optax holds them in closures, where they cannot be read.
         steps : int
-            The number of updates done, ``count`` in optax: functions of the step go on from there.
+            The number of updates done, ``count`` in optax; functions of the step are called with the numbers from there
+            on.
         **settings
-            What else the constructor takes, nesterov among it, except rule and lookahead.
+            Other arguments of the constructor, for example nesterov; not rule and lookahead.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is refused, or the trace does not fit the parameters.
+            If an argument has a wrong type or value, or the trace does not fit the parameters.
 
         Examples
         --------
@@ -215,7 +217,7 @@ class Momentum(Optimizer):
         >>> opt.velocity, opt.params
         (array([3.]), array([-0.75]))
         """
-        interop.refuse_known(("rule",), settings)
+        interop.refuse_settings(("rule",), settings)
         opt = cls(params, lr=lr, momentum=momentum, rule="pytorch", **interop.without_lookahead(settings))
         interop.load_velocities(opt._engine, "trace", trace, steps, sign=1)
         return opt
@@ -227,12 +229,12 @@ class Momentum(Optimizer):
         -------
         ndarray, or list of ndarray
             Copies; one array if the parameters are one. With `tree` the structure of the parameters,
-            ``state[0]._replace(trace=jax.tree.unflatten(tree, opt.to_optax()))`` is the state to go on with.
+            ``state[0]._replace(trace=jax.tree.unflatten(tree, opt.to_optax()))`` is the state to continue with.
 
         Raises
         ------
         ValueError
-            If the rule is not pytorch or pytorch_nesterov, or has dampening, which optax's trace does not.
+            If the rule is not pytorch or pytorch_nesterov, or if dampening is not 0, as optax's trace has none.
 
         Examples
         --------
@@ -252,7 +254,7 @@ class Momentum(Optimizer):
     def from_keras(
         cls, velocities: Any, params: Any, *, lr: Any, momentum: Any, steps: int = 0, **settings: Any
     ) -> Self:
-        """Return an optimiser that goes on with a run of keras.optimizers.SGD: v ← −m, rule "classical".
+        """Return an optimiser that continues a run of keras.optimizers.SGD by the rule "classical": v ← −m.
 
         Keras's m ← momentum·m − lr·g; p ← p + m is v ← momentum·v + lr·g; p ← p − v.
 
@@ -265,15 +267,16 @@ class Momentum(Optimizer):
         lr, momentum : float or callable
             As for the constructor.
         steps : int
-            The number of updates done, ``optimizer.iterations``: functions of the step go on from there.
+            The number of updates done, ``optimizer.iterations``; functions of the step are called with the numbers from
+            there on.
         **settings
-            What else the constructor takes, nesterov among it, except rule and lookahead. Keras's weight_decay is
+            Other arguments of the constructor, for example nesterov; not rule and lookahead. Keras's weight_decay is
             decoupled_weight_decay here.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is refused, or the velocities do not fit the parameters.
+            If an argument has a wrong type or value, or the velocities do not fit the parameters.
 
         Examples
         --------
@@ -283,7 +286,7 @@ class Momentum(Optimizer):
         >>> opt.velocity, opt.to_keras(), opt.params
         (array([0.75]), array([-0.75]), array([-0.75]))
         """
-        interop.refuse_known(("rule",), settings)
+        interop.refuse_settings(("rule",), settings)
         opt = cls(params, lr=lr, momentum=momentum, rule="classical", **interop.without_lookahead(settings))
         interop.load_velocities(opt._engine, "velocities", velocities, steps, sign=-1)
         return opt

@@ -1,4 +1,4 @@
-"""The class Optimizer: signature and documentation of each public method, and a call of what does it."""
+"""The class Optimizer: its public methods, which check arguments and leave the work to the engine and other modules."""
 
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -20,27 +20,27 @@ Setting = float | Callable[[int], float]
 
 
 class Optimizer:
-    """Updates one array or many in place by an update rule, each step in one pass over memory.
+    """Update one array or many in place by an update rule, each step in one pass over memory.
 
     Parameters
     ----------
     params : array, sequence of arrays, or sequence of dict
         The parameters, as for :func:`fastmomentum.step`, all on the host or all on one device; they are updated in
-        place. A dict {"params": ..., "lr": ..., ...} is a group: its settings replace those given beside `params`. A
-        group may have its own value of every setting except rule, lookahead, max_norm, restart, skip_nonfinite,
+        place. A dict {"params": ..., "lr": ..., ...} is a group: its settings replace the arguments of the same names.
+        A group may have its own value of every setting except rule, lookahead, max_norm, restart, skip_nonfinite,
         backend and threads.
     rule : str or Rule
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float, callable, or a scalar in device memory
         Learning rate, ≥ 0. A callable gets the number of the update to come, from 0, and returns the value for it.
     **settings
-        What else :class:`Momentum` takes, and what the rule declares. momentum has no default here: a rule that takes
-        one must be given one.
+        The other settings of :class:`Momentum`, and the rule's own hyper-parameters. momentum has no default here: it
+        must be given if the rule takes it.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused; the message says which, and what was expected.
+        If an argument has a wrong type or value.
 
     Examples
     --------
@@ -70,16 +70,16 @@ class Optimizer:
         Parameters
         ----------
         grads : array, or sequence of arrays or None
-            One array if `params` is one; else one for each array of all groups, in order. None leaves its array alone,
-            state included.
+            One array if `params` is one array; else one for each array of all groups, in order. An array whose gradient
+            is None keeps its values and its state.
         stream : optional
             As for :func:`fastmomentum.step`.
 
         Raises
         ------
         TypeError, ValueError
-            If a gradient, or meanwhile a parameter, is not as it must be, or a function of the step returns a value out
-            of range; nothing has been changed then.
+            If a gradient does not fit its parameter, if a parameter has become unusable since the last step (read-only,
+            for example), or if a function of the step returns a value out of range; nothing has been changed then.
 
         Examples
         --------
@@ -105,8 +105,8 @@ class Optimizer:
     def state(self) -> Any:
         """The state as :func:`fastmomentum.step` takes it: None, an array or a tuple; a list of these for many arrays.
 
-        A look-ahead point is not part of it. The optimiser owns these arrays: the next step starts from what is written
-        to them.
+        These are the optimiser's own arrays, not copies: the next step starts from the values that you write to them. A
+        look-ahead point is not among them.
 
         Examples
         --------
@@ -177,16 +177,16 @@ class Optimizer:
     def lr(self) -> Any:
         """The learning rate of the next update, a list if groups differ; assign a number or a function of the step.
 
-        A new learning rate acts on a run that has velocity at once:
+        Whether a new learning rate acts at once on the velocity that a run already has, depends on the rule:
 
-        - pytorch, ema and their Nesterov forms, aggmo, quasi_hyperbolic, ema_corrected: the velocity holds gradients,
-          and all of it goes on at the new rate.
-        - classical and classical_nesterov: the velocity holds lr·g, and goes on at the old rate until it has died out
-          (after n updates a share μ^n is left); only new gradients get the new rate.
-        - heavy_ball and nesterov_positions: as classical; there p − q holds lr·g.
-        - sgd, signum, lion: the state holds nothing that lr was multiplied with.
+        - pytorch, ema and their Nesterov forms, aggmo, quasi_hyperbolic, ema_corrected, signum, lion: it does, as the
+          velocity holds gradients, and each step multiplies by the new rate.
+        - classical and classical_nesterov: it does not, as the velocity holds lr·g with the old rate (after n updates
+          the fraction μ^n of it is left); only new gradients get the new rate.
+        - heavy_ball and nesterov_positions: it does not, as in classical; here p − q holds lr·g.
 
-        With ``correct=True`` the second and third kind go over to the new rate as the first does.
+        With ``correct=True`` the state of the last two kinds is multiplied by the new rate over the old one, and the
+        new rate acts at once.
 
         Examples
         --------
@@ -259,18 +259,20 @@ class Optimizer:
         array: int | None = None,
         rows: int | slice | tuple[int, int] | None = None,
     ) -> None:
-        """Write the initial state, v ← 0 or q ← p; the next step of whole arrays is a first step again.
+        """Set the state back to its initial values: v ← 0, or q ← p for a rule that keeps the previous position.
+
+        The next step of an array counts as its first one again (see dampening in :class:`Momentum`), unless only some
+        of its rows are reset.
 
         Parameters
         ----------
         reason : str
-            The reason; it is kept in :attr:`resets` with the number of updates done.
+            The reason; :attr:`resets` holds it with the number of updates done.
         group, array : int, optional
-            The number of a group, or of an array counted through all groups, to reset alone.
+            The number of the only group, or of the only array, counted through all groups, to reset.
         rows : int, slice or (int, int), optional
-            The entries along the array's first axis to reset alone, a range without a step, as new rows of an embedding
-            need. `array` may be left out if there is one array. A range of rows has no first step of its own: with
-            dampening, the rows' first velocity is dampened.
+            The only rows of `array` to reset, along its first axis: one row, a slice without a step, or (start, stop),
+            for new rows of an embedding, for example. `array` may be left out if there is one array.
 
         Raises
         ------
@@ -312,9 +314,9 @@ class Optimizer:
         return self._engine.restart
 
     def report(self, value: float) -> bool:
-        """Report the objective at the current parameters; with ``restart="function"`` a rise resets everything.
+        """Report the objective at the current parameters, for ``restart="function"``; reset everything if it has risen.
 
-        Call it before the gradient of the next update is taken.
+        Call it before you compute the gradient of the next update.
 
         Parameters
         ----------
@@ -324,12 +326,12 @@ class Optimizer:
         Returns
         -------
         bool
-            Whether it has risen since the last report, and the state was reset.
+            Whether the objective has risen since the last report, so that the state was reset.
 
         Raises
         ------
         TypeError, ValueError
-            If it is not a finite number, or the restart scheme is another.
+            If `value` is not a finite number, or the restart scheme is not "function".
 
         Examples
         --------
@@ -365,13 +367,13 @@ class Optimizer:
         return [Reset(*reset) for reset in self._engine.state.resets]
 
     def trace(self, every: int = 1) -> Trace:
-        """Start a record of the steps to come: ‖v‖, ‖g‖, cos∠(v, g), ‖p⁺ − p‖ and settings, of each group.
+        """Start to record ‖v‖, ‖g‖, cos∠(v, g), ‖p⁺ − p‖ and the settings of each group, from the next step on.
 
         Parameters
         ----------
         every : int
-            Record every n-th step, beginning with the next one. With more than 1 a write to the velocity between two
-            steps cannot be noticed.
+            Record every n-th step, beginning with the next one. With n > 1, writes to the velocity between two steps
+            are not noticed.
 
         Returns
         -------
@@ -385,11 +387,11 @@ class Optimizer:
 
         Notes
         -----
-        A recorded step makes one more pass over p, the state and g, before the update and with its own formula: 12
-        bytes an element beside 20 for pytorch in float32. Its seven sums in double precision take longer than those
-        bytes on one core: 0.45 ns an element; the update takes 0.11 ns in the caches and 0.36 ns from memory. Sums are
-        added in a fixed order: they are the same for any number of threads, and on the NumPy backend. A step that is
-        not recorded costs nothing.
+        Before a recorded update, one more pass over p, the state and g adds up seven sums in double precision. For
+        pytorch in float32 it reads 12 bytes an element, where the update moves 20, and takes 0.45 ns an element on one
+        core; the update takes 0.11 ns in the caches and 0.36 ns from memory. The sums are added in a fixed order, so
+        they have the same bits for any number of threads, and on the NumPy backend. A step that is not recorded costs
+        nothing.
 
         Examples
         --------
@@ -407,32 +409,38 @@ class Optimizer:
     def convert(self, rule: str | Rule, **settings: Any) -> Self:
         """Return an optimiser of the same parameters that continues this one's trajectory under another rule.
 
-        State and learning rate of each group are converted as :func:`fastmomentum.convert` does: the displacement of
-        the last step is kept, and the rate that multiplies the gradient in it. Steps, resets, schedules and everything
-        else that is saved go over unchanged. This optimiser, and a trace of it, stay as they are; use only one of both
-        from then on.
+        State and learning rate of each group are converted as by :func:`fastmomentum.convert`, so that the displacement
+        of the last step, and the learning rate that multiplies the gradient in it, stay the same. Steps, resets,
+        schedules and everything else that :meth:`state_dict` holds are taken over unchanged. This optimiser stays as it
+        is, and so does its trace; as both update the same parameters, use only one of them from then on.
 
         Parameters
         ----------
         rule : str or Rule
             The other rule, of the same method.
         **settings
-            Settings that the other is to have instead of this one's, for all groups: nesterov and dampening, for
-            example; and lr, if it is a function of the step that the other rule needs in another scale. A setting that
-            changes the method, such as a decay, leaves the trajectory.
+            Settings of the new optimiser that differ from those of this one, for all groups: nesterov and dampening,
+            for example; and lr, if it is a function of the step that the other rule needs in another scale. With a
+            setting that changes the method, such as a decay, the run leaves the trajectory.
 
         Raises
         ------
         TypeError, ValueError
-            If there is no exact conversion, now or at later steps: if lr is a function of the step and the old rule's
-            state does not follow it (see ``correct``), or momentum is one and the share of the gradient that a rule
-            takes depends on it; if an array is still to have its undampened first step; with a look-ahead on one side
-            alone; between chains of other stages.
+            If there is no exact conversion, now or at later steps:
+
+            - lr is a function of the step, the state of the old rule holds lr and does not follow it (see ``correct``),
+              and the state of the new rule does not hold lr;
+            - lr is a function of the step, and its value now is not the one that the new rule needs;
+            - momentum is a function of the step, and the factor between the two rules' lr, or the conversion of the
+              parameters, depends on momentum;
+            - dampening is not 0, and an array is still to have its undampened first step;
+            - only one of the two rules has a look-ahead;
+            - the two rules are in chains of different stages.
 
         Notes
         -----
-        If lr may change later on, a rule whose state carries lr gets ``correct=True``, if the old one's state followed
-        lr.
+        The new optimiser has ``correct=True`` if the state of its rule holds lr and the state of this optimiser's rule
+        follows lr, so that both act alike when lr changes.
 
         Examples
         --------
@@ -444,13 +452,13 @@ class Optimizer:
         >>> opt.velocity, opt.steps  # lr times the old velocity
         (array([ 1. , -0.5]), 1)
         """
-        arguments, saved = conversion.converted(self._engine, self._single, rule, settings)
+        arguments, saved = conversion.convert_run(self._engine, self._single, rule, settings)
         found = type(self)(**arguments)
         conversion.load_converted(found._engine, saved)
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a run needs to go on with the same bits, beside the parameters; it shares no memory.
+        """Return a copy of everything, except the parameters, that a run needs to continue with the same bits.
 
         :mod:`fastmomentum.optim.checkpoint` describes the dict.
 
@@ -467,12 +475,13 @@ class Optimizer:
             return checkpoint.to_dict(self._engine)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned; the parameters are left as they are.
+        """Continue from a dict that :meth:`state_dict` returned; the parameters are left as they are.
 
         Raises
         ------
         TypeError, ValueError
-            If it does not fit these parameters and this rule; all differences are listed, nothing has been changed.
+            If the dict does not fit these parameters and this rule; the message lists all differences, and nothing has
+            been changed.
 
         Examples
         --------
@@ -495,7 +504,7 @@ class Optimizer:
         Raises
         ------
         OSError
-            If it cannot be written.
+            If the file cannot be written.
 
         Examples
         --------
@@ -531,21 +540,21 @@ class Optimizer:
         params : array, or sequence of arrays
             All groups' parameters, flat and in order; groups and settings come from the file.
         rule : Rule, optional
-            The rule, if the saved one has no name that is known here.
+            The rule, if no rule is registered under the saved name.
         lr, momentum : callable, or list of callable and None, optional
-            The functions of the step that could not be saved: those not made of :mod:`fastmomentum.schedules` alone. A
-            list has an entry for each group; one function serves all groups that had one, if they had the same. A saved
-            schedule may be passed too, if it is equal.
+            The functions of the step that could not be saved: all except the schedules of
+            :mod:`fastmomentum.schedules`. A list has an entry for each group. A single function is used for every group
+            that had one, if these groups had the same function. A saved schedule may be passed again, if it is equal.
         backend, threads
-            As for the constructor; these are not saved.
+            As for the constructor; the file does not hold them.
 
         Raises
         ------
         TypeError, ValueError
-            If the file is damaged or does not fit; the message lists all differences. If a function is missing, or a
-            schedule is not the saved one.
+            If the file is damaged or does not fit the parameters (the message lists all differences), if a function of
+            the step is missing, or if a schedule differs from the saved one.
         OSError
-            If it cannot be read.
+            If the file cannot be read.
 
         Examples
         --------
