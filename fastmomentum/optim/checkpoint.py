@@ -2,9 +2,9 @@
 
 A saved state is a dict:
 
-    schema          3. Schemas 1 (schedules were saved like any other function) and 2 (no restart schemes) are read, too
+    schema          3; schemas 1 (schedules were saved like any other function) and 2 (no restart schemes) are read, too
     rule            the name of the rule
-    made_of         names and defaults of its functions, by which it differs from another rule of the same name
+    made_of         names and defaults of its functions, to tell it from another rule of the same name
     steps, skipped  the numbers of updates done and skipped
     skip_nonfinite  whether updates may be skipped
     resets          a list of (step, reason, scope)
@@ -17,8 +17,8 @@ A saved state is a dict:
     started         for each array whether it has had its first step
     state           for each array a list of its state slots (copies), the look-ahead point among them
 
-The file is an uncompressed .npz without pickle, written as a whole or not at all. A flipped bit in it raises when it is
-read, as every member has a checksum.
+The file is an uncompressed .npz without pickle, written as a whole or not at all. Every member has a checksum, so that
+reading a file with a flipped bit raises an error.
 """
 
 import json
@@ -51,17 +51,17 @@ KEYS = (
     *("resets", "value", "groups", "functions", "started", "state"),
 )
 ADDED_IN = {"value": SCHEMA}
-"""The schema with which a key came, if not with the first."""
+"""The schema that introduced a key, if it was not the first schema."""
 
 ARRAYS = "number of arrays"
-"""The key of that number among a group's settings; no hyper-parameter can have this name."""
+"""The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
 
 META = "meta"
-"""The member of the file that holds all but the arrays, as JSON."""
+"""The member of the file that holds everything except the arrays, as JSON."""
 
 
 def to_dict(engine: Engine) -> dict[str, Any]:
-    """Return the saved state of an optimiser; it shares no memory with it."""
+    """Return the saved state of an optimiser, as a copy."""
     state, groups = engine.state, engine.groups
     return {
         "schema": SCHEMA,
@@ -82,7 +82,7 @@ def to_dict(engine: Engine) -> dict[str, Any]:
 
 
 def load_dict(saved: SavedState, engine: Engine) -> None:
-    """Let an optimiser go on from a saved state.
+    """Let an optimiser continue from a saved state, after checking that the state fits.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def load_dict(saved: SavedState, engine: Engine) -> None:
 
 
 def restore(saved: SavedState, engine: Engine) -> None:
-    """Let an optimiser go on from a saved state whose form has been checked, as :func:`load_dict` does."""
+    """Let an optimiser continue from a saved state, as :func:`load_dict`, but do not check the form of the state."""
     with one_caller(engine.lock):
         refuse(_differences(saved, like=to_dict(engine)))
         skip_nonfinite = checks.boolean("skip_nonfinite", saved["skip_nonfinite"])
@@ -104,24 +104,22 @@ def restore(saved: SavedState, engine: Engine) -> None:
             if len({repr(group.settings.get(name)) for group in groups}) > 1:
                 raise ValueError(f"state_dict: expected one {name} for all groups; got several")
         if any([group.update.state != engine.update.state for group in groups]):
-            raise ValueError(
-                "state_dict: expected the state of this optimiser's rule; got lookahead where it has none, or none"
-            )
+            raise ValueError("state_dict: expected the same lookahead as that of this optimiser; got another")
         engine.load(saved, groups, skip_nonfinite)
 
 
 def merge_settings(group: ParamGroup, saved: Mapping[str, Any]) -> ParamGroup:
-    """Return a group with the saved settings and no others, except for its rule and what could not be saved.
+    """Return a group with the saved settings, and with those settings of `group` that cannot be saved.
 
-    A function of the step, and a scalar in device memory, cannot be saved. A scalar stands for a number, not for a
-    schedule, whose values it would not have.
+    These are the rule, functions of the step other than schedules, and scalars in device memory. A scalar replaces a
+    saved number, but not a saved schedule.
     """
-    theirs = unpack_settings(saved)
-    own = {"rule": group.settings["rule"]}
+    unpacked = unpack_settings(saved)
+    unsaved = {"rule": group.settings["rule"]}
     for name in SCHEDULED:
-        if theirs[name] is None or (hasattr(group.settings[name], "owner") and not callable(theirs[name])):
-            own[name] = group.settings[name]
-    settings = theirs | own
+        if unpacked[name] is None or (hasattr(group.settings[name], "owner") and not callable(unpacked[name])):
+            unsaved[name] = group.settings[name]
+    settings = unpacked | unsaved
     if settings == group.settings:
         return group
     return ParamGroup(settings)
@@ -158,8 +156,8 @@ def number_functions(values: Sequence[Any]) -> list[int | None]:
     return [None if function is None else seen.index(function) for function in functions]
 
 
-def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **again: Any) -> dict[str, Any]:
-    """Return the arguments that make an optimiser of these parameters like the saved one.
+def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functions: Any) -> dict[str, Any]:
+    """Return the arguments of the constructor that make an optimiser like the saved one, for these parameters.
 
     Parameters
     ----------
@@ -168,9 +166,9 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **again:
     params : array, or sequence of arrays
         All groups' parameters, in order.
     rule : Rule or None
-        The rule, if the saved one has no name that is known here.
-    **again
-        For lr and momentum the functions of the step that could not be saved; a saved schedule may be among them.
+        The rule, if no rule is registered under the saved name.
+    **functions
+        For lr and momentum the functions of the step that the user passes again; a saved schedule may be among them.
 
     Raises
     ------
@@ -179,9 +177,9 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **again:
     """
     check_form(saved)
     groups = [unpack_settings(settings) for settings in saved["groups"]]
-    for name, given in again.items():
-        kept = [settings[name] for settings in groups]
-        for settings, function in zip(groups, reattach_functions(name, given, saved["functions"][name], kept)):
+    for name, given in functions.items():
+        values = [settings[name] for settings in groups]
+        for settings, function in zip(groups, reattach_functions(name, given, saved["functions"][name], values)):
             settings[name] = settings[name] if function is None else function
     shared = {"rule": saved["rule"] if rule is None else rule, "skip_nonfinite": saved["skip_nonfinite"]}
     if rule is None and shared["rule"] not in names():
@@ -202,26 +200,29 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **again:
     return {"params": parts, "lr": groups[0]["lr"], **shared}
 
 
-def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], kept: Sequence[Any]) -> list[Any]:
-    """Return one function or None for each group, from what the user passes again; `kept` holds the saved values."""
+def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
+    """Return for each group the function of the step in the user's argument `given`, called `name`, or None.
+
+    `numbers` is the result of :func:`number_functions`, and `values` are the saved values, for each group.
+    """
     distinct = set(numbers) - {None}
     if isinstance(given, list):
         functions = checks.sequence(name, given, len(numbers))
     elif len(distinct) > 1:
         raise TypeError(f"{name}: expected a list of {len(numbers)}, as groups had different functions of the step")
     else:
-        had = [number is not None for number in numbers] if distinct else list(map(callable, kept))
-        functions = [given if mine or not any(had) else None for mine in had]
-    for number, function, ours in zip(numbers, functions, kept):
+        takes = [number is not None for number in numbers] if distinct else list(map(callable, values))
+        functions = [given if each or not any(takes) else None for each in takes]
+    for number, function, value in zip(numbers, functions, values):
         if number is not None:
-            expected, right = "the function of the step that the saved run had", callable(function)
-        elif callable(ours):
-            expected, right = f"nothing, or {ours}, which was saved", function is None or function == ours
+            expected, is_right = "the function of the step that the saved run had", callable(function)
+        elif callable(value):
+            expected, is_right = f"nothing, or {value}, which was saved", function is None or function == value
         else:
-            expected, right = "nothing, as it was saved", function is None
-        if not right:
-            came = function if isinstance(function, schedules.Schedule) else checks.describe(function)
-            raise TypeError(f"{name}: expected {expected}; got {came}")
+            expected, is_right = "nothing, as it was saved", function is None
+        if not is_right:
+            got = function if isinstance(function, schedules.Schedule) else checks.describe(function)
+            raise TypeError(f"{name}: expected {expected}; got {got}")
     return functions
 
 
@@ -249,7 +250,7 @@ def refuse(differences: Iterable[str], what: str = "this optimiser") -> None:
 
 
 def _malformed(saved: SavedState) -> Iterator[str]:
-    """Yield a sentence for each entry that has not the form that :func:`to_dict` gives it."""
+    """Yield a sentence for each entry that does not have the form that :func:`to_dict` gives it."""
     for key in ("steps", "skipped"):
         if type(saved[key]) is not int or saved[key] < 0:
             yield f"{key}: expected a whole number >= 0; got {checks.describe(saved[key])}"
@@ -282,23 +283,23 @@ def _unfit(value: Any) -> str:
             found = schedules.unpack(value)
         except ValueError as error:
             return str(error)
-        return "" if callable(found) else f"expected a function of the step; got {found!r}, which gives two"
+        return "" if callable(found) else f"expected a schedule of one number; got {found!r}, which has several"
     if isinstance(value, bool) or not (value is None or isinstance(value, Real)):
         return f"expected a number, None or a schedule's dict; got {checks.describe(value)}"
     return ""
 
 
 def rule_differences(saved: SavedState, like: SavedState) -> Iterator[str]:
-    """Yield a sentence for each way in which the rule of a saved state differs from that of another."""
-    # What stands for the name of a rule without a name has changed between versions: made_of alone tells these apart.
-    told_by = ("rule", "made_of") if like["rule"] in names() or saved["rule"] in names() else ("made_of",)
-    for key in told_by:
+    """Yield a sentence for each difference between the rules of two saved states."""
+    # For a rule without a name, the text in "rule" has changed between versions: only "made_of" is compared.
+    is_named = like["rule"] in names() or saved["rule"] in names()
+    for key in ("rule", "made_of") if is_named else ("made_of",):
         if saved[key] != like[key]:
             yield f"{key}: expected {like[key]!r}; got {checks.describe(saved[key])}"
 
 
 def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
-    """Yield a sentence for each difference between two saved states of the right form."""
+    """Yield a sentence for each way in which a saved state does not fit an optimiser whose own state is `like`."""
     yield from rule_differences(saved, like)
     if saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]:
         yield (
@@ -308,23 +309,23 @@ def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
     for key in ("groups", "started", "state"):
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
-    for number, (theirs, ours) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
-        if theirs.get(ARRAYS) != ours[ARRAYS]:
-            yield f"groups[{number}]: expected {ours[ARRAYS]} arrays; got {theirs.get(ARRAYS)}"
+    for number, (given, own) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
+        if given.get(ARRAYS) != own[ARRAYS]:
+            yield f"groups[{number}]: expected {own[ARRAYS]} arrays; got {given.get(ARRAYS)}"
         for name in SCHEDULED:
-            if theirs.get(name) is None and isinstance(ours[name], Real):
-                yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {ours[name]}"
-    for number, (theirs, ours) in enumerate(zip(saved["state"], like["state"], strict=False)):
-        forms = [[(slot.dtype.name, slot.shape) for slot in map(np.asarray, state)] for state in (ours, theirs)]
-        if forms[0] != forms[1]:
-            yield f"state[{number}]: expected {forms[0]}; got {forms[1]}"
+            if given.get(name) is None and isinstance(own[name], Real):
+                yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own[name]}"
+    for number, slots in enumerate(zip(saved["state"], like["state"], strict=False)):
+        given, own = ([(slot.dtype.name, slot.shape) for slot in map(np.asarray, each)] for each in slots)
+        if given != own:
+            yield f"state[{number}]: expected {own}; got {given}"
 
 
 def write_file(path: str | PathLike[str], saved: SavedState) -> None:
-    """Write a saved state to a file, in place of what the path held.
+    """Write a saved state to a file, and replace the file that exists.
 
-    It is written beside its place, flushed to the disk and then moved, so that the path holds the old file or the new
-    one, each as a whole, at any moment.
+    A new file is written to the same folder, flushed to the disk, and then renamed to `path`, so that `path` holds the
+    whole old file or the whole new one at any moment.
     """
     path = Path(os.path.realpath(path))  # writing to a link writes to its target
     arrays = {f"state_{i}_{j}": slot for i, state in enumerate(saved["state"]) for j, slot in enumerate(state)}
@@ -371,19 +372,19 @@ def read_file(path: str | PathLike[str]) -> dict[str, Any]:
                     raise ValueError("it holds more members than its table of contents says")
         except Exception as error:  # zipfile, NumPy and json raise many kinds of errors for a damaged archive
             raise ValueError(
-                f"{os.fspath(path)}: expected a whole file from Momentum.save; got one of which {error!r}"
+                f"{os.fspath(path)}: expected a whole file from Momentum.save; reading it raised {error!r}"
             ) from error
     return {**meta, "state": state, "resets": [tuple(reset) for reset in meta["resets"]]}
 
 
 def _to_number(value: Any) -> bool | int | float:
-    """Return a NumPy number, or another number, as a number that JSON has."""
+    """Return a number of NumPy or of another package as a number that JSON has."""
     item = value.item() if isinstance(value, np.generic) else value
     return item if isinstance(item, bool | int | float) else float(item)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name durable, too, on systems on which folders can be opened."""
+    """Flush the folder, which holds the new name, to the disk, on systems on which folders can be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,7 +1,8 @@
-"""The engine of an optimiser: it plans a step or a change, which may raise, then carries it out, which does not.
+"""The engine of an optimiser: it plans a step or a change, which may raise errors, then carries the plan out.
 
-Planning reads and checks everything, and calls the user's functions. Carrying out only writes. A plain step is one call
-of compiled code, so no signal can come between; longer writes hold Ctrl-C back until they are done.
+Planning reads and checks everything, and calls the user's functions; it writes nothing. Carrying out a plan only
+writes. A plain step is one call of compiled code, so no signal can interrupt it; Ctrl-C during longer writes takes
+effect after them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,14 +21,14 @@ from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
 
 Record = tuple[int, str, str]
-"""A reset on record: updates done before it, reason, scope."""
+"""The record of a reset: the number of updates done before it, the reason, the scope."""
 
 PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
 
 
 class StepPlan(NamedTuple):
-    """A step as it will be carried out.
+    """Hold all that is decided before a step is carried out.
 
     Attributes
     ----------
@@ -36,15 +37,15 @@ class StepPlan(NamedTuple):
     rows : StepRows
         The hyper-parameters.
     first : set of int
-        The parameters that take their first step from rest, with values of its own.
+        The parameters that take their first step from rest, if the first step has other hyper-parameters.
     corrections : list of (slot, values)
-        State of parameters without gradient that goes over to the next lr.
+        The state of parameters without gradient, rescaled to the next lr.
     points : list of (int, row)
-        Parameters without gradient whose look-ahead point moves.
+        The look-ahead points of parameters without gradient, for the next lr and momentum.
     restart_points : list of (int, row)
-        All parameters' look-ahead points, in case a restart is due after the update.
+        The look-ahead points of all parameters, in case a restart is due after the update.
     starts : bool
-        Whether some parameter has its first step.
+        Whether a parameter has its first step.
     is_scheduled : bool
         Whether the hyper-parameters are functions of the step.
     """
@@ -60,11 +61,11 @@ class StepPlan(NamedTuple):
 
 
 class Engine:
-    """Plans and carries out the steps of an optimiser, and every other change of it.
+    """Plan and carry out the steps of an optimiser, and every other change of it.
 
-    A step takes the fast path if nothing but the gradients changed: one look at all arrays in compiled code, and the
-    update. If other arrays than in the last step have a gradient, or hyper-parameters are new, the step is planned. If
-    the executor finds that an array is not as it was, everything is checked again.
+    If only the gradients have changed since the last step, a step takes the fast path: one call of compiled code, which
+    checks all arrays and does the update. If other arrays than in the last step have a gradient, or hyper-parameters
+    are new, the step is planned. If the executor finds that an array is not as it was, everything is checked again.
 
     Attributes
     ----------
@@ -73,7 +74,7 @@ class Engine:
     group_of : list of int
         For each parameter the number of its group.
     state : State
-        The parameters, their state, and every number that a checkpoint holds.
+        The parameters, their state, and the other values that a checkpoint holds.
     restart : str, int or None
         The restart scheme.
     backend : str
@@ -83,13 +84,13 @@ class Engine:
     skip_nonfinite : bool
         Whether an update is skipped if any gradient holds a NaN or an infinity.
     observer : Observer or None
-        What observes every update for a trace.
+        The observer of every update that records a trace.
     gradient_restart : GradientRestart or None
-        What observes every update for the gradient scheme.
+        The observer of every update that the gradient scheme needs.
     loads, changes : int
-        How often a saved state was loaded, and how often state was changed otherwise than by a step.
+        The number of times that a saved state was loaded, and that state was changed other than by a step.
     lock : Lock
-        The lock that a step and every other change hold, through :func:`~fastmomentum.backends.base.one_caller`.
+        The lock that is held in a step and in every other change, by :func:`~fastmomentum.backends.base.one_caller`.
     """
 
     def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
@@ -122,7 +123,7 @@ class Engine:
 
     @property
     def update(self) -> Rule:
-        """The rule of the first group; the others keep the same state."""
+        """The rule of the first group; the rules of all groups have the same state slots."""
         return self.groups[0].update
 
     @property
@@ -131,9 +132,9 @@ class Engine:
         return self.state.counter.steps - self._epoch
 
     def step(self, grads: list[Any], stream: object = None) -> None:
-        """Do one update; a refused one changes nothing.
+        """Do one update, or change nothing if it raises an error.
 
-        The list of gradients is the caller's own: it keeps them alive while a kernel, which holds no lock, runs.
+        No other code may change the list of gradients meanwhile: it keeps them alive while a kernel runs without GIL.
         """
         with one_caller(self.lock):
             if stream is not self._stream:
@@ -150,7 +151,7 @@ class Engine:
         self._fast = None
         active = [grad is not None for grad in grads]
         scheduled = self._is_scheduled
-        step = self.schedule_step if scheduled else 0  # a device may have to be waited for to know the step
+        step = self.schedule_step if scheduled else 0  # reading the step may wait for a device
         rows = StepRows(self.groups, step)
         waiting = [i for i, (started, a) in enumerate(zip(self.state.started, active)) if a and not started]
         first = {i for i in waiting if rows.differ(self.group_of[i]) and not self.state.is_moving(i, self.update)}
@@ -166,14 +167,14 @@ class Engine:
         return StepPlan(active, rows, first, corrections, points, restart_points, bool(waiting), scheduled)
 
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
-        """Do the update of a plan, and what follows it."""
+        """Do the update of a plan, and the writes that follow it."""
         follows = bool(plan.corrections or plan.points) or self.restart is not None
-        # Whether a device skipped the update is asked only if what follows depends on it.
+        # Asking whether an update was skipped waits for a device, so it is done only if the writes depend on it.
         asks = self.skip_nonfinite and (self.backend != "cuda" or plan.starts or plan.is_scheduled)
         before = self.state.counter.skipped if asks else 0
         with uninterrupted() if follows or plan.starts else nullcontext():
-            usual = self._executor_checks and self._run_plan(grads, plan)
-            if not usual and not self._run_plan(self._check_and_build(grads), plan):
+            at_first = self._executor_checks and self._run_plan(grads, plan)
+            if not at_first and not self._run_plan(self._check_and_build(grads), plan):
                 raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
             if asks and self.state.counter.skipped != before:
                 return
@@ -181,7 +182,7 @@ class Engine:
                 self.state.started = [started or a for started, a in zip(self.state.started, plan.active)]
             if follows:
                 self._follow_up(plan)
-        if usual and not plan.is_scheduled and self.restart is None and not plan.first and any(plan.active):
+        if at_first and not plan.is_scheduled and self.restart is None and not plan.first and any(plan.active):
             self._fast = self._run if self._measures else self._executor.run
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
@@ -199,7 +200,7 @@ class Engine:
         return self._executor.run(grads)
 
     def _follow_up(self, plan: StepPlan) -> None:
-        """Write what follows an update: parameters without gradient go over to the next step; a restart may be due."""
+        """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
         self._write(plan.corrections, plan.points)
         reason = restart_due(self.restart, self.groups, self.schedule_step, self.gradient_restart)
         if reason:
@@ -218,28 +219,28 @@ class Engine:
         )
         self._executor.use_stream(self._stream)
         self._executor.observe_with(self._observers)
-        # Kernels can check arrays themselves, but not our views of other objects.
-        plainly = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
-        self._executor_checks = self._executor.checks and plainly
+        # Kernels check arrays themselves, but they see only our views of other objects.
+        are_plain = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
+        self._executor_checks = self._executor.checks and are_plain
         return plain
 
     def check_arrays(self) -> None:
-        """Check all arrays before several of them are written.
+        """Check that all arrays can be written.
 
         Raises
         ------
         TypeError, ValueError
-            If one cannot be written.
+            If an array cannot be written.
         """
         self.state.check_arrays([None] * len(self.group_of))
 
     def check_groups(self, groups: Sequence[ParamGroup], step: int) -> None:
-        """Check that the kernels of all arrays could take these settings at this step.
+        """Check that the kernels of all arrays can take these settings at this step.
 
         Raises
         ------
         TypeError, ValueError
-            If a setting is refused.
+            If a setting has a wrong type or value.
         """
         if groups[0].settings.get("restart") is not None and check_restart(groups) == GRADIENT:
             self.check_observable("restart")
@@ -252,7 +253,7 @@ class Engine:
                 group.row(dtype, scheduled)
 
     def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
-        """Write the initial state of these parameters, in these rows; the next step of whole arrays is a first step."""
+        """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
         self.check_arrays()
         step = self._step_after_reset(record[0]) if record[2] == ALL else self.schedule_step
         points = self._points(which, self.groups, step)
@@ -260,7 +261,7 @@ class Engine:
             self._reset(which, rows, record, points)
 
     def _step_after_reset(self, steps: int) -> int:
-        """Return the schedules' step after a reset of everything, `steps` updates having been done."""
+        """Return the schedules' step after a reset of everything that follows `steps` updates."""
         return steps - epoch(self.restart, [(steps, "", ALL)])
 
     def _reset(self, which: Sequence[int], rows: slice, record: Record, points: Sequence[PointRow]) -> None:
@@ -274,7 +275,7 @@ class Engine:
         self._write([], points)
 
     def set_setting(self, name: str, values: Sequence[Any]) -> None:
-        """Use these values, one for each group, from the next update on; with correct=True state goes over to lr."""
+        """Use these values, one for each group, from the next update on; rescale state to lr if correct=True."""
         groups = [group.with_setting(name, value) for group, value in zip(self.groups, values)]
         step = self.schedule_step if self._is_scheduled or any([group.is_scheduled for group in groups]) else 0
         self.check_groups(groups, step)
@@ -292,7 +293,7 @@ class Engine:
         return any([group.is_scheduled for group in self.groups])
 
     def _write(self, corrections: Sequence[tuple[Any, Any]], points: Sequence[PointRow]) -> None:
-        """Write state that goes over to another lr, then look-ahead points."""
+        """Write state that is rescaled to another lr, then look-ahead points."""
         if corrections:
             self.changes += 1
             self.state.write(corrections)
@@ -300,7 +301,7 @@ class Engine:
             self.state.write_points(self.update, points, self._stream)
 
     def _lr_corrections(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
-        """Return the state of these parameters that goes over to the lr that `groups` have at this step."""
+        """Return the state of these parameters, rescaled to the lr that `groups` have at this step."""
         found: list[tuple[Any, Any]] = []
         if not any([group.correct for group in self.groups]):
             return found
@@ -312,7 +313,7 @@ class Engine:
         return found
 
     def _points(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[PointRow]:
-        """Return what the look-ahead points of these parameters are to be computed from; nothing without look-ahead."""
+        """Return the values that the look-ahead points of these parameters are computed from; [] without look-ahead."""
         if groups[0].update.gradient_slot == "p":
             return []
         return self.state.point_rows(which, groups, self.group_of, step)
@@ -336,7 +337,7 @@ class Engine:
         self.check_groups(groups, step)
         self.check_arrays()
         state = self.state
-        slots = [pair for ours, theirs in zip(state.slots, saved["state"]) for pair in zip(ours, theirs)]
+        slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
         with uninterrupted():
             self.loads += 1
             state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
@@ -346,11 +347,11 @@ class Engine:
             state.write(slots)
 
     def write_points(self) -> None:
-        """Write all look-ahead points anew."""
+        """Compute and write all look-ahead points."""
         self.state.write_points(self.update, self._points(self._all, self.groups, self.schedule_step), self._stream)
 
     def report(self, value: float, record: Record) -> bool:
-        """Keep the objective; reset everything, with this record, if it has risen, and return whether it has."""
+        """Store the objective and return whether it has risen; if it has, reset everything, with this record."""
         risen = self.state.value is not None and value > self.state.value
         points: list[PointRow] = []
         if risen:
@@ -366,8 +367,8 @@ class Engine:
     def _observers(self) -> list[Observer]:
         return [observer for observer in (self.gradient_restart, self.observer) if observer is not None]
 
-    def check_observable(self, asked: str) -> None:
-        """Check that updates can be observed, as the argument called `asked` needs.
+    def check_observable(self, name: str) -> None:
+        """Check that updates can be observed, as the argument or method `name` needs.
 
         Raises
         ------
@@ -375,10 +376,12 @@ class Engine:
             If the arrays are on a device.
         """
         if self.backend == "cuda":
-            raise TypeError(f"{asked}: expected arrays on the host; got some on a device, where no step is waited for")
+            raise TypeError(
+                f"{name}: expected arrays on the host; got some on a device, which a step does not wait for"
+            )
 
     def observe(self, observer: Observer | None, gradient_restart: GradientRestart | None) -> None:
-        """Let these observe every update from now on."""
+        """Let these observers, or none, see every update from now on."""
         self.observer, self.gradient_restart = observer, gradient_restart
         self._executor.observe_with(self._observers)
         self._active, self._fast = [], None
@@ -390,7 +393,7 @@ class Engine:
         with one_caller(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept)
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.update(attributes)
         self.lock, self._stream, self.observer = Lock(), None, None
         self._check_and_build([None] * len(self.group_of))

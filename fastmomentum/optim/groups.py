@@ -19,14 +19,14 @@ SCHEDULED = ("lr", "momentum")
 """The settings that may be functions of the step."""
 
 PLAIN = (float, int, bool, str, type(None))
-"""The types of settings that are kept, and saved, as they are."""
+"""The types of settings that a group stores, and a checkpoint holds, as they are."""
 
 SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings that all groups share."""
 
 
 class ParamGroup:
-    """Settings of a group of arrays, and the rule that they resolve to.
+    """Hold the settings of a group of arrays, and the rule that they resolve to.
 
     Attributes
     ----------
@@ -35,14 +35,14 @@ class ParamGroup:
     update : Rule
         The rule with the stages that the settings ask for.
     correct : bool
-        Whether state goes over to a new lr.
+        Whether state that holds lr is rescaled when lr changes.
     max_norm : float or None
-        The limit on the norm of all gradients together.
+        The limit on the norm of all gradients, as one vector.
     """
 
     def __init__(self, settings: Mapping[str, Any], resolved: tuple[Rule, dict[str, Any]] | None = None) -> None:
         self.settings = settings = {
-            name: value if type(value) in PLAIN else _setting(name, value) for name, value in settings.items()
+            name: value if type(value) in PLAIN else _stored(name, value) for name, value in settings.items()
         }
         options = {name: value for name, value in settings.items() if name != "restart"}
         self.update, self._given = resolved or resolve_options(**options)
@@ -85,9 +85,9 @@ class ParamGroup:
 
     def with_setting(self, name: str, value: Any) -> Self:
         """Return this group with another lr or momentum."""
-        if name not in self._given:  # the rule does not take it, but it must be a value that rules can take
+        if name not in self._given:  # the rule does not take this setting, but its value is checked all the same
             return type(self)(self.settings | {name: value})
-        value = value if type(value) in PLAIN else _setting(name, value)
+        value = value if type(value) in PLAIN else _stored(name, value)
         found = type(self)(self.settings | {name: value}, (self.update, self._given | {name: value}))
         if type(value) is float and not self.is_scheduled:
             found._rows = {key: row.replace({name: value}) for key, row in self._rows.items()}
@@ -101,7 +101,7 @@ class ParamGroup:
     def scheduled_values(self, step: int) -> dict[str, Any]:
         """Return the values of the functions of the step for the update with this number.
 
-        A rule that declares lr_next or momentum_next gets the value for the update after that as well.
+        If the rule declares lr_next or momentum_next, the value for the following update is among them.
         """
         found = {}
         for name, function in self._scheduled.items():
@@ -111,33 +111,33 @@ class ParamGroup:
         return found
 
     def values(self, step: int) -> dict[str, Any]:
-        """Return the hyper-parameters given to the rule for the update with this number."""
+        """Return the hyper-parameters that the rule gets for the update with this number."""
         return {**self._given, **self.scheduled_values(step)}
 
     def first_values(self, given: Mapping[str, Any], first: bool) -> Mapping[str, Any]:
-        """Return these values, or those of an array's first step from rest if `first`."""
+        """Return these values or, if `first`, the values of an array's first step from rest."""
         if not self._takes_first(given, first):
             return given
-        own = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
-        return {**given, **own}
+        replaced = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
+        return {**given, **replaced}
 
     def _takes_first(self, given: Mapping[str, Any], first: bool) -> bool:
         # Without momentum no velocity is kept, and every step is a first one, as in torch.optim.SGD.
         return bool(self.update.first) and (first or given.get("momentum", self._given.get("momentum")) == 0)
 
     def row(self, dtype: np.dtype[Any], scheduled: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
-        """Return the hyper-parameters as a kernel takes them, with these values of the functions of the step."""
+        """Return the hyper-parameters as a kernel takes them; `scheduled` has the values of functions of the step."""
         key = dtype, self._takes_first(scheduled, first)
         if key in self._rows:
-            known = self._rows[key]
-            return known.replace(scheduled).row if scheduled else known.row
+            cached = self._rows[key]
+            return cached.replace(scheduled).row if scheduled else cached.row
         made = HyperRow.make(self.update, dtype, self.first_values({**self._given, **scheduled}, first))
         self._rows[key] = made
         return made.row
 
 
 class HyperRow(NamedTuple):
-    """The hyper-parameters of a rule as a kernel takes them, and the values that they were computed from.
+    """Hold the hyper-parameters of a rule as a kernel takes them, and the values that they were computed from.
 
     Attributes
     ----------
@@ -146,11 +146,11 @@ class HyperRow(NamedTuple):
     dtype : dtype
         The arrays' dtype.
     given : mapping
-        The hyper-parameters as they were given.
+        The hyper-parameters that the user gave.
     values : mapping of str to float
-        All of them, defaults filled in, in double precision.
+        All parameters of the rule, with defaults, in double precision.
     row : tuple
-        What a kernel takes.
+        The hyper-parameters in the order of ``record.hyper``, derived ones included, in the arrays' dtype.
     """
 
     record: Record
@@ -166,9 +166,9 @@ class HyperRow(NamedTuple):
         return cls(record, dtype, given, resolve_values(record, given), row)
 
     def replace(self, changed: Mapping[str, Any]) -> "HyperRow":
-        """Return the row with other values of some hyper-parameters; only what depends on these is computed anew.
+        """Return the row with other values of some hyper-parameters, and compute only the numbers that depend on them.
 
-        A value that is not a float well inside of its range takes the long way, with all checks.
+        If a value is not a float strictly inside its range, the whole row is made anew, with all checks.
         """
         record, cast, (least, most) = self.record, self.dtype.type, _finite(self.dtype)
         given, values, row = {**self.given, **changed}, {**self.values, **changed}, list(self.row)
@@ -189,40 +189,36 @@ class HyperRow(NamedTuple):
 
 @cache
 def _finite(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the least and the greatest finite number of a dtype."""
+    """Return the lowest and the highest finite number of a dtype."""
     limits = np.finfo(dtype)
     return float(limits.min), float(limits.max)
 
 
 class StepRows:
-    """The hyper-parameters of one step of all groups; every function of the step is called once.
-
-    Called with a group's number, a dtype, and whether a row for an array's first step from rest is asked for, it
-    returns the row as a kernel takes it.
-    """
+    """Compute the hyper-parameters of one step of all groups, and call every function of the step only once."""
 
     def __init__(self, groups: Sequence[ParamGroup], step: int) -> None:
         self._groups, self._scheduled = groups, [group.scheduled_values(step) for group in groups]
 
     def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
-        """Return a row as a kernel takes it."""
+        """Return the group's hyper-parameters as a kernel takes them; `first` stands for an array's first step."""
         return self._groups[group].row(dtype, self._scheduled[group], first)
 
     def differ(self, group: int) -> bool:
-        """Return whether an array's first step from rest has values of its own."""
+        """Return whether an array's first step from rest has other values than its later steps."""
         return bool(self._groups[group].update.first) and self.values(group, True) != self.values(group, False)
 
     def values(self, group: int, first: bool) -> dict[str, Any]:
-        """Return these values by name, as users give them."""
-        mine = self._groups[group]
-        given = mine.first_values({**mine._given, **self._scheduled[group]}, first)
-        return resolve_values(mine.update, given, lambda name, value, allowed: value)
+        """Return the group's hyper-parameters by name, as users give them."""
+        settings = self._groups[group]
+        given = settings.first_values({**settings._given, **self._scheduled[group]}, first)
+        return resolve_values(settings.update, given, lambda name, value, allowed: value)
 
 
-def _setting(name: str, value: Any) -> Any:
-    """Return a setting as it is kept: for a 0-d array, which may be written to later, the number that it holds now.
+def _stored(name: str, value: Any) -> Any:
+    """Return a setting as a group stores it: a 0-d array as the number in it, since the array may be written to later.
 
-    A scalar in device memory stays there: it is lr or momentum, and is read at every step.
+    lr or momentum in device memory stays there, and kernels read it at every step.
     """
     if name in SCHEDULED and is_on_device(value):
         return scalars.DeviceScalar(scalars.view(name, value))
@@ -232,14 +228,14 @@ def _setting(name: str, value: Any) -> Any:
 
 
 class Layout(NamedTuple):
-    """The arrays and groups in what the user passed as `params`.
+    """Hold the arrays and groups of the argument `params`.
 
     Attributes
     ----------
     params : list of arrays
         All groups' arrays, in order.
     names : list of str
-        Their names in messages.
+        The names of the arrays in messages.
     groups : list of ParamGroup
         The groups.
     group_of : list of int
@@ -255,13 +251,13 @@ class Layout(NamedTuple):
     single: bool
 
 
-def _listed(params: Any) -> Any:
-    """Return a generator, or the values of a dict, as a list; anything else as it is."""
+def _to_list(params: Any) -> Any:
+    """Return an iterator, or the values of a dict, as a list, and anything else as it is."""
     return list(params) if isinstance(params, Iterator | ValuesView) else params
 
 
 def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
-    """Return the arrays, their names in messages, and the groups in what the user passed as `params`.
+    """Return the arrays and groups of the argument `params`; `shared` has the settings given beside it.
 
     Raises
     ------
@@ -271,7 +267,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     """
     if is_array(params):
         return Layout([params], ["params"], [ParamGroup(shared)], [0], True)
-    params = _listed(params)
+    params = _to_list(params)
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence of arrays, or a sequence of dicts with 'params'; "
@@ -294,17 +290,19 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
                 raise TypeError(
                     f"{where}: {name} is expected beside the groups, as all groups share it; got it in a group"
                 )
-        mine = [entry["params"]] if is_array(entry["params"]) else _listed(entry["params"])
-        if not isinstance(mine, Sequence) or isinstance(mine, str):
-            raise TypeError(f"{where}['params']: expected an array or a sequence of them; got {checks.describe(mine)}")
+        arrays = [entry["params"]] if is_array(entry["params"]) else _to_list(entry["params"])
+        if not isinstance(arrays, Sequence) or isinstance(arrays, str):
+            raise TypeError(
+                f"{where}['params']: expected an array or a sequence of them; got {checks.describe(arrays)}"
+            )
         settings = {name: value for name, value in entry.items() if name != "params"}
         for name in settings:
             if not isinstance(name, str):
                 raise TypeError(f"{where}: expected names of settings; got {name!r}")
         layout.groups.append(ParamGroup({**shared, **settings}))
-        layout.params.extend(mine)
-        layout.names.extend(f"{where}['params'][{i}]" for i in range(len(mine)))
-        layout.group_of.extend([number] * len(mine))
+        layout.params.extend(arrays)
+        layout.names.extend(f"{where}['params'][{i}]" for i in range(len(arrays)))
+        layout.group_of.extend([number] * len(arrays))
         if layout.groups[-1].update.state != layout.groups[0].update.state:
             raise ValueError(
                 f"{where}: expected settings under which the rule keeps the same state as in the other groups"

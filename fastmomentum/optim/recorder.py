@@ -1,4 +1,4 @@
-"""Records the steps of an optimiser in a trace."""
+"""Record the steps of an optimiser in a trace."""
 
 from collections.abc import Callable, Mapping
 from itertools import groupby
@@ -11,7 +11,7 @@ from fastmomentum.optim.trace import EMPTY, Row, Trace, combine
 
 
 class Recorder:
-    """Observes every update of an optimiser for a trace."""
+    """Observe every update of an optimiser, and record it in a trace."""
 
     def __init__(self, trace: Trace, engine: Engine) -> None:
         self._trace, self._engine = trace, engine
@@ -19,7 +19,7 @@ class Recorder:
         self._first = self._next = engine.state.counter.steps
 
     def before_step(self, grads: list[Any], executor: HostExecutor) -> Callable[[], None] | None:
-        """Measure the update that is to come, and return what records it afterwards."""
+        """Measure the update before it is done, and return the function that records it afterwards."""
         trace, engine = self._trace, self._engine
         step, loads, changes = engine.state.counter.steps, engine.loads, engine.changes
         schedule_step = engine.schedule_step
@@ -60,21 +60,24 @@ class Recorder:
         return self._engine.group_of[i]
 
     def _is_at_rest(self, schedule_step: int, sums: Mapping[int, StepSums]) -> bool:
-        """Return whether a velocity that should not be zero is zero, of arrays that had a step, if any had one."""
+        """Return whether all velocities are zero, though lr, momentum and gradients say that they should not be.
+
+        Only arrays that have had a step count, if any has had one.
+        """
         engine = self._engine
         started = engine.state.started
         members = [i for i in sums if started[i] or not any(started)]
         groups = [engine.groups[self._group(i)] for i in members]
         before = [group.value("lr", schedule_step - 1) for group in groups] if schedule_step else []
-        lasting = any(group.value("momentum", schedule_step) for group in groups)
-        if not (lasting and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
+        has_momentum = any(group.value("momentum", schedule_step) for group in groups)
+        if not (has_momentum and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
             return False
         found = [sums[i] for i in members]
         return not any(each.velocity for each in found) and any(each.gradient and each.step for each in found)
 
 
 def start_trace(engine: Engine, every: int) -> Trace:
-    """Let a new trace record every n-th step of an optimiser from now on, and return it.
+    """Return a new trace that records every n-th step of an optimiser from now on.
 
     Raises
     ------

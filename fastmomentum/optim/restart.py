@@ -1,14 +1,15 @@
-"""Restart schemes, and what a reset covers.
+"""Restart schemes, and the scope of a reset: which arrays and rows it resets.
 
-A restart scheme resets the state by itself when momentum does more harm than good:
+With a restart scheme an optimiser resets its state by itself:
 
-    gradient   after an update whose displacement opposed the gradient, g·(p⁺ − p) > 0
-    function   after an objective greater than the one before, as told to ``opt.report``
+    gradient   after an update that went up the gradient, g·(p⁺ − p) > 0
+    function   when ``opt.report`` gets an objective that is greater than the one before
     n          after every n updates
     schedule   when lr or momentum begins a new period (:class:`fastmomentum.schedules.WarmRestarts`)
 
-The first three are those of O'Donoghue and Candès (2015, sections 3.1 and 3.2). There the momentum sequence begins anew
-as well: functions of the step are called with the number of updates since the last reset of everything.
+The first three are those of O'Donoghue and Candès (2015, sections 3.1 and 3.2), whose restarts also begin the momentum
+sequence anew. So with these three, functions of the step are called with the number of updates since the last reset of
+everything.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
     Raises
     ------
     TypeError, ValueError
-        If there is no such scheme, or no schedule for it.
+        If there is no such scheme, or if the scheme "schedule" is given without a schedule.
     """
     value = groups[0].settings.get("restart")
     if value is None or value in (GRADIENT, FUNCTION, SCHEDULE):
@@ -46,34 +47,34 @@ def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
 
 
 def epoch(restart: str | int | None, resets: Sequence[tuple[int, str, str]]) -> int:
-    """Return the number of updates that were done when functions of the step began, or began anew."""
+    """Return the number of updates before the one for which functions of the step are called with 0."""
     if restart in (None, SCHEDULE):
         return 0
     return max((step for step, _, scope in resets if scope == ALL), default=0)
 
 
 class GradientRestart:
-    """Observes whether an update goes up the gradient: whether g·(p⁺ − p), summed over all arrays, is positive."""
+    """Observe whether an update goes up the gradient: whether g·(p⁺ − p), summed over all arrays, is positive."""
 
     is_uphill = False
 
     def before_step(self, grads: list[Any], executor: HostExecutor) -> Callable[[], None] | None:
-        """Compute the sign before the update, from the step that is to come."""
+        """Compute the sum from the update that follows, before it is done."""
         sums = executor.measure(grads)
         if sums is None:
             return None
         self.is_uphill = sum_in_order(each.slope for each in sums.values()) > 0.0
-        return _nothing
+        return _do_nothing
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 def restart_due(
     restart: str | int | None, groups: Sequence[ParamGroup], step: int, gradient: GradientRestart | None
 ) -> str | None:
-    """Return the reason for a restart after an update that brought functions of the step to this `step`, if any."""
+    """Return the reason for a restart after an update, or None; functions of the step have reached this `step`."""
     if gradient is not None and gradient.is_uphill:
         return "gradient scheme: the update went up the gradient"
     if restart == SCHEDULE:
@@ -90,7 +91,7 @@ def _begins(value: Any, step: int) -> bool:
 
 
 class Reset(NamedTuple):
-    """One reset on record: the number of updates done before it, the reason, and what it covered."""
+    """Hold the record of a reset: the number of updates done before it, the reason, and the scope in words."""
 
     step: int
     reason: str
@@ -98,7 +99,7 @@ class Reset(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What a reset covers: the numbers of the arrays, their rows, and both in words."""
+    """Hold the scope of a reset: the numbers of the arrays, their rows, and both in words."""
 
     which: list[int]
     rows: slice
@@ -108,7 +109,7 @@ class Scope(NamedTuple):
 def reset_scope(
     group_of: Sequence[int], groups: int, shapes: Sequence[tuple[int, ...]], group: Any, array: Any, rows: Any
 ) -> Scope:
-    """Return what these arguments of reset() cover.
+    """Return the scope that the arguments `group`, `array` and `rows` of reset() stand for.
 
     Raises
     ------
@@ -124,7 +125,7 @@ def reset_scope(
         raise TypeError("group, array: expected one of them; got both")
     if group is not None:
         number = group_index("group", group, groups)
-        return Scope([i for i, mine in enumerate(group_of) if mine == number], ALL_ROWS, f"group {number}")
+        return Scope([i for i, owner in enumerate(group_of) if owner == number], ALL_ROWS, f"group {number}")
     if array is None:
         return Scope(list(range(count)), ALL_ROWS, ALL)
     i = group_index("array", array, count)

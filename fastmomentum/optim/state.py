@@ -1,4 +1,4 @@
-"""The state of an optimiser: its arrays, and every number that a checkpoint holds."""
+"""The state of an optimiser: its arrays, and the other values that a checkpoint holds."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ ALL_ROWS = slice(None)
 """All rows of an array, also of one that has no axis."""
 
 INITIAL = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}
-"""How a user makes the initial value of a slot."""
+"""The expression with which a user makes each initial value of a slot, for messages."""
 
 
 def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
@@ -27,7 +27,7 @@ def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
     Raises
     ------
     TypeError, ValueError
-        If their number, a dtype or a shape is not as it must be.
+        If the number of arrays, a dtype or a shape is wrong.
     """
     slots = rule.slots
     if len(slots) == 1 and value is not None and not isinstance(value, tuple):
@@ -42,22 +42,22 @@ def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
 
 
 class State:
-    """Parameters and the state that belongs to them, on the host or on a device.
+    """Hold the parameters and their state, on the host or on a device, and the counts and resets of a run.
 
     Attributes
     ----------
     given : list of arrays
         The parameters, as the user passed them.
     params : list of arrays
-        The same parameters as plain arrays, as of the last :meth:`check_arrays`.
+        The same parameters as plain arrays, which the last :meth:`check_arrays` made.
     slots : list of tuple of arrays
         The state slots of each parameter; the optimiser owns these arrays.
     started : list of bool
         For each parameter whether it has had its first step.
     counter : StepCounter
-        Updates done and skipped.
+        The numbers of updates done and skipped.
     resets : list of (int, str, str)
-        The resets on record: updates done before it, reason, scope.
+        For each reset the number of updates done before it, the reason, and the scope.
     value : float or None
         The objective that was reported last.
     device : int
@@ -95,7 +95,7 @@ class State:
         Raises
         ------
         TypeError, ValueError
-            If an array is not as it must be, or shares memory with one that is written.
+            If an array has a wrong dtype, shape or layout, or shares memory with an array that is written.
         """
         self.params = [self._array(name, param) for name, param in zip(self._names, self.given)]
         written = dict(zip(self._names, self.params))
@@ -137,7 +137,7 @@ class State:
     def point_rows(
         self, which: Iterable[int], groups: Sequence[ParamGroup], group_of: Sequence[int], step: int
     ) -> list[tuple[int, tuple[Any, ...]]]:
-        """Return for each of these parameters the lr and momentum of this step, by which its look-ahead point follows.
+        """Return the lr and momentum of this step for the look-ahead point of each of these parameters.
 
         The list is empty for a rule without look-ahead.
         """
@@ -157,7 +157,7 @@ class State:
                 self._arrays.point(rule, self.arrays_of(i), row, stream)
 
     def lr_corrections(self, i: int, rule: Rule, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
-        """Return the slots of a parameter that go over to a new lr, each with its new values on the host."""
+        """Return the slots of a parameter that hold lr, each with its values for the new lr, on the host."""
         if lr == lr_next:
             return []
         found = []
@@ -177,7 +177,7 @@ class State:
                 self._arrays.copy(slot, values)
 
     def number(self, value: Any) -> Any:
-        """Return a setting as it can be saved: for a scalar in device memory, the number that it holds."""
+        """Return the number in a scalar in device memory, and any other setting as it is."""
         with self._arrays.on(self.device):
             return self._arrays.number(value) if hasattr(value, "owner") else value
 
@@ -194,6 +194,6 @@ class State:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_arrays"}  # a module
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept)
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.update(attributes)
         self._arrays = backends.arrays_of(self._backend)

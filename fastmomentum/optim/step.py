@@ -1,4 +1,4 @@
-"""One update without an object, and many arrays made one."""
+"""The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -35,20 +35,23 @@ def step(
     stream: Any = None,
     **hyper: float,
 ) -> None:
-    """Update `param` and `state` in place, in one pass over memory, by the raw formula without a first-step case.
+    """Update `param` and `state` in place, in one pass over memory, by the same formula at every step.
 
-    With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v. Options act on the gradient first, in torch's order:
-    clip by value, negate (maximize), add weight_decay·p; then p ← p·(1 − lr·decoupled_weight_decay), then the rule.
+    With the rule "pytorch": v ← μv + (1−τ)g; p ← p − lr·v
+
+    Options change the gradient first, in torch's order: clip by value, negate (maximize), add weight_decay·p. Then
+    follows p ← p·(1 − lr·decoupled_weight_decay), then the rule. A first step from v = 0 is dampened like all others,
+    unlike that of torch.optim.SGD and of :class:`Momentum`.
 
     Parameters
     ----------
     param : array
         float32 or float64, C-contiguous, of any shape; it is written. A NumPy array, or an array in the memory of a
         CUDA device: Numba's, CuPy's, a torch tensor, anything with ``__cuda_array_interface__`` or DLPack.
-    state : array, tuple of ndarray, or None
-        As the rule declares, like `param` in dtype and shape; it is written. For most rules the velocity, zero
-        before the first step; for heavy_ball and nesterov_positions the previous position, at first a copy of
-        `param`; None for sgd.
+    state : array, tuple of arrays, or None
+        The state that the rule declares, like `param` in dtype and shape; it is written. For most rules it is the
+        velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first a
+        copy of `param`; None for sgd.
     grad : array
         Like `param`; it is only read. NaN and infinities in it propagate as in NumPy.
     rule : str, Rule or chain
@@ -71,18 +74,18 @@ def step(
         None selects the compiled backend of the arrays' memory, "cpu" or "cuda"; "numpy" is the reference. All give the
         same bits.
     threads : int
-        The number of threads that may work, −1 for all; None for the number that :func:`fastmomentum.set_threads` set,
-        1 at first. Fewer threads work if more would be slower or unsafe; the bits are the same.
+        The greatest number of threads to use, −1 for all; None for the number that :func:`fastmomentum.set_threads`
+        set, which is 1 at first. Fewer threads are used if more would be slower or unsafe; the bits are the same.
     stream : optional
-        On a device, the stream to run in: of CUDA, Numba, torch or CuPy, or a handle; None for the arrays' own. The
-        call does not wait for the device.
+        For arrays on a device the stream to run in: a stream of CUDA, Numba, torch or CuPy, or its handle; None for the
+        stream of the arrays. The call does not wait for the device.
     **hyper : float
         The rule's other hyper-parameters (momentum_next, the values of a chain's stages, a user rule's own).
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused; nothing has been written then.
+        If an argument has a wrong type or value; nothing has been written then.
 
     Examples
     --------
@@ -105,7 +108,7 @@ def step(
     # fmt: on
     try:
         update, kernel, row = _plan(*settings, **hyper)
-    except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is refused
+    except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
         update, kernel, row = _plan.__wrapped__(*settings, **hyper)
     arrays = (param, *check_state(update, state, param))
     grad = checks.array("grad", grad, like=param, write=False)
@@ -130,7 +133,7 @@ def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
 
 
 def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:
-    """Update arrays on a device; the last one is the gradient."""
+    """Update arrays on a device; the last array is the gradient."""
     from fastmomentum.backends.cuda import arrays as device_arrays
     from fastmomentum.backends.cuda import kernels, streams
 
@@ -143,17 +146,17 @@ def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream:
 
 
 def _in_threads(update: Rule, arrays: Any, grad: Any, row: Any, threads: int | None) -> bool | None:
-    """Run the threaded kernel and return its answer; None if the serial kernel must run."""
+    """Run the threaded kernel and return whether it did the update; None if the serial kernel must run."""
     count = thread_pool.worthwhile(grad.size, threads)
     if count == 1:
         return None
     from fastmomentum.backends.cpu import kernels
 
     kernel = kernels.kernel(update, grad.dtype, parallel=True)
-    ours = thread_pool.region()
-    if ours is None:
+    region = thread_pool.region()
+    if region is None:
         return None
-    with ours:
+    with region:
         return kernel(arrays, grad, row, count)
 
 
@@ -201,25 +204,26 @@ def _plan(
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """Return one flat array with the contents of `arrays`, one after another, and views of it in their shapes.
 
-    An update of the flat array updates all views. For thousands of small arrays that is less work than to update each,
-    and it makes their gradients one argument: flatten these once, and write each step's gradients into the views. In
-    exchange, single arrays cannot be left out of a step.
+    An update of the flat array updates all views. For thousands of small arrays that is faster than an update of each.
+    Flatten the gradients once, too, and write the gradients of each step to their views. Single arrays cannot be left
+    out of a step then.
 
     Parameters
     ----------
     arrays : sequence of ndarray
-        Arrays of one dtype, float32 or float64, strided or not; they are copied, not kept.
+        Arrays of one dtype, float32 or float64, contiguous or not; they are copied.
 
     Returns
     -------
     flat : ndarray, 1-D
+        The contents of all arrays.
     views : list of ndarray
-        In the order of `arrays`, contiguous; writing to them writes to `flat`.
+        Contiguous views of `flat`, in the order of `arrays`.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not a sequence of arrays, or one has another dtype than the first.
+        If `arrays` is not a sequence of arrays, or if an array has another dtype than the first.
 
     Examples
     --------
@@ -233,7 +237,7 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """
     if not isinstance(arrays, list | tuple | Sequence):
         raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
-    # A copy is contiguous, as a view need not be.
+    # A copy is contiguous, as the checks require.
     copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
     given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
     if not given:
