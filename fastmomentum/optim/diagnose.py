@@ -1,6 +1,6 @@
-"""Says in words what happened in a run, from its trace: one function for each kind of trouble, and diagnose().
+"""The function diagnose(), which finds the troubles of a run in its trace, and a function for each kind of trouble.
 
-Each function is written so that a healthy run gives it no reason to speak; its docstring says what it takes for a sign.
+These functions are written to find nothing in a healthy run; their docstrings say what they take for a sign of trouble.
 """
 
 import math
@@ -11,29 +11,32 @@ import numpy as np
 
 from fastmomentum import checks, theory
 from fastmomentum.checks import ABOVE_ZERO
-from fastmomentum.optim.trace import Floats, Series, Trace
+from fastmomentum.optim.trace import Bools, Floats, Series, Trace
 from fastmomentum.rules.base import Rule
 from fastmomentum.theory.spectrum import check_spectrum
 
-SHORTEST, GROWTH = 30, 100.0
-"""The steps that an oscillation must last, and the factor by which the gradient of a diverging run must grow."""
+MIN_OSCILLATION = 30
+"""The least number of steps of an oscillation that is a finding."""
 
-REMAINING = 1e-3
-"""A run whose gradient has fallen to this part of its largest has made progress: what follows may be rounding."""
+MIN_GROWTH, MIN_GROWTH_STEPS = 100.0, 10
+"""The least factor by which the gradient of a diverging run grows, and the least number of steps in which it does."""
 
-STILL = 10
-"""The number of consecutive steps lost in rounding that make a stall."""
+LARGE_GRADIENT = 1e-3
+"""The part of the largest gradient of a run above which a gradient is large; below it, rounding may move the run."""
+
+MIN_STALL = 10
+"""The least number of consecutive steps of a stall that change no element."""
 
 
 class Finding(NamedTuple):
-    """One thing that happened in a run.
+    """Hold one trouble of a run.
 
     Attributes
     ----------
     kind : str
         "zeroed", "written", "cold start", "not finite", "diverging", "oscillating", "stalled" or "unstable".
     steps : tuple of int
-        The first and the last step that show it.
+        The first and the last step that show the trouble.
     group : int or None
         The number of the group; None if the optimiser has one group, or if the finding concerns all of them.
     words : str
@@ -50,18 +53,18 @@ class Finding(NamedTuple):
 
 
 def written(trace: Trace) -> Iterator[Finding]:
-    """Yield a finding for each velocity that is not, to the bit, as the update before left it, without a reset."""
+    """Yield a finding for each velocity that other code than the update has changed, if no reset is on record."""
     several = len(trace.groups) > 1
     for event in trace.written:
         numbers = {"left": event.left, "found": event.found, "array": float(event.array)}
-        rest = event.found == 0 or event.inside
+        is_zeroed = event.found == 0 or event.inside
         if event.inside:
             words = (
                 f"Step {event.step - 1} discarded the velocity: it left a norm of {event.found:.3g}, as the rule does "
                 f"from a zero velocity; from the velocity that it was given it would have left {event.left:.3g}. No "
                 "reset is on record. Look for a condition in the update that sets the velocity to zero."
             )
-        elif rest:
+        elif is_zeroed:
             words = (
                 f"The velocity fell to zero before step {event.step} without a reset on record: the update before had "
                 f"left a norm of {event.left:.3g}. Some code wrote to it, or replaced it. If that is intended, call "
@@ -73,12 +76,12 @@ def written(trace: Trace) -> Iterator[Finding]:
                 f"{event.left:.6g}, the step found {event.found:.6g}. (If a rule keeps positions, a write to the "
                 "parameters has this effect.)"
             )
-        kind = "zeroed" if rest else "written"
+        kind = "zeroed" if is_zeroed else "written"
         yield Finding(kind, (event.step - 1, event.step), event.group if several else None, words, numbers)
 
 
-def cold(trace: Trace) -> Iterator[Finding]:
-    """Yield a finding for each start after updates at which the velocity is zero without a reset on record."""
+def cold_starts(trace: Trace) -> Iterator[Finding]:
+    """Yield a finding for each start of the trace at which the velocity is zero, but should not be."""
     for start in trace.starts:
         if start.at_rest:
             words = (
@@ -97,7 +100,7 @@ def not_finite(series: Series, group: int | None) -> Iterator[Finding]:
         if bad.size:
             at = int(series.steps[bad[0]])
             words = (
-                f"The {name} is not finite from step {at} on. Its norm was {_before(values, bad[0])}. Look at the "
+                f"The {name} is not finite from step {at} on. Its norm was {_norm_before(values, bad[0])}. Look at the "
                 "steps before; skip_nonfinite=True skips such updates."
             )
             yield Finding("not finite", (at, int(series.steps[bad[-1]])), group, words, {"step": float(at)})
@@ -105,10 +108,10 @@ def not_finite(series: Series, group: int | None) -> Iterator[Finding]:
 
 
 def diverging(series: Series, group: int | None) -> Iterator[Finding]:
-    """Yield a finding if the gradient grows, as fast at the end as at the start, opposed to the velocity at every step.
+    """Yield a finding if the gradient grows as fast at the end as at the start, opposed to the velocity at every step.
 
-    With a good tuning at large κ growth slows down from the first step on; on the way down from a saddle, velocity and
-    gradient have one direction.
+    A good tuning at large κ is no finding, as the growth of its gradient slows down from the first step on. Nor is the
+    way down from a saddle, on which velocity and gradient have the same direction.
     """
     for first, last in _opposed(series):
         size = series.gradient[first:last]
@@ -117,24 +120,25 @@ def diverging(series: Series, group: int | None) -> Iterator[Finding]:
             words = (
                 f"The run overshoots and diverges: from step {begin} to {end} the gradient grew from {size[0]:.3g} to "
                 f"{size[-1]:.3g}, {(size[-1] / size[0]) ** (1 / (len(size) - 1)):.3g} times a step, opposed to the "
-                f"velocity throughout. The learning rate is too large: lr/(1 − μ) was {_effective(series, first):.3g}."
+                "velocity throughout. The learning rate is too large: lr/(1 − μ) was "
+                f"{_effective_lr(series, first):.3g}."
             )
             numbers = {"from": float(size[0]), "to": float(size[-1])}
             yield Finding("diverging", (begin, end), group, words, numbers)
 
 
 def oscillating(series: Series, group: int | None) -> Iterator[Finding]:
-    """Yield a finding if velocity and gradient oppose each other for four times momentum's memory, without progress.
+    """Yield a finding if velocity and gradient oppose each other for four decay times, and the gradient does not fall.
 
-    In a swing that momentum damps they oppose each other on half of the way only; a damped zigzag falls by e⁻² within
-    half of that time. A run in its last digits, or whose gradient has fallen a thousandfold, does not count.
+    The decay time is 1/(1 − √μ) steps. A slow oscillation that momentum damps is no finding, as velocity and gradient
+    oppose each other only half of the time; nor is a damped zigzag, as the gradient falls by e⁻² in two decay times. A
+    run in its last digits, or whose gradient has fallen a thousandfold, is no finding, either.
     """
     for first, last in _opposed(series):
         size, part = series.gradient[first:last], slice(first, last)
         momentum = float(np.nanmax(series.momentum[part]))
-        memory = 1.0 / (1.0 - math.sqrt(momentum)) if momentum < 1 else math.inf
-        need = max(SHORTEST, 4.0 * memory)
-        if len(size) < need or _grows(size):
+        decay_time = 1.0 / (1.0 - math.sqrt(momentum)) if momentum < 1 else math.inf
+        if len(size) < max(MIN_OSCILLATION, 4.0 * decay_time) or _grows(size):
             continue
         middle = len(size) // 2
         early, late = np.median(size[middle : middle + 5]), np.median(size[-5:])
@@ -145,81 +149,80 @@ def oscillating(series: Series, group: int | None) -> Iterator[Finding]:
                 f"The run oscillates: from step {begin} to {end} velocity and gradient were opposed at every step "
                 f"(median cosine {np.median(series.cosine[part]):.2f}), and the gradient no longer fell "
                 f"({early:.3g} half-way, {late:.3g} at the end). Lower the learning rate; lr/(1 − μ) was "
-                f"{_effective(series, last - 1):.3g}."
+                f"{_effective_lr(series, last - 1):.3g}."
             )
             numbers = {"cosine": float(np.median(series.cosine[part])), "ratio": ratio}
             yield Finding("oscillating", (begin, end), group, words, numbers)
 
 
 def stalled(series: Series, group: int | None) -> Iterator[Finding]:
-    """Yield a finding for steps that change no element, though lr > 0 and the gradient is still large."""
-    still = (series.step == 0) & (series.left > 0) & (series.lr > 0) & (series.gradient > 0)
-    far = series.gradient > REMAINING * np.nanmax(series.gradient, initial=0.0)
-    for first, last in _runs(still & far):
-        if last - first >= STILL:
+    """Yield a finding for consecutive steps that change no element, though lr > 0 and the gradient is still large."""
+    unchanged = (series.step == 0) & (series.left > 0) & (series.lr > 0) & (series.gradient > 0)
+    large = series.gradient > LARGE_GRADIENT * np.nanmax(series.gradient, initial=0.0)
+    for first, last in _runs(unchanged & large):
+        if last - first >= MIN_STALL:
             begin, end = int(series.steps[first]), int(series.steps[last - 1])
             words = (
                 f"The run has stalled: from step {begin} to {end} no step changed any parameter, though the gradient's "
                 f"norm is {series.gradient[last - 1]:.3g} and the velocity's {series.left[last - 1]:.3g}. lr "
                 f"{series.lr[last - 1]:.3g} makes steps smaller than the dtype can add to parameters of norm "
-                f"{series.size[last - 1]:.3g}. Raise it, or use float64."
+                f"{series.size[last - 1]:.3g}. Raise lr, or use float64."
             )
             numbers = {"gradient": float(series.gradient[last - 1]), "lr": float(series.lr[last - 1])}
             yield Finding("stalled", (begin, end), group, words, numbers)
 
 
 def _grows(size: Floats) -> bool:
-    """Return whether gradients grow a hundredfold, and as fast in the second half as in the first."""
-    if len(size) < STILL:
+    """Return whether gradients grow a hundredfold, and about as fast in the second half as in the first."""
+    if len(size) < MIN_GROWTH_STEPS:
         return False
     with np.errstate(all="ignore"):
         early, late = np.log(size[len(size) // 2] / size[0]), np.log(size[-1] / size[len(size) // 2])
-    return bool(early > 0 and late > 0.7 * early and early + late > math.log(GROWTH))
+    return bool(early > 0 and late > 0.7 * early and early + late > math.log(MIN_GROWTH))
 
 
 def _opposed(series: Series) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of records, without a gap, in which velocity and gradient oppose each other."""
+    """Yield the ranges of consecutive steps in which velocity and gradient oppose each other."""
     with np.errstate(invalid="ignore"):
         opposed = (series.cosine < 0) & np.isfinite(series.gradient) & (series.lr > 0)
     yield from _runs(opposed, np.diff(series.steps) != 1)
 
 
-def _runs(true: Any, breaks: Any = None) -> Iterator[tuple[int, int]]:
-    """Yield the ranges in which `true` holds without a break; `breaks` has an entry for each two neighbours."""
+def _runs(values: Bools, breaks: Bools | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the longest ranges (first, stop) of true values; ``breaks[i]`` separates the values i and i + 1."""
     first = None
-    for i, each in enumerate(true):
+    for i, each in enumerate(values):
         if first is not None and (not each or (breaks is not None and breaks[i - 1])):
             yield first, i
             first = None
         if each and first is None:
             first = i
     if first is not None:
-        yield first, len(true)
+        yield first, len(values)
 
 
 def _is_far(series: Series, part: slice) -> bool:
     """Return whether the gradient is still large and steps exceed rounding (of float32, which may be the dtype)."""
-    large = series.gradient[part][-1] > REMAINING * np.nanmax(
-        np.where(np.isfinite(series.gradient), series.gradient, 0.0)
-    )
+    largest = np.nanmax(np.where(np.isfinite(series.gradient), series.gradient, 0.0))
+    large = series.gradient[part][-1] > LARGE_GRADIENT * largest
     return bool(large and np.median(series.step[part]) > 16 * 2.0**-24 * np.median(series.size[part]))
 
 
-def _before(values: Floats, at: int) -> str:
+def _norm_before(values: Floats, at: int) -> str:
     return f"{values[at - 1]:.3g} at the record before" if at else "not finite from the first record on"
 
 
-def _effective(series: Series, at: int) -> float:
+def _effective_lr(series: Series, at: int) -> float:
     momentum = series.momentum[at]
     return float(series.lr[at] / (1 - momentum)) if momentum < 1 else math.inf
 
 
 SLACK = 1e-9
-"""The amount by which rounding may lift the radius above 1, which the sharpest tunings reach."""
+"""The distance from 1 up to which rounding may lift the radius of a tuning on the edge of stability, which is 1."""
 
 
 class Diagnosis(Sequence[Finding]):
-    """A sequence of findings; its text says all of them in words."""
+    """Hold findings as a sequence; str() returns their texts, or "nothing found"."""
 
     def __init__(self, found: Sequence[Finding]) -> None:
         self._found = tuple(found)
@@ -249,37 +252,38 @@ class Diagnosis(Sequence[Finding]):
 
 
 def diagnose(trace: Trace, spectrum: Any = None) -> Diagnosis:
-    """Say in words what happened in a run.
+    """Find the troubles of a run in its trace, and describe each in words.
 
-    It finds writes to the velocity, cold starts, overshooting, oscillation, stalls, and too large learning rates.
+    It finds writes to the velocity, starts without velocity, overshooting, oscillation, stalls, NaN and infinities, and
+    learning rates that are too large for a spectrum.
 
     Parameters
     ----------
     trace : Trace
-        The record, of :meth:`fastmomentum.Momentum.trace` or of a loop by hand.
+        The trace of an optimiser (:meth:`fastmomentum.Momentum.trace`) or of your own loop.
     spectrum : (m, L), Spectrum, or float, optional
-        The least and the greatest curvature, or the greatest alone. With it the learning rate is compared with the
-        largest that converges (:func:`fastmomentum.theory.max_stable_lr`).
+        The least and the greatest curvature, or the greatest alone. If it is given, learning rates are compared with
+        the largest that converges (:func:`fastmomentum.theory.max_stable_lr`).
 
     Returns
     -------
     Diagnosis
-        A sequence of findings; as text it says what happened, the evidence, and what to do, or "nothing found".
+        A sequence of findings. As text it says what happened, the evidence, and what to do, or "nothing found".
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused.
+        If an argument has a wrong type or value.
 
     Notes
     -----
-    If all steps of an optimiser are recorded, each change of the velocity's norm between two steps is found, to the
-    bit, unless a reset or a load is on record. In loops by hand, changes that rounding does not explain are found. With
-    ``every`` > 1 nothing is known between records: writes, oscillation and overshooting, which show in neighbouring
-    steps, are missed; other troubles are found if a record falls on them.
+    If all steps of an optimiser are recorded, every change of the bits of the velocity's norm between two steps is
+    found, except by a reset or a load on record. In your own loop, changes are found that rounding does not explain.
+    With ``every`` > 1 writes, oscillation and overshooting are not found, as they show only in consecutive steps; other
+    troubles are found if a step that shows them is recorded.
 
-    Divergence and oscillation show in the velocity. For sgd, which keeps none, only the spectrum and numbers that are
-    not finite show them.
+    For sgd, which keeps no velocity, divergence and oscillation are found only by the spectrum and by numbers that are
+    not finite.
 
     Examples
     --------
@@ -296,14 +300,14 @@ def diagnose(trace: Trace, spectrum: Any = None) -> Diagnosis:
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace; got {checks.describe(trace)}")
     ends = None if spectrum is None else _ends(spectrum)
-    found = [*written(trace), *cold(trace)]
+    found = [*written(trace), *cold_starts(trace)]
     groups = trace.groups
     for number, (series, update) in enumerate(zip(groups, trace.updates)):
         group = number if len(groups) > 1 else None
-        for find in (not_finite, diverging, oscillating, stalled):
-            found += find(series, group)
+        for find_trouble in (not_finite, diverging, oscillating, stalled):
+            found += find_trouble(series, group)
         if ends is not None:
-            found += _unstable(series, group, update, ends)
+            found += _unstable(series, group, *update, ends)
     return Diagnosis(sorted(found, key=lambda finding: finding.steps))
 
 
@@ -315,16 +319,17 @@ def _ends(spectrum: Any) -> tuple[float, float]:
     return greatest, greatest
 
 
-def _unstable(series: Series, group: int | None, rule: Any, ends: tuple[float, float]) -> Iterator[Finding]:
-    """Yield a finding for each learning rate beyond the largest that converges, if the rule is linear."""
-    update, options = rule
+def _unstable(
+    series: Series, group: int | None, rule: Rule, options: dict[str, Any], ends: tuple[float, float]
+) -> Iterator[Finding]:
+    """Yield a finding for each pair of lr and momentum with which errors grow, if the rule is linear."""
     pairs, which = np.unique(np.stack([series.lr, series.momentum]), axis=1, return_inverse=True)
     for number, (lr, momentum) in enumerate(pairs.T):
-        radius = _radius(update, options, float(lr), float(momentum), ends)
+        radius = _radius(rule, options, float(lr), float(momentum), ends)
         if not radius > 1 + SLACK:
             continue
         at = series.steps[which.reshape(-1) == number]
-        limit = float(theory.max_stable_lr(float(momentum), ends[1], rule=update, **options))
+        limit = float(theory.max_stable_lr(float(momentum), ends[1], rule=rule, **options))
         effective = lr / (1 - momentum) if momentum < 1 else math.inf
         words = (
             f"The learning rate of {len(at)} steps, {at[0]} to {at[-1]}, is too large for the spectrum: lr {lr:.3g} "
@@ -335,10 +340,11 @@ def _unstable(series: Series, group: int | None, rule: Any, ends: tuple[float, f
         yield Finding("unstable", (int(at[0]), int(at[-1])), group, words, numbers)
 
 
-def _radius(update: Rule, options: Any, lr: float, momentum: float, ends: tuple[float, float]) -> float:
+def _radius(rule: Rule, options: dict[str, Any], lr: float, momentum: float, ends: tuple[float, float]) -> float:
+    """Return the larger spectral radius at the two ends of the spectrum; NaN if it is not defined."""
     if lr != lr or momentum != momentum:
         return math.nan
     try:
-        return float(np.max(theory.spectral_radius(lr, momentum, np.array(sorted(set(ends))), rule=update, **options)))
+        return float(np.max(theory.spectral_radius(lr, momentum, np.array(sorted(set(ends))), rule=rule, **options)))
     except ValueError:  # a rule that is not linear has no radius
         return math.nan

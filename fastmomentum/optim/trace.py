@@ -1,4 +1,4 @@
-"""The record of a run's steps, kept by an optimiser or by a loop of the user's own."""
+"""The class Trace: a record of the steps of a run, which an optimiser or a user's own loop fills."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,10 +18,11 @@ from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Row(NamedTuple):
-    """A recorded step of one group: its settings, and the sums of its arrays together."""
+    """Hold a recorded step of one group: its settings, and the sums over all elements of its arrays."""
 
     lr: float
     momentum: float
@@ -29,18 +30,19 @@ class Row(NamedTuple):
 
 
 class StateWrite(NamedTuple):
-    """A write to a velocity between two steps: a step did not find it as the step before had left it.
+    """Hold a change of a velocity that was not done by an update, nor by a reset or a load on record.
 
     Attributes
     ----------
     step : int
-        The number of updates done before the write was found.
+        The number of updates done before the change was found.
     group, array : int
         The numbers of the group and of the array.
     left, found : float
-        The norm of the velocity, as the update before left it, and as the step found it.
+        The norm of the velocity after the last recorded update, and before the next one.
     inside : bool
-        Whether the found velocity is what the rule makes of a zero velocity, so that it was zeroed within the update.
+        Whether the velocity that was found is the one that the rule computes from a zero velocity. If it is, the loop
+        set the velocity to zero in its update.
     """
 
     step: int
@@ -52,14 +54,14 @@ class StateWrite(NamedTuple):
 
 
 class Start(NamedTuple):
-    """The start of a trace, or its continuation after a load.
+    """Hold the start of a trace, or its continuation after a load.
 
     Attributes
     ----------
     step : int
         The number of updates done before it.
     at_rest : bool
-        Whether the velocity is zero though it should not be.
+        Whether the velocity is zero though updates were done before, and no reset is on record.
     """
 
     step: int
@@ -67,11 +69,11 @@ class Start(NamedTuple):
 
 
 EMPTY = StepSums(*[float("nan")] * len(StepSums._fields))
-"""The sums of a group none of whose arrays had a gradient."""
+"""The sums of a group if none of its arrays had a gradient."""
 
 
 class Series:
-    """The recorded steps of one group, or of all arrays together, as read-only arrays with one entry for each step.
+    """Hold the recorded steps of one group, or of all groups as one, in read-only arrays with an entry for each step.
 
     Attributes
     ----------
@@ -89,25 +91,25 @@ class Series:
         return len(self.steps)
 
     def _column(self, name: str) -> Floats:
-        return _fixed(self._rows[:, 2 + StepSums._fields.index(name)])
+        return _read_only(self._rows[:, 2 + StepSums._fields.index(name)])
 
     def _norm(self, name: str) -> Floats:
-        return _fixed(np.sqrt(self._column(name)))
+        return _read_only(np.sqrt(self._column(name)))
 
     @property
-    def present(self) -> npt.NDArray[np.bool_]:
-        """Whether any of the arrays had a gradient."""
+    def present(self) -> Bools:
+        """Whether an array had a gradient."""
         return np.asarray(~np.isnan(self._rows[:, 2:]).all(axis=1))
 
     @property
     def lr(self) -> Floats:
         """The learning rate; NaN if groups differ."""
-        return _fixed(self._rows[:, 0])
+        return _read_only(self._rows[:, 0])
 
     @property
     def momentum(self) -> Floats:
         """The momentum; NaN if groups differ."""
-        return _fixed(self._rows[:, 1])
+        return _read_only(self._rows[:, 1])
 
     @property
     def velocity(self) -> Floats:
@@ -116,14 +118,14 @@ class Series:
 
     @property
     def gradient(self) -> Floats:
-        """The norm ‖g‖ of the gradient as given."""
+        """The norm ‖g‖ of the gradient that the step got, before weight decay or clipping."""
         return self._norm("gradient")
 
     @property
     def cosine(self) -> Floats:
         """The cosine v·g / (‖v‖‖g‖); below 0 velocity and gradient oppose each other, NaN if one of them is 0."""
         with np.errstate(all="ignore"):
-            return _fixed(np.clip(self._column("along") / (self.velocity * self.gradient), -1.0, 1.0))
+            return _read_only(np.clip(self._column("along") / (self.velocity * self.gradient), -1.0, 1.0))
 
     @property
     def step(self) -> Floats:
@@ -132,7 +134,7 @@ class Series:
 
     @property
     def slope(self) -> Floats:
-        """The change g·(p⁺ − p) of the function, to first order; above 0 the step goes uphill."""
+        """The change g·(p⁺ − p) of the objective, to first order; above 0 the step goes up the gradient."""
         return self._column("slope")
 
     @property
@@ -147,59 +149,59 @@ class Series:
 
 
 def combine(all_sums: Sequence[StepSums]) -> StepSums:
-    """Return the sums of several arrays as if they were one; they are added in order."""
+    """Return the sums over the elements of several arrays, added in the order of the arrays."""
     found = EMPTY
     for sums in all_sums:
         found = StepSums(*(a + b for a, b in zip(found, sums))) if found is not EMPTY else sums
     return found
 
 
-def _fixed(values: Floats) -> Floats:
+def _read_only(values: Floats) -> Floats:
     found = values.copy()
     found.flags.writeable = False
     return found
 
 
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
-"""The difference that another order of operations in a loop written by hand may make, relative to the squares."""
+"""The relative difference in Σv² that another order of operations in a user's own loop may cause."""
 
 
 class Trace:
-    """Records ‖v‖, ‖g‖, cos∠(v, g) and ‖p⁺ − p‖, step by step, of all arrays together and of each group.
+    """Record ‖v‖, ‖g‖, cos∠(v, g) and ‖p⁺ − p‖ in each step, of all arrays as one vector and of each group.
 
-    :meth:`fastmomentum.Momentum.trace` returns one that grows by itself. A trace made here is for a loop of the user's
-    own, around :func:`fastmomentum.step` or anything else, on one parameter array, which calls :meth:`record` before
-    each update. :func:`fastmomentum.diagnose` says in words what happened.
+    :meth:`fastmomentum.Momentum.trace` returns a trace that the optimiser fills. The constructor makes a trace for a
+    loop of your own on one parameter array, with :func:`fastmomentum.step` or any other code for the update: call
+    :meth:`record` before each update. :func:`fastmomentum.diagnose` finds the troubles of the run.
 
     Parameters
     ----------
     rule : str or Rule
         The rule of the loop.
     steps : int
-        The number of updates done before, if the loop continues a run.
+        The number of updates done before the loop, if it continues a run.
     **settings
-        Other options of :func:`fastmomentum.step` that the loop's update has.
+        The options of :func:`fastmomentum.step` that the loop uses, such as weight_decay.
 
     Attributes
     ----------
     every : int
         Every n-th step is recorded.
     groups : list of Series
-        The numbers of each group; those of all arrays together are attributes of the trace itself.
+        The record of each group. The record of all arrays as one vector has the same attributes, on the trace itself.
     written : list of StateWrite
-        Writes to a velocity between two steps.
+        The changes of velocities that were not done by an update, nor by a reset or a load on record.
     starts : list of Start
         The start of the trace, and its continuation after each load.
 
     Raises
     ------
     TypeError, ValueError
-        If there is no such rule, or a setting is refused.
+        If there is no such rule, or a setting has a wrong type or value.
 
     Notes
     -----
-    The velocity of a rule that keeps the position before (heavy_ball) is q − p; for a rule that keeps several (aggmo)
-    it is their sum, of which the step takes a fixed share.
+    For a rule that keeps the previous position q (heavy_ball), v is q − p. For a rule that keeps several velocities
+    (aggmo), v is their sum; its step uses their mean.
 
     Examples
     --------
@@ -226,18 +228,18 @@ class Trace:
         self._end: Callable[[], None] | None = None
 
     def record(self, param: Any, state: Any, grad: Any, *, lr: float = 0.0, momentum: float = 0.9) -> None:
-        """Record the update that is to come; nothing is written.
+        """Record the update that follows, before it is done; the arrays are only read.
 
         Parameters
         ----------
         param, state, grad, lr, momentum
-            The arguments of the update, as for :func:`fastmomentum.step`. With None as gradient, after the loop for
-            example, only the state that the last update left is compared.
+            The arguments of the update, as for :func:`fastmomentum.step`. If `grad` is None, no update is recorded: the
+            state is only compared with the state that the last update should have left. Do this after the loop.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is refused.
+            If an argument has a wrong type or value.
 
         Examples
         --------
@@ -294,7 +296,7 @@ class Trace:
     def _compare(
         self, all_sums: Mapping[int, StepSums], group_of: Sequence[int], from_zero: StepSums | None, tolerance: float
     ) -> None:
-        """Record the velocities that are not as the last step left them, if that is known."""
+        """Record the velocities that differ from those that the last step left, if the last step was recorded."""
         for i, sums in all_sums.items():
             left, found = self._left.get(i), sums.velocity
             if left is None or _near(found, left.left, tolerance * max(left.left, left.velocity)):
@@ -305,27 +307,28 @@ class Trace:
 
     @property
     def groups(self) -> list[Series]:
-        """The recorded numbers of each group."""
+        """The record of each group."""
         return [Series(self._steps, rows) for rows in zip(*self._rows)] if self._rows else [Series([], [])]
 
     @property
     def updates(self) -> list[tuple[Rule, dict[str, Any]]]:
-        """For each group its rule, and the settings beside lr and momentum that the theory takes.
+        """For each group its rule, and the settings except lr and momentum that the theory takes.
 
-        A limit on gradients is not among them, as gradients near a minimum are within it.
+        Limits on gradients (max_norm, clip_value) are left out, as gradients near a minimum are below them.
         """
-        own = ("rule", "lr", "momentum", "max_norm", "clip_value", "correct", "restart")
-        chosen = [{name: value for name, value in group.items() if name not in own} for group in self._groups]
+        left_out = ("rule", "lr", "momentum", "max_norm", "clip_value", "correct", "restart")
+        chosen = [{name: value for name, value in group.items() if name not in left_out} for group in self._groups]
         return [(find(group["rule"]), options) for group, options in zip(self._groups, chosen)]
 
     @property
     def overall(self) -> Series:
-        """The numbers of all arrays together, which are attributes of the trace as well."""
+        """The record of all arrays as one vector; its attributes are attributes of the trace, too."""
         return Series(self._steps, [_of_all(rows) for rows in self._rows])
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> npt.NDArray[Any]:
         if name == "steps" or isinstance(getattr(Series, name, None), property):
-            return getattr(self.overall, name)
+            values: npt.NDArray[Any] = getattr(self.overall, name)
+            return values
         raise AttributeError(f"a trace has no {name!r}")
 
     @property
@@ -339,7 +342,7 @@ class Trace:
         return self._resets if self._engine is None else [Reset(*reset) for reset in self._engine.state.resets]
 
     def stop(self) -> None:
-        """Stop recording; the record stays.
+        """Stop recording; the trace keeps what it has recorded.
 
         Examples
         --------
@@ -374,7 +377,7 @@ class Trace:
 
 
 def _of_all(rows: Sequence[Row]) -> Row:
-    """Return the row of all groups together."""
+    """Return the row of all groups as one."""
     lr, momentum = ({getattr(row, name) for row in rows} for name in ("lr", "momentum"))
     sums = [row.sums for row in rows if row.sums is not EMPTY]
     one = [values.pop() if len(values) == 1 else float("nan") for values in (lr, momentum)]
