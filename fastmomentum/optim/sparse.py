@@ -1,7 +1,7 @@
-"""The class SparseRows: momentum for a table of which each step touches few rows, such as an embedding.
+"""The class SparseRows: momentum for a table of which few rows get a gradient in each step, such as an embedding.
 
-A row without a gradient does not stay as it is: its velocity decays and moves it on. k steps at g = 0 are the k-th
-power of the rule's own matrix there, so a row can wait until it is read or gets a gradient.
+A row without a gradient does not stay as it is: its velocity decays, and moves the row. k steps at g = 0 multiply
+(p, *state) by the k-th power of the rule's matrix, so they can wait until the row is read or gets a gradient.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ Ints = npt.NDArray[np.int64]
 
 SCHEMA = 1
 BLOCK = 4096
-"""Rows that a flush updates at a time, so that its arrays in double precision stay small beside the table."""
+"""The number of rows that a flush updates at a time, so that its arrays stay small."""
 
 
 class LinearRule(NamedTuple):
-    """A rule with its settings, its hyper-parameters as a kernel takes them, and its matrix: (p, *state) at g = 0."""
+    """Hold a rule, its settings, its hyper-parameters as a kernel takes them, and its matrix: (p, *state) at g = 0."""
 
     settings: Mapping[str, Any]
     update: Rule
@@ -37,9 +37,9 @@ class LinearRule(NamedTuple):
     matrix: Floats
 
     def advance_rows(self, arrays: Sequence[Array], steps: Ints) -> None:
-        """Advance each row of (param, *state) by its number of steps at g = 0.
+        """Advance each row of (param, *state), in place, by its number of steps at g = 0.
 
-        Numbers that leave the range of the dtype become infinite without a warning, as in a kernel.
+        Numbers beyond the range of the dtype become infinite without a warning, as in a kernel.
         """
         late = np.flatnonzero(steps)
         different, which = np.unique(steps[late], return_inverse=True)
@@ -57,7 +57,7 @@ def linearise(settings: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
     Raises
     ------
     TypeError, ValueError
-        If a setting is refused, or the rule is not linear.
+        If a setting has a wrong type or value, or the rule is not linear.
     """
     for option in ("lookahead", "max_norm"):
         if option in settings:
@@ -75,16 +75,16 @@ def linearise(settings: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
 
 
 def sum_duplicate_rows(rows: Ints, grads: Array) -> tuple[Ints, Array]:
-    """Return the rows, each once, and their gradients; those of a repeated row are added in the order given."""
-    touched, first, place = np.unique(rows, return_index=True, return_inverse=True)
+    """Return the different rows and their gradients; gradients of a repeated row are added in the order given."""
+    different, first, place = np.unique(rows, return_index=True, return_inverse=True)
     total, repeated = grads[first], np.ones(rows.size, bool)
     repeated[first] = False
     np.add.at(total, place[repeated], grads[repeated])
-    return touched, total
+    return different, total
 
 
 def row_numbers(rows: Any, count: int) -> Ints:
-    """Return `rows` as an array, after checking that they are row numbers of a table of `count` rows."""
+    """Return `rows` as an array, if they are row numbers of a table of `count` rows."""
     try:
         found = np.asarray(rows) if np.size(rows) else np.zeros(np.shape(rows), np.int64)
     except ValueError:  # a ragged list
@@ -97,16 +97,18 @@ def row_numbers(rows: Any, count: int) -> Ints:
 
 
 class SparseRows:
-    """Updates the rows of a table that have gradients; the others catch up when they are read.
+    """Update the rows of a table that have gradients; update the other rows when they are read.
 
-    For "pytorch", k steps at g = 0 are v ← μ^k·v, p ← p − lr·v·μ(1 − μ^k)/(1 − μ). Every linear rule has such a form,
-    and so have its Nesterov form, both decays and an exponential average of p: the k-th power of its matrix.
+    For "pytorch", k steps at g = 0 are: p ← p − lr·v·μ(1 − μ^k)/(1 − μ); v ← μ^k·v
+
+    Every linear rule has such a form, the k-th power of its matrix. So do its Nesterov form, both kinds of weight
+    decay, and an exponential average of p.
 
     Parameters
     ----------
     param : ndarray
-        The table, of shape (rows, width), float32 or float64, C-contiguous; it is updated in place. A row may not have
-        caught up: look at it through :meth:`read`, or after :meth:`flush`.
+        The table, of shape (rows, width), float32 or float64, C-contiguous; it is updated in place. Steps of a row
+        without gradients may still be to do: get rows by :meth:`read`, or call :meth:`flush` before you use the table.
     lr : float
         Learning rate, ≥ 0; not a function of the step.
     momentum : float
@@ -116,22 +118,21 @@ class SparseRows:
     backend : {None, "cpu", "numpy"}
         The backend that updates the rows with gradients; None is "cpu".
     **settings
-        What else the rule declares, and the options of :func:`fastmomentum.step` that are linear.
+        The rule's other hyper-parameters, and the options of :func:`fastmomentum.step` that are linear.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is refused, or the rule is not linear.
+        If an argument has a wrong type or value, or the rule is not linear.
 
     Notes
     -----
-    The result is that of the dense run of the raw formula (:func:`fastmomentum.step`), up to rounding: a power is
-    computed in double precision, while k steps would round k times. A row that every step touches has the same bits.
-    Numbers must be finite. torch.optim.SparseAdam is lazy in another sense: there rows without gradient do not move,
-    which is another method.
+    The result is that of :func:`fastmomentum.step` on the whole table, with gradient 0 in the other rows, up to
+    rounding: a power is computed in double precision, while k steps round k times. A row with a gradient in every step
+    has the same bits. Numbers must be finite. In torch.optim.SparseAdam, another method, the other rows do not move.
 
-    Reading or touching m rows costs O(m·width), and O(log k) products of small matrices for each k among them. Beside
-    param and state the optimiser keeps eight bytes a row. Ctrl-C leaves whole steps; :attr:`steps` tells how many.
+    Reading or updating m rows costs O(m·width), and O(log k) products of small matrices for each different k. Besides
+    param and state, the optimiser needs 8 bytes a row. After Ctrl-C the table has had :attr:`steps` whole steps.
 
     Examples
     --------
@@ -168,13 +169,13 @@ class SparseRows:
         self._state = tuple(
             param.copy() if initial == "param" else np.zeros_like(param) for _, initial in self._rule.update.state
         )
-        self._seen = np.zeros(len(param), np.int64)  # for each row the number of updates that are in it
+        self._seen = np.zeros(len(param), np.int64)  # for each row the number of updates done of it
         self._steps = 0
         self._lock = Lock()
 
     @property
     def state(self) -> tuple[Array, ...]:
-        """The rule's state slots, like `param`; their rows may not have caught up, either."""
+        """The rule's state slots, each like `param`; some steps of rows may still be to do, as in `param`."""
         return self._state
 
     @property
@@ -183,7 +184,7 @@ class SparseRows:
         return self._steps
 
     def read(self, rows: Sequence[int] | Ints) -> Array:
-        """Return a copy of these rows as they are now, of shape (len(rows), width): the input of a forward pass.
+        """Return a copy of these rows after all updates, of shape (len(rows), width): the input of a forward pass.
 
         Raises
         ------
@@ -218,7 +219,7 @@ class SparseRows:
         Raises
         ------
         TypeError, ValueError
-            If an argument is refused; nothing has been written then.
+            If an argument has a wrong type or value; nothing has been written then.
 
         Examples
         --------
@@ -233,15 +234,15 @@ class SparseRows:
         if isinstance(grads, np.ndarray) and grads.shape != shape:
             raise ValueError(f"grads: expected shape {shape}, a row for each of rows; got {grads.shape}")
         grads = checks.array("grads", grads, like=np.empty(shape, self.param.dtype), write=False)
-        touched, total = sum_duplicate_rows(found, grads)
+        different, total = sum_duplicate_rows(found, grads)
         with one_caller(self._lock):
-            arrays = self._caught_up(touched)
+            arrays = self._caught_up(different)
             kernel = backends.one_array_kernel(self._backend, self._rule.update, self.param.dtype)
             kernel(tuple(array.reshape(-1) for array in arrays), total.reshape(-1), self._rule.hyper)
-            self._write(touched, arrays, self._steps + 1)
+            self._write(different, arrays, self._steps + 1)
 
     def flush(self) -> None:
-        """Let all rows catch up, before the table is saved or used elsewhere.
+        """Do the late steps of all rows, before other code uses or saves the table.
 
         Examples
         --------
@@ -259,12 +260,12 @@ class SparseRows:
             self._flush()
 
     def change(self, **settings: Any) -> None:
-        """Use other settings from the next step on, ``change(lr=0.01)``; all rows first catch up under the old ones.
+        """Flush the table, and use other settings from the next step on: ``change(lr=0.01)``.
 
         Raises
         ------
         TypeError, ValueError
-            If a setting is refused; nothing has changed then.
+            If a setting has a wrong type or value; nothing has been changed then.
 
         Examples
         --------
@@ -285,25 +286,23 @@ class SparseRows:
             self._rule = rule
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that rows need to go on with the same bits, beside the table as it is now; it shares no memory.
+        """Return a copy of everything, except the table, that a run needs to continue with the same bits.
 
         Returns
         -------
         dict
             schema (1); rule and made_of, which tell the rule from others; settings, except the rule; steps, the number
-            of updates done; seen, an array of how many of them are in each row; state, a list of the state slots. Rows
-            of the table and of the state may not have caught up: flush() first, if others than SparseRows read them.
+            of updates done; seen, an array with the number of updates done of each row; state, a list of the state
+            slots. Save the table at the same moment. Call flush() before, if other code than SparseRows reads them.
 
         Examples
         --------
         >>> import numpy as np, fastmomentum as fm
-        >>> table = np.ones((3, 2))
-        >>> opt = fm.SparseRows(table, lr=0.5, momentum=0.5)
-        >>> opt.step([0], np.array([[1.0, 1.0]]))
-        >>> again = fm.SparseRows(table.copy(), lr=0.5)
-        >>> again.load_state_dict(opt.state_dict())
-        >>> again.steps, (again.read([0, 1]) == opt.read([0, 1])).all()
-        (1, np.True_)
+        >>> opt = fm.SparseRows(np.ones((3, 1)), lr=0.5)
+        >>> opt.step([0], np.array([[1.0]]))
+        >>> saved = opt.state_dict()
+        >>> saved["rule"], saved["steps"], saved["seen"]
+        ('pytorch', 1, array([1, 0, 0]))
         """
         with one_caller(self._lock):
             rule, settings = find(self._rule.settings["rule"]), self._rule.settings
@@ -318,19 +317,20 @@ class SparseRows:
             }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned, on the table of that moment, which is left as it is.
+        """Continue from a dict that :meth:`state_dict` returned; `param` must hold the table of that moment.
 
         Raises
         ------
         TypeError, ValueError
-            If it does not fit the table and the rule; all differences are listed, and nothing has been changed.
+            If the dict does not fit table and rule; the message lists all differences, and nothing has been changed.
 
         Examples
         --------
         >>> import numpy as np, fastmomentum as fm
-        >>> opt, again = (fm.SparseRows(np.ones((2, 1)), lr=0.5) for _ in range(2))
+        >>> opt = fm.SparseRows(np.ones((3, 1)), lr=0.5)
         >>> opt.step([0], np.array([[1.0]]))
-        >>> again.load_state_dict(opt.state_dict())  # again's table must be like opt's
+        >>> again = fm.SparseRows(opt.param.copy(), lr=0.1)
+        >>> again.load_state_dict(opt.state_dict())
         >>> again.steps
         1
         """
@@ -346,7 +346,7 @@ class SparseRows:
             self._rule, self._state, self._seen, self._steps = rule, state, seen, saved["steps"]
 
     def _caught_up(self, rows: Ints) -> list[Array]:
-        """Return copies of these rows of (param, *state) as they are now."""
+        """Return copies of these rows of (param, *state) after all updates, the late ones included."""
         arrays = [array[rows] for array in (self.param, *self._state)]
         self._rule.advance_rows(arrays, self._steps - self._seen[rows])
         return arrays
@@ -358,9 +358,9 @@ class SparseRows:
             self._write(rows, self._caught_up(rows), self._steps)
 
     def _write(self, rows: Ints, arrays: Sequence[Array], steps: int) -> None:
-        """Write to these rows, each given once, of (param, *state); the table has had this number of updates then."""
+        """Write these rows, each given once, of (param, *state), of which this number of updates has been done."""
         for name, array in zip(("param", *self._rule.update.slots), (self.param, *self._state), strict=True):
-            checks.array(name, array)  # its owner may have made it read-only since
+            checks.array(name, array)  # the user may have made it read-only since
         with uninterrupted():
             for array, values in zip((self.param, *self._state), arrays, strict=True):
                 array[rows] = values
@@ -371,13 +371,13 @@ class SparseRows:
         with one_caller(self._lock):
             return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept)
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.update(attributes)
         self._lock = Lock()
 
 
 def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each difference between two saved states with the same keys."""
+    """Yield a sentence for each way in which a saved state does not fit rows whose own saved state is `like`."""
     if saved["schema"] != like["schema"]:
         yield f"schema: expected {like['schema']!r}; got {checks.describe(saved['schema'])}"
     yield from rule_differences(saved, like)
@@ -388,13 +388,13 @@ def _differences(saved: Mapping[str, Any], like: Mapping[str, Any]) -> Iterator[
         yield f"steps: expected a whole number from 0 to 2**62; got {checks.describe(steps)}"
         steps = 2**62
     for key in ("seen", "state"):
-        ours, theirs = _form(like[key]), _form(saved[key])
-        if ours != theirs:
-            yield f"{key}: expected {ours}; got {theirs}"
+        expected, given = _form(like[key]), _form(saved[key])
+        if given != expected:
+            yield f"{key}: expected {expected}; got {given}"
         elif key == "seen" and not ((saved[key] >= 0) & (saved[key] <= steps)).all():
             yield f"seen: expected numbers from 0 to steps; got {saved[key].min()} to {saved[key].max()}"
 
 
 def _form(value: Any) -> str:
-    """Return dtype and shape of an array, or of each array in a list."""
+    """Return a text with the dtype and shape of an array, or of each array in a list."""
     return f"[{', '.join(map(checks.describe, value))}]" if isinstance(value, list) else checks.describe(value)
