@@ -184,7 +184,7 @@ GROUP = {"lr": 0.5, "params": [0]}
         ({"state": {0: 1.0}, "param_groups": [GROUP]}, np.ones(1), TypeError, "expected that of"),
         ({"state": {}, "param_groups": [3]}, np.ones(1), TypeError, "expected that of"),
         ({"state": {}, "param_groups": []}, np.ones(1), ValueError, "param_groups: expected at least one"),
-        ({"state": {}, "param_groups": [GROUP | {"betas": (0.9, 0.9)}]}, np.ones(1), ValueError, "betas is not a setting"),
+        ({"state": {}, "param_groups": [GROUP | {"betas": (0.9, 0.9)}]}, np.ones(1), ValueError, "betas is not a"),
         ({"state": {}, "param_groups": [{"params": [0]}]}, np.ones(1), ValueError, "lr is missing"),
         ({"state": {}, "param_groups": [{"lr": 0.5}]}, np.ones(1), ValueError, "params is missing"),
         (
