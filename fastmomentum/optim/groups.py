@@ -122,8 +122,11 @@ class ParamGroup:
         return {**given, **replaced}
 
     def _takes_first(self, given: Mapping[str, Any], first: bool) -> bool:
+        if first or not self.update.first:
+            return bool(self.update.first)
         # Without momentum no velocity is kept, and every step is a first one, as in torch.optim.SGD.
-        return bool(self.update.first) and (first or given.get("momentum", self._given.get("momentum")) == 0)
+        momentum = given.get("momentum", self._given.get("momentum"))
+        return not isinstance(momentum, np.ndarray) and bool(momentum == 0)  # arrays are refused when the row is made
 
     def row(self, dtype: np.dtype[Any], scheduled: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
         """Return the hyper-parameters as a kernel takes them; `scheduled` has the values of functions of the step."""
