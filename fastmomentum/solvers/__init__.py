@@ -62,7 +62,7 @@ def minimize(
         The start, of one dimension. float32 stays float32, other dtypes become float64. A start outside of the bounds
         is moved to the nearest point within, with an OptimizeWarning.
     args : tuple
-        Further arguments of `fun`, `jac`, `hess` and `hessp`.
+        Further arguments of `fun`, `jac`, `hess` and `hessp`; a single argument need not be in a tuple.
     jac : callable, True, None, "2-point" or "3-point"
         ``jac(x, *args)`` → gradient, like x; None and "2-point" stand for forward differences of `fun`, "3-point" for
         central ones (scipy.optimize.minimize passes all strings on as None).
@@ -71,8 +71,8 @@ def minimize(
     bounds : scipy.optimize.Bounds or sequence of (low, high), optional
         None and infinities stand for no bound. `fun` and `jac` are called within the bounds alone, except to estimate a
         spectrum around x0.
-    constraints : None
-        Accepted for SciPy's sake; constraints are refused.
+    constraints : None or ()
+        scipy.optimize.minimize passes it. Constraints are not supported, and raise a ValueError.
     callback : callable, optional
         ``callback(x)`` or ``callback(intermediate_result)`` after each step, as in SciPy, with the point at which
         the next gradient is taken; StopIteration ends the run.
@@ -81,14 +81,17 @@ def minimize(
     rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev"}
         Nesterov's method, gradient descent, Polyak's heavy ball, Chebyshev's semi-iteration.
     lr, momentum : float or callable, optional
-        Numbers, or functions of the step since the last restart. If they are not given, they depend on `rule`:
-        heavy_ball and chebyshev take both from the spectrum (:func:`fastmomentum.theory.tune`, with its margin of 2 %),
-        heavy_ball has momentum 0.9 if lr is given. sgd takes lr from a given spectrum, else by backtracking.
-        nesterov_positions takes both from a given spectrum (1/L and (√κ − 1)/(√κ + 1), proven for all convex
-        functions with these curvatures); else lr by backtracking and momentum from Nesterov's own sequence
-        (:class:`fastmomentum.schedules.Nesterov`).
+        Numbers, or functions of the step since the last restart. The defaults depend on `rule`:
+
+        - heavy_ball: both from the spectrum, given or estimated (:func:`fastmomentum.theory.tune`, with its margin of
+          2 %); momentum 0.9 if lr is given.
+        - chebyshev: both from the spectrum, given or estimated; they cannot be given.
+        - sgd: lr from the spectrum if it is given, else by backtracking.
+        - nesterov_positions: both from the spectrum if it is given (1/L and (√κ − 1)/(√κ + 1), proven for all convex
+          functions with these curvatures); else lr by backtracking, and momentum from Nesterov's own sequence
+          (:class:`fastmomentum.schedules.Nesterov`).
     spectrum : (m, L), Spectrum or True, optional
-        Curvatures of f; True estimates them at x0 (:func:`fastmomentum.theory.spectrum`).
+        The least and the greatest curvature of f; True estimates them at x0 (:func:`fastmomentum.theory.spectrum`).
     l1 : float
         λ₁ ≥ 0 of the term λ₁‖x‖₁, which is not in `fun`.
     restart : {"gradient", "function", False}, optional
@@ -106,16 +109,16 @@ def minimize(
     disp : bool
         Whether to print the progress, about every second, and the result.
     **unknown
-        Other options cause an OptimizeWarning.
+        Other options, which are ignored with an OptimizeWarning.
 
     Returns
     -------
     scipy.optimize.OptimizeResult
         x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
-        diverged, 3 no step found, 99 stopped by the callback), message, optimality (compared with gtol),
-        restarts, lr and momentum of the last step. After status 1, 2 or 3, x is the last or the best point of the run,
-        depending on which has the lower objective. The best point is the one with the lowest objective or, if values
-        are not computed, with the least prox-gradient.
+        diverged, 3 no step found, 99 stopped by the callback), message, optimality (the number compared with gtol),
+        restarts (their number), lr and momentum (of the last step). After status 1, 2 or 3, x is the last or the best
+        point of the run: the one of the two with the lower objective. The best point has the lowest objective of the
+        run or, if the run does not compute objectives, the least prox-gradient.
 
     Raises
     ------
@@ -125,9 +128,9 @@ def minimize(
 
     Notes
     -----
-    A step costs a gradient and two passes over memory. `fun` itself is evaluated only for backtracking,
+    A step costs a gradient and two passes over memory. Steps evaluate `fun` itself only for backtracking,
     restart="function", ftol, callback and disp. Compilation takes seconds, once for each pair of functions and each set
-    of such options. Ctrl-C takes effect after about 0.05 seconds, or after one step if that takes longer.
+    of these options. Ctrl-C takes effect after about 0.05 seconds, or after one step if a step takes longer.
 
     Backtracking: Beck and Teboulle 2009, but lr may grow again by 5 % a step. Restarts: O'Donoghue and Candès 2015.
     The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L this keeps Beck
@@ -226,10 +229,10 @@ def _limits(bounds: Any, start: Floats) -> Limits:
 
 
 def _make_callback(callback: Callable[..., object] | None, disp: bool) -> Callable[[MinimizeRun], bool] | None:
-    """Return the function that a run calls after steps, or None if there is nothing to call.
+    """Return the function that a run calls after steps, or None if neither a callback nor `disp` is given.
 
-    It calls the user's callback, in either of SciPy's two forms, and prints a line of progress about every second if
-    `disp`. It returns True to end the run.
+    The function calls the user's callback, in either of SciPy's two forms, and prints a line of progress about every
+    second if `disp`. It returns True to end the run.
     """
     if callback is None and not disp:
         return None

@@ -1,7 +1,7 @@
-"""Makes the loop of a minimiser: update, measure, decide, evaluate.
+"""Make the loop of a minimiser, whose steps update the point, measure the update, decide on it, and evaluate `fun`.
 
 The loop is compiled if the user's functions are, else it runs in Python. Each decision that a step may need
-(backtracking, a restart) is a function; a loop holds only the decisions that its options need.
+(backtracking, a restart) is a function; a loop calls only the functions that its options need.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measu
 SHORTER, LONGER = 0.5, 1.05
 """The factors by which backtracking shortens a learning rate that is too long, and lengthens one that is not."""
 
-LEAST = 1e-30
-"""The scale of the learning rate below which backtracking gives up; it also does if rounding of p hides the step."""
+MIN_SCALE = 1e-30
+"""The scale of the learning rate below which backtracking ends the run, as it does if rounding of p hides the step."""
 
-ENOUGH = 10
+STALL_STEPS = 10
 """The number of consecutive steps that must change the objective by at most ftol to end a run. One such step is no
 sign of convergence, since momentum changes the objective little when the motion reverses."""
 
@@ -31,8 +31,8 @@ RUNNING, CONVERGED, SETTLED, DIVERGED, STUCK = range(5)
 
 NUMBERS = ("value", "objective", "best_merit", "norm", "scale")
 """The numbers that a loop passes from step to step: `fun` at p, or 0 if it is not evaluated; the objective after the
-last step, for restarts and ftol; the merit of the best point, which is its objective or, if values are not known, the
-norm of its prox-gradient; the largest element of the last prox-gradient; the scale of the learning rate."""
+last step, for restarts and ftol; the merit of the best point, which is its objective or, if values are not computed,
+the norm of its prox-gradient; the largest element of the last prox-gradient; the scale of the learning rate."""
 
 COUNTS = ("since", "restarts", "stalled", "done")
 """The numbers of steps since the last restart, of restarts, of consecutive steps that changed the objective by at most
@@ -176,7 +176,7 @@ def _make_loop(options: LoopOptions, functions: ObjectiveFunctions, wrap: Wrap) 
             next_objective = smooth + l1 * size
             if step_too_long(value, smooth, descent, squares, lr, noise):
                 scale *= SHORTER
-                if scale < LEAST or largest <= noise * np.abs(p).max():
+                if scale < MIN_SCALE or largest <= noise * np.abs(p).max():
                     status = STUCK
                 continue
             if since > 0 and must_restart(slope, next_objective, objective):
@@ -185,7 +185,7 @@ def _make_loop(options: LoopOptions, functions: ObjectiveFunctions, wrap: Wrap) 
                 since, restarts = 0, restarts + 1
                 continue
             stalled = stalled + 1 if abs(next_objective - objective) <= ftol * max(abs(next_objective), 1.0) else 0
-            if ftol > 0.0 and stalled >= ENOUGH:
+            if ftol > 0.0 and stalled >= STALL_STEPS:
                 status = SETTLED
                 break
             merit = merit_of(objective_at_p, norm)

@@ -1,4 +1,4 @@
-"""Prepares a user's function and its gradient for the loop of a minimiser."""
+"""Prepare a user's function and its gradient for the loop of a minimiser."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 class Objective(NamedTuple):
-    """The smooth function to minimise.
+    """Hold the smooth function to minimise.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ def make_objective(fun: Function, jac: Function | str | bool | None, limits: Lim
 
 
 class Differences:
-    """The gradient by differences of `fun`, in double precision, within the bounds.
+    """Compute the gradient by differences of `fun`, in double precision, within the bounds.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Makes the two passes over memory of a minimiser's step: the update, and sums for its decisions.
+"""Make the two passes over memory of a minimiser's step: the update, and the sums on which the loop decides.
 
 Both passes use the rule's own scalar function, with proximal maps between its gradient step and its extrapolation.
 """
@@ -29,8 +29,8 @@ Limits = tuple[Floats, Floats] | tuple[()]
 LANES = 128
 """The number of partial sums kept side by side, in a fixed order (with 32 the pass takes twice as long, measured)."""
 
-FEW = 16
-"""The number of partial sums that are left after vectors of them have been added."""
+FEWER_LANES = 16
+"""The number of partial sums that are left when all vectors of this length have been added."""
 
 SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
 """The names of the sums. With x⁺ = prox(p − lr·g) and a step from b to a of the minimising sequence they are
@@ -51,7 +51,7 @@ SUMMANDS: dict[str, Function] = {
 
 
 class Terms(NamedTuple):
-    """The terms of the objective beside the smooth function.
+    """Say which terms the objective has besides the smooth function.
 
     Attributes
     ----------
@@ -153,11 +153,11 @@ def _make_reduction(combine: Function) -> Function:
     """Return ``reduce(lanes, first)``, which combines the LANES numbers from `first` on and overwrites some."""
 
     def reduce(lanes: Any, first: Any) -> Any:
-        for k in range(FEW, LANES, FEW):  # LLVM unrolls these loops, as their bounds are constants
-            for lane in range(FEW):
+        for k in range(FEWER_LANES, LANES, FEWER_LANES):  # LLVM unrolls these loops, as their bounds are constants
+            for lane in range(FEWER_LANES):
                 lanes[first + lane] = combine(lanes[first + lane], lanes[first + k + lane])
         found = lanes[first]
-        for lane in range(1, FEW):
+        for lane in range(1, FEWER_LANES):
             found = combine(found, lanes[first + lane])
         return found
 

@@ -1,4 +1,4 @@
-"""Runs a minimiser slice by slice, and makes its result."""
+"""Run a minimiser in slices of about 0.05 seconds, and make its result."""
 
 from collections.abc import Callable
 from time import perf_counter
@@ -46,7 +46,7 @@ ENDINGS = {
 
 
 class Settings(NamedTuple):
-    """The settings of a loop.
+    """Hold the settings of a loop.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Settings(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A point that may be the result of a run.
+    """Hold a point that may be the result of a run.
 
     Attributes
     ----------
@@ -131,7 +131,7 @@ class MinimizeRun:
 
     @property
     def point(self) -> Floats:
-        """A copy of p, the point of the last gradient."""
+        """A copy of p, the point at which the last gradient was taken."""
         return self._array(P).copy()
 
     @property
@@ -141,7 +141,7 @@ class MinimizeRun:
 
     @property
     def value(self) -> float:
-        """The objective at :attr:`point`, if values are known."""
+        """The objective at :attr:`point`, if the loop computes values."""
         return self._number("value") + self._l1_term(self.point)
 
     def _array(self, role: int) -> Floats:
@@ -163,9 +163,9 @@ class MinimizeRun:
         return g
 
     def first_lr(self) -> float:
-        """Return the learning rate from which backtracking starts, for a small step from x to y against the gradient.
+        """Return the learning rate from which backtracking starts.
 
-        ‖x − y‖∞/‖∇f(x) − ∇f(y)‖∞
+        ‖x − y‖∞/‖∇f(x) − ∇f(y)‖∞, with y the end of a small step from x against the gradient
         """
         x, largest = self._array(P), float(np.abs(self._g).max())
         if largest == 0.0:
@@ -239,7 +239,7 @@ class MinimizeRun:
         )
 
     def _answer(self, status: int, lr: float) -> Answer:
-        """Return the last point or, without convergence, the best point if its objective is lower."""
+        """Return the last point or, if the run has not converged, the best point if its objective is lower."""
         last = self._answer_at(self.point, self._g, lr)
         if status == CONVERGED:
             return last._replace(optimality=self._number("norm"))

@@ -1,4 +1,4 @@
-"""Chooses learning rate and momentum of a minimiser: given, from a spectrum, or by backtracking."""
+"""Choose learning rate and momentum of a minimiser: as given, from a spectrum, or by backtracking."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +21,7 @@ Value = float | Callable[[int], float]
 
 
 class StepSizes(NamedTuple):
-    """The rule, learning rate, momentum and restart scheme of a minimiser.
+    """Hold the rule, learning rate, momentum and restart scheme of a minimiser.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ def choose_step_sizes(
     Raises
     ------
     TypeError, ValueError
-        If an argument is something else, or two of them exclude each other.
+        If an argument has a wrong type or value, or two arguments exclude each other.
     """
     name = rule if isinstance(rule, str) else getattr(rule, "name", None)
     if name not in METHODS or (rule is not name and find(name) is not rule):
@@ -111,8 +111,8 @@ def _heavy_ball(lr: Value | None, momentum: Value | None, spectrum: Spectrum | N
 def _nesterov(lr: Value | None, momentum: Value | None, spectrum: Spectrum | None, estimate: Estimate) -> StepSizes:
     if spectrum is not None:
         m, L, m_error, L_error = spectrum
-        known = theory.standard(m - m_error, L + L_error, rule="nesterov_positions")
-        lr, momentum = known.lr if lr is None else lr, known.momentum if momentum is None else momentum
+        tuned = theory.standard(m - m_error, L + L_error, rule="nesterov_positions")
+        lr, momentum = tuned.lr if lr is None else lr, tuned.momentum if momentum is None else momentum
     if momentum is None:
         return StepSizes("nesterov_positions", lr, Nesterov(), "gradient")
     return StepSizes("nesterov_positions", lr, momentum)
@@ -132,11 +132,11 @@ METHODS: dict[str, Callable[[Value | None, Value | None, Spectrum | None, Estima
     "nesterov_positions": _nesterov,
     "chebyshev": _chebyshev,
 }
-"""The methods by name. They run rules whose state is a position, as a proximal map needs such a rule."""
+"""The methods by name. They use the rules whose state is a position, as only these can contain a proximal map."""
 
 
 class StepTable:
-    """The values of a setting for the steps since a restart, as an array whose last number holds for all later steps.
+    """Tabulate a setting over the steps since a restart, in an array whose last number holds for all later steps.
 
     Parameters
     ----------
@@ -159,13 +159,13 @@ class StepTable:
 
         The table grows by doubling, so that runs that take one step per call seldom extend it.
         """
-        known, value = self._values.size, self._value
+        size, value = self._values.size, self._value
         if not callable(value):
-            if known == 0:
+            if size == 0:
                 self._values = np.array([checks.number(self._name, value, self._allowed)])
-        elif steps > known:
-            wanted = max(steps, min(2 * known, self._maxiter))
-            more = [checks.number(self._name, value(step), self._allowed) for step in range(known, wanted)]
+        elif steps > size:
+            wanted = max(steps, min(2 * size, self._maxiter))
+            more = [checks.number(self._name, value(step), self._allowed) for step in range(size, wanted)]
             self._values = np.append(self._values, more)
         return self._values
 
