@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 failed (a prediction missed, or an extra is not installed), 2 wrong arguments or files, 130
-        interrupted, 141 the reader of stdout has closed the pipe.
+        0: done. 1: failed; a prediction was missed, or an extra is not installed, for example. 2: wrong arguments or
+        files. 130: interrupted. 141: the reader of stdout has closed the pipe.
 
     Examples
     --------

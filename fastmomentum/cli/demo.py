@@ -175,7 +175,7 @@ def table(runs: dict[str, Run]) -> Table:
 
 
 def picture(runs: dict[str, Run], path: Path) -> None:
-    """Save the loss curves; those of pytorch, classical and ema coincide, as the three draw one trajectory."""
+    """Save the loss curves; those of pytorch, classical and ema coincide, as the three follow one trajectory."""
     percent = np.arange(10, 101, 10)
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     curves = {name: run.losses for name, run in runs.items()}

@@ -39,7 +39,7 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 def run(options: argparse.Namespace, terminal: Terminal) -> int:
     """Collect and print all facts, and return 0, also if packages are missing."""
     with terminal.progress() as progress:
-        progress.add_task("asking", total=None)
+        progress.add_task("collecting", total=None)
         facts = collect_facts()
     terminal.record(facts)
     for name, text in _format_lines(facts):

@@ -36,7 +36,8 @@ class Problem(NamedTuple):
     spectrum : Spectrum
         The ends (m, L) of the spectrum, with their errors.
     curvatures, error : ndarray or None
-        The eigenvalues of the Hessian, and x₀ − x* in the basis of its eigenvectors; None if not known.
+        The eigenvalues of the Hessian, and x₀ − x* in the basis of its eigenvectors; None if they were not
+        computed.
     rows, columns : int
         The shape of A; 0 without data.
     estimated : bool

@@ -20,7 +20,7 @@ METHODS = {
     "heavy ball": ("heavy_ball", "classical", "pytorch", "ema"),
     "Nesterov": ("nesterov_positions", "classical_nesterov", "pytorch_nesterov", "ema_nesterov"),
 }
-"""The rules of each method: with the tunings found here, all rules of one method draw the same trajectory."""
+"""The rules of each method: with the tunings found here, all rules of one method follow the same trajectory."""
 
 EXPONENT_FROM = 10_000_000
 """The number of steps from which on the table shows four digits and an exponent."""
@@ -42,7 +42,8 @@ class Row(NamedTuple):
     lr, momentum, rate : float
         The settings, and the largest spectral radius ρ on [m, L]; momentum is None for a rule without momentum.
     steps : float or None
-        The number of steps to the tolerance on this problem, from x = 0; None if its eigenvalues are not known.
+        The number of steps to the tolerance on this problem, from x = 0; None if the problem has no
+        curvatures, or if the count would take minutes.
     bound : float or None
         The number of steps for every start with velocity 0 and every spectrum in [m, L]; inf if ρ rounds to 1. None
         if the count would take minutes.
@@ -58,7 +59,7 @@ class Row(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The method that has this rule; the name of the rule if no method has it."""
+        """The method of this rule; the name of the rule if METHODS does not have it."""
         return next((method for method, members in METHODS.items() if self.rule in members), self.rule)
 
 
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
     UsageError
         If the options or the file cannot be used.
     Failure
-        If Lanczos finds no spectrum.
+        If Lanczos does not converge.
     """
     names = select_rules(options.rule)
     if options.plot:
@@ -107,12 +108,12 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
 
 def select_rules(given: list[str] | None) -> list[str]:
     """Return the rules to tune, in the order of the table: the rules of one method are neighbours."""
-    known = rules.names()
+    all_names = rules.names()
     for name in given or ():
-        if name not in known:
-            raise UsageError(f"--rule: expected one of {', '.join(known)}; got {name!r}")
+        if name not in all_names:
+            raise UsageError(f"--rule: expected one of {', '.join(all_names)}; got {name!r}")
     ordered = [name for members in METHODS.values() for name in members]
-    ordered += [name for name in known if name not in ordered]
+    ordered += [name for name in all_names if name not in ordered]
     return [name for name in ordered if not given or name in given]
 
 
@@ -133,7 +134,7 @@ def tunings(rule: str, problem: Problem, ends: tuple[float, float], tol: float) 
     yield _make_row(rule, "optimal", best, problem, ends, tol)
     try:
         usual = theory.standard(*ends, rule=rule)
-    except ValueError:  # there are standard tunings only for the rules in METHODS
+    except ValueError:  # only rules that follow one of the METHODS have a standard tuning
         return
     if usual != best:
         yield _make_row(rule, "standard", usual, problem, ends, tol)
