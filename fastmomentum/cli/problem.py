@@ -27,7 +27,7 @@ For more parameters, Lanczos estimates the ends of the spectrum.
 
 
 class Problem(NamedTuple):
-    """Hold a quadratic problem: its spectrum, and the error of its start if that is known.
+    """Hold a quadratic problem: its spectrum, and the error of its start if it has one.
 
     Attributes
     ----------

@@ -332,8 +332,8 @@ def curve_length(rows: Iterable[Row]) -> int:
 def curve(row: Row, problem: Problem, ends: tuple[float, float], steps: int, tol: float) -> Floats:
     """Return the relative errors ‖e_t‖/‖e_0‖ at t = 0, 1, …, steps.
 
-    The errors are those of the problem's own start if that is known, and the curve then ends at the first error of at
-    most `tol`. Otherwise each error is the largest of all starts, over a grid of curvatures in `ends`.
+    If the problem has a start, the errors are those of that start, and the curve ends at the first error of at most
+    `tol`. Otherwise each error is the largest of all starts, over a grid of curvatures in `ends`.
     """
     if problem.curvatures is not None and problem.error is not None and problem.error.any():
         used = problem.error != 0.0

@@ -1,4 +1,4 @@
-"""Saved states: the dict that holds all that a run needs to go on with the same bits, and its file.
+"""Saved states: a dict of everything, except the parameters, that a run needs to continue with the same bits.
 
 A saved state is a dict:
 

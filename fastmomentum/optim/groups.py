@@ -260,7 +260,7 @@ def _to_list(params: Any) -> Any:
 
 
 def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
-    """Return the arrays and groups of the argument `params`; `shared` has the settings given beside it.
+    """Return the arrays and groups of the argument `params`; `shared` has the other arguments.
 
     Raises
     ------
@@ -290,9 +290,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
             raise TypeError(f"{where}: expected a dict with 'params', its array or arrays; got one with {list(entry)}")
         for name in SHARED:
             if name in entry:
-                raise TypeError(
-                    f"{where}: {name} is expected beside the groups, as all groups share it; got it in a group"
-                )
+                raise TypeError(f"{where}: expected no {name}, as all groups share it: pass it as an argument")
         arrays = [entry["params"]] if is_array(entry["params"]) else _to_list(entry["params"])
         if not isinstance(arrays, Sequence) or isinstance(arrays, str):
             raise TypeError(

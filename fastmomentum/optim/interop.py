@@ -246,9 +246,7 @@ def refuse_settings(names: Iterable[str], settings: Mapping[str, Any]) -> None:
     """
     for name in names:
         if name in settings:
-            raise TypeError(
-                f"{name}: expected to come with the moved run; got {checks.describe(settings[name])} beside it"
-            )
+            raise TypeError(f"{name}: expected none, as the run has its own; got {checks.describe(settings[name])}")
 
 
 def _multiplied_copy(sign: int, value: Any, name: str) -> Any:

@@ -22,9 +22,9 @@ class Momentum(Optimizer):
     params
         As for :class:`Optimizer`.
     lr, momentum : float, callable, or a scalar in device memory
-        Learning rate ≥ 0 and μ in [0, 1]. A callable gets the number of the update to come, from 0. If momentum is a
-        function of the step, a folded Nesterov rule also uses its value for the following step (a look-ahead also that
-        of lr): the function is then called for one step beyond the last.
+        Learning rate ≥ 0 and μ in [0, 1]. A callable is called with the number of updates done, 0 for the first one. If
+        momentum is a function of the step, a folded Nesterov rule also uses its value for the following step (a
+        look-ahead also that of lr): the function is then called for one step beyond the last.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
         As for :func:`fastmomentum.step`.
     max_norm : float, optional

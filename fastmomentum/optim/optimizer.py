@@ -16,7 +16,7 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
 
 Setting = float | Callable[[int], float]
-"""A number, or a function of the step: it is called with the number of the update to come, from 0."""
+"""A number, or a function of the step: of the number of updates done before, 0 at the first update."""
 
 
 class Optimizer:
@@ -32,10 +32,11 @@ class Optimizer:
     rule : str or Rule
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float, callable, or a scalar in device memory
-        Learning rate, ≥ 0. A callable gets the number of the update to come, from 0, and returns the value for it.
+        Learning rate, ≥ 0. A callable is called with the number of updates done, 0 for the first one, and returns the
+        value for the next update.
     **settings
         The other settings of :class:`Momentum`, and the rule's own hyper-parameters. momentum has no default here: it
-        must be given if the rule takes it.
+        must be given if the rule takes it, even if every group has its own.
 
     Raises
     ------
@@ -498,8 +499,8 @@ class Optimizer:
     def save(self, path: str | PathLike[str]) -> None:
         """Write :meth:`state_dict` to a file: an uncompressed .npz, without pickle.
 
-        The file is written beside its place, flushed to the disk and then moved there: a run killed at any moment
-        leaves the old file or the new one, each as a whole.
+        A new file is written to the same folder, flushed to the disk and then renamed to `path`. A run that is killed
+        at any moment leaves the whole old file or the whole new one at `path`.
 
         Raises
         ------

@@ -120,7 +120,7 @@ def reset_scope(
     if rows is not None and array is None and count == 1:
         array = 0
     if rows is not None and (array is None or group is not None):
-        raise TypeError("rows: expected together with array, the number of the array they belong to, and without group")
+        raise TypeError("rows: expected with array, the number of the array that has these rows, and without group")
     if group is not None and array is not None:
         raise TypeError("group, array: expected one of them; got both")
     if group is not None:

@@ -69,7 +69,7 @@ class LoopOptions(NamedTuple):
     rule : str
         "heavy_ball" or "nesterov_positions".
     terms : Terms
-        The terms of the objective beside `fun`.
+        The terms of the objective besides `fun`.
     backtracking : bool
         Whether backtracking finds the learning rate.
     restart : str

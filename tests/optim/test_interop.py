@@ -334,8 +334,8 @@ def test_from_optax_and_from_keras_continue_schedules_at_their_step():
     ("name", "change", "error", "reason"),
     [
         ("optax", {"lookahead": True}, ValueError, "lookahead: expected False.*nesterov=True"),
-        ("keras", {"rule": "ema"}, TypeError, "rule: expected to come with the moved run; got 'ema'"),
-        ("optax", {"rule": "ema"}, TypeError, "rule: expected to come with the moved run; got 'ema'"),
+        ("keras", {"rule": "ema"}, TypeError, "rule: expected none, as the run has its own; got 'ema'"),
+        ("optax", {"rule": "ema"}, TypeError, "rule: expected none, as the run has its own; got 'ema'"),
         ("optax", {"steps": -1}, ValueError, "steps: expected a whole number from 0"),
         ("optax", {"dampening": -1.0}, ValueError, "dampening"),
         (
@@ -378,7 +378,7 @@ def test_from_optax_and_from_keras_refuse_a_missing_velocity(name, called, veloc
 @pytest.mark.parametrize("name", ["lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize", "rule"])
 def test_from_torch_refuses_settings_that_the_groups_have(name, groups):
     saved = {"state": {}, "param_groups": [GROUP | {"params": [i]} for i in range(groups)]}
-    with pytest.raises(TypeError, match=f"{name}: expected to come with the moved run; got 0.25 beside it"):
+    with pytest.raises(TypeError, match=f"{name}: expected none, as the run has its own; got 0.25"):
         fm.Momentum.from_torch(saved, [np.zeros(1) for _ in range(groups)], **{name: 0.25})
 
 

@@ -183,7 +183,7 @@ def test_unknown_restart_scheme_is_refused(settings, error, message):
 
 
 def test_restart_is_refused_in_a_group():
-    with pytest.raises(TypeError, match="restart is expected beside the groups"):
+    with pytest.raises(TypeError, match="expected no restart, as all groups share it"):
         fm.Momentum([{"params": np.ones(2), "restart": 3}], lr=0.1)
 
 
@@ -327,8 +327,8 @@ def test_reset_of_rows_needs_no_array_number_for_one_array():
         ({"array": 1.0}, TypeError, "array: expected a whole number"),
         ({"group": True}, TypeError, "group: expected a whole number"),
         ({"group": 0, "array": 0}, TypeError, "expected one of them"),
-        ({"rows": 1}, TypeError, "rows: expected together with array"),
-        ({"group": 0, "rows": 1}, TypeError, "rows: expected together with array"),
+        ({"rows": 1}, TypeError, "rows: expected with array"),
+        ({"group": 0, "rows": 1}, TypeError, "rows: expected with array"),
         ({"array": 0, "rows": 5}, ValueError, "0 <= start <= stop <= 5"),
         ({"array": 0, "rows": (3, 2)}, ValueError, "0 <= start <= stop <= 5"),
         ({"array": 0, "rows": slice(0, 4, 2)}, ValueError, "without a step"),

@@ -188,7 +188,7 @@ ESTIMATED_L = 0.99
 """The estimate of L over L; without a margin, the optimal tuning for this estimate diverges for κ of 10² or more."""
 
 EDGE_DISTANCE, EDGE_STEPS, EDGE_SIZE = 1e-2, 3_000, 1e6
-"""The relative distance to the edge of stability of the runs beside it, and the steps and the |x| at which they end."""
+"""The relative distance of two runs from the edge of stability, and the steps and the |x| at which they end."""
 
 MAX_COST = 1.25
 """The greatest number of steps with the tuning for the estimate, over that with the tuning for the true spectrum."""
