@@ -3,7 +3,7 @@
 import keyword
 import linecache
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -91,8 +91,7 @@ def assemble(
     """Return a function that makes these calls one after another, each callee put through `wrap`.
 
     The function is compiled from text, as dataclasses are. A loop over closures that take ``*arguments`` would do the
-    same, but Numba has to type and lower each of them. The text is kept in :mod:`linecache`, so that tracebacks and
-    coverage show it.
+    same, but Numba has to type and lower each of them.
 
     Parameters
     ----------
@@ -105,14 +104,21 @@ def assemble(
     wrap : callable, optional
         The decorator of the backend.
     """
-    text = write_source(name, arguments, calls, results)
+    functions = _function_names(arguments, calls)
+    namespace = {called: wrap(function) for function, called in functions.items()}
+    return define(name, write_source(name, arguments, calls, results), namespace)
+
+
+def define(name: str, text: str, namespace: Mapping[str, Any]) -> Function:
+    """Return the function `name` that this text defines, in which the names of `namespace` are known.
+
+    The text is kept in :mod:`linecache`, so that tracebacks and coverage show it.
+    """
     filename = f"<fastmomentum {name} {sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    functions = _function_names(arguments, calls)
-    namespace: dict[str, Any] = {"__name__": __name__}
-    namespace |= {called: wrap(function) for function, called in functions.items()}
-    exec(compile(text, filename, "exec"), namespace)
-    function: Function = namespace[name]
+    variables: dict[str, Any] = {"__name__": __name__, **namespace}
+    exec(compile(text, filename, "exec"), variables)
+    function: Function = variables[name]
     return function
 
 

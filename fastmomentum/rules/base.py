@@ -176,7 +176,7 @@ class Rule(Record):
         return p, velocity
     """
 
-    update: Function = _no_update
+    update: Function = field(default_factory=lambda: _no_update)
     _: KW_ONLY
     hyper: Sequence[str] = ("lr", "momentum")
     state: Sequence[tuple[str, str]] = (("velocity", "zero"),)

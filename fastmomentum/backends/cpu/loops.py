@@ -1,6 +1,6 @@
 """Make the parts of all compiled CPU updates: a loop over elements, and loads and stores of tuples of arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 
-from fastmomentum.rules.assemble import Function
+from fastmomentum.rules.assemble import Function, define
 from fastmomentum.rules.base import Rule
 
 FLOATS = (types.float32, types.float64)
@@ -47,13 +47,12 @@ def make_loop(advance: Function, arrays: int, data: int = 1) -> Function:
 
     `arrays` is the number of arrays that are written, `data` the number of those that are only read.
     """
-    load, store, load_data = make_load(arrays), make_store(arrays), make_load(data)
-
-    def loop(arrays: Any, data: Any, hyper: Any) -> None:
-        for i in range(arrays[0].size):  # with bounds, range(a, b) is not vectorised (measured: 5.7 times as slow)
-            store(arrays, i, advance(load(arrays, i), load_data(data, i), hyper))
-
-    return inlined(loop)
+    values = _tuple_of("arrays", arrays, "i")
+    text = f"""def loop(arrays, data, hyper):
+    for i in range(arrays[0].size):  # with bounds, range(a, b) is not vectorised (measured: 5.7 times as slow)
+        {values} = advance({values}, {_tuple_of("data", data, "i")}, hyper)
+"""
+    return inlined(define("loop", text, {"advance": advance}))
 
 
 def as_like(value: Any, like: Any) -> Any:
@@ -73,46 +72,37 @@ def _as_like(value: Any, like: Any) -> Callable[..., Any]:
     return cast
 
 
-# The functions below recurse over the length of a tuple of arrays, which is resolved at compile time. A loop over the
-# tuple would be run for every element.
+# The functions below, and the loop above, are defined by text in which every array of a tuple has an expression of its
+# own. A loop over the tuple would run for every element, and a recursion over it takes Numba 1/10 to 1/4 s a level.
 
 
 def make_load(arrays: int) -> Function:
     """Return ``load(arrays, i)``: a tuple of element i of each of `arrays` arrays."""
-    if arrays < 2:  # every additional function takes 1/20 s to compile
-        return inlined((lambda arrays, i: (arrays[0][i],)) if arrays else lambda arrays, i: ())
-    rest = make_load(arrays - 1)
-    return inlined(lambda arrays, i: (arrays[0][i], *rest(arrays[1:], i)))
+    return make_statements("load", "arrays, i", [f"return {_tuple_of('arrays', arrays, 'i')}"])
 
 
 def make_store(arrays: int) -> Function:
     """Return ``store(arrays, i, values)``, which writes one value to element i of each of `arrays` arrays."""
-    if arrays == 1:
-
-        def store_last(arrays: Any, i: Any, values: Any) -> None:
-            arrays[0][i] = values[0]
-
-        return inlined(store_last)
-    rest = make_store(arrays - 1)
-
-    def store(arrays: Any, i: Any, values: Any) -> None:
-        arrays[0][i] = values[0]
-        rest(arrays[1:], i, values[1:])
-
-    return inlined(store)
+    return make_statements("store", "arrays, i, values", [f"{_tuple_of('arrays', arrays, 'i')} = values"])
 
 
 def make_cut(arrays: int) -> Function:
     """Return ``cut(arrays, first, last)``: a tuple of the slice [first, last) of each of `arrays` arrays."""
-    if arrays == 0:
-        return inlined(lambda arrays, first, last: ())
-    rest = make_cut(arrays - 1)
-    return inlined(lambda arrays, first, last: (arrays[0][first:last], *rest(arrays[1:], first, last)))
+    return make_statements("cut", "arrays, first, last", [f"return {_tuple_of('arrays', arrays, 'first:last')}"])
 
 
 def make_cast(numbers: int) -> Function:
     """Return ``cast(numbers, like)``: a tuple of `numbers` numbers in the dtype of `like`, an array or a number."""
-    if numbers == 0:
-        return inlined(lambda numbers, like: ())
-    rest = make_cast(numbers - 1)
-    return inlined(lambda numbers, like: (as_like(numbers[0], like), *rest(numbers[1:], like)))
+    casts = "".join(f"as_like(numbers[{k}], like), " for k in range(numbers))
+    return make_statements("cast", "numbers, like", [f"return ({casts})"])
+
+
+def _tuple_of(name: str, arrays: int, index: str) -> str:
+    """Return the text of a tuple of the elements, or slices, with this index of each array of the tuple `name`."""
+    return f"({''.join(f'{name}[{k}][{index}], ' for k in range(arrays))})"
+
+
+def make_statements(name: str, arguments: str, statements: Sequence[str]) -> Function:
+    """Return a function of these arguments that runs these statements, in a form that compiled code can call."""
+    text = "\n    ".join([f"def {name}({arguments}):", *statements])
+    return inlined(define(name, text, {"as_like": as_like, "float64": np.float64}))
