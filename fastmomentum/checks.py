@@ -20,7 +20,8 @@ INFINITY = float("inf")
 class Range(NamedTuple):
     """Hold the range of a hyper-parameter, low ≤ x ≤ high.
 
-    `above` excludes low, `below` excludes high, and `infinite` admits infinities.
+    `above` excludes low, `below` excludes high, and `infinite` admits infinities. ``a & b`` is the range of the numbers
+    that are in both.
     """
 
     low: float
@@ -34,6 +35,11 @@ class Range(NamedTuple):
             return False
         above_low = self.low < value if self.above else self.low <= value
         return above_low and (value < self.high if self.below else value <= self.high)
+
+    def __and__(self, other: "Range") -> "Range":
+        low, above = max((self.low, self.above), (other.low, other.above))
+        high, closed = min((self.high, not self.below), (other.high, not other.below))
+        return Range(low, high, above, self.infinite and other.infinite, not closed)
 
     def __str__(self) -> str:
         if self.infinite:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.stages import maximize
+from fastmomentum.rules.stages import maximises
 
 LANES = 32
 """The number of partial sums of a reduction."""
@@ -262,7 +262,7 @@ class HostExecutor:
     def _step_sums(self, i: int, sums: Iterable[float]) -> StepSums:
         """Return the sums of a parameter, with the opposite sign of its gradient if its rule has `maximize`."""
         found = StepSums(*sums)
-        if maximize in self._jobs[i].update.composed_of:
+        if maximises(self._jobs[i].update):
             return found._replace(along=-found.along, slope=-found.slope)
         return found
 

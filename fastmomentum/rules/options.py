@@ -8,7 +8,7 @@ from fastmomentum.checks import RANGES
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import chain, lr_corrected, replace_core, with_look_ahead
 from fastmomentum.rules.registry import find
-from fastmomentum.rules.stages import clip_norm, clip_value, decoupled_weight_decay, maximize, weight_decay
+from fastmomentum.rules.stages import clip_norm, clip_value, decoupled_weight_decay, maximises, maximize, weight_decay
 
 OPTIONS = (clip_norm, clip_value, maximize, weight_decay, decoupled_weight_decay)
 """The stages that options of step() and Momentum add, in torch's order."""
@@ -63,7 +63,7 @@ def with_options(
     if lookahead:
         rule = with_look_ahead(rule)
     stages = [stage for stage in OPTIONS if stage.name in options]
-    if maximize in stages and maximize in rule.composed_of:
+    if maximize in stages and maximises(rule):
         raise ValueError("maximize: expected once, in the chain or as an option; got both, which would minimise")
     return chain(*stages, rule, name=rule.name) if stages else rule
 

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from inspect import signature
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -222,6 +223,8 @@ def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
     return _default(record, default, given) if isinstance(default, str) else default
 
 
-def merge_ranges(records: Sequence[Record]) -> dict[str, Range | tuple[float, float]]:
-    """Return the ranges of all records, a later one replacing an earlier one of the same name."""
-    return {name: allowed for record in records for name, allowed in record.ranges.items()}
+def merge_ranges(records: Sequence[Record]) -> dict[str, Range]:
+    """Return a range for each name that has one in a record: the numbers that all records with this name allow."""
+    names = dict.fromkeys(name for record in records for name in record.ranges)
+    users = {name: [record for record in records if name in {*record.parameters, *record.hyper}] for name in names}
+    return {name: reduce(and_, [record.range_of(name) for record in users[name]]) for name in names}

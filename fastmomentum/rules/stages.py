@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum.checks import ANY_BOUND, AT_LEAST_ZERO
-from fastmomentum.rules.base import Stage
+from fastmomentum.rules.base import Rule, Stage
 
 
 def _scale(g: Any, p: Any, factor: Any) -> Any:
@@ -142,3 +142,8 @@ The state of nesterov_positions has exact zeros. To zeros of the parameter momen
 clip_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
 """g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's
 clip_grad_norm_ does."""
+
+
+def maximises(rule: Rule) -> bool:
+    """Return whether the stage `maximize`, or a copy of it, is part of the rule."""
+    return any(link.functions == maximize.functions for link in rule.composed_of)

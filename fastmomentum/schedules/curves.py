@@ -284,6 +284,8 @@ class Cycle(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.steps < 2:
+            raise ValueError(f"steps: expected a whole number >= 2; got {self.steps}")
         if not 0.0 < self.turn < self.steps - 1:
             raise ValueError(f"rise: expected a number between 1/steps = 1/{self.steps} and 1; got {self.rise!r}")
 

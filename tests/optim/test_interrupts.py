@@ -166,7 +166,8 @@ def test_interrupted_call_of_sparse_rows_is_done_whole_or_not_at_all(entry):
     flushed.flush()
     allowed = {*ends, continued(flushed)} if entry == "change" else set(ends)  # change flushes first
     assert found <= allowed
-    assert ends[0] in found
+    assert ends[1] in found
+    assert ends[0] in found or entry == "change"  # its last line makes the change
     assert at > 5
 
 
@@ -187,6 +188,7 @@ def test_interrupted_call_of_sparse_rows_is_whole_between_instructions(entry):
     assert at > 100
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # after a signal between open() and `with`
 def test_save_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "run.npz"
     for at in count():
@@ -247,23 +249,27 @@ def test_step_of_several_kernels_is_whole_and_counted_under_a_barrage_of_signals
     opt = fm.Momentum(params, lr=1.0, momentum=0.0)
     grads = [np.ones_like(p) for p in params]
     opt.step(grads)
-    hits = 0
+    hits, may_raise = 0, False
 
     def interrupt(signum, frame):
-        raise InterruptedError
+        nonlocal may_raise
+        if may_raise:
+            may_raise = False
+            raise InterruptedError
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
         while hits < 300:
             try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+                may_raise = True
                 for _ in range(1000):
                     opt.step(grads)
+                may_raise = False
             except InterruptedError:
                 hits += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             assert params[0][0] == params[1][0] == -opt.steps
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert not opt._engine.lock.locked()
