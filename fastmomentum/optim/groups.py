@@ -46,6 +46,8 @@ class ParamGroup:
         }
         options = {name: value for name, value in settings.items() if name != "restart"}
         self.update, self._given = resolved or resolve_options(**options)
+        default = self.update.defaults.get("momentum", 0.0)
+        settings.setdefault("momentum", 0.0 if isinstance(default, str) else default)
         self.correct = settings.get("correct", False)
         limit = settings.get("max_norm")
         self.max_norm = None if limit is None else float(limit)  # a NumPy float32 would make the factor a float32

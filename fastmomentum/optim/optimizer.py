@@ -13,7 +13,6 @@ from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope
 from fastmomentum.optim.trace import Trace
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.registry import find
 
 Setting = float | Callable[[int], float]
 """A number, or a function of the step: of the number of updates done before, 0 at the first update."""
@@ -34,9 +33,11 @@ class Optimizer:
     lr : float, callable, or a scalar in device memory
         Learning rate, ≥ 0. A callable is called with the number of updates done, 0 for the first one, and returns the
         value for the next update.
+    backend, threads, skip_nonfinite : optional
+        As for :class:`Momentum`.
     **settings
-        The other settings of :class:`Momentum`, and the rule's own hyper-parameters. momentum has no default here: it
-        must be given if the rule takes it, even if every group has its own.
+        The other settings of :class:`Momentum`, and the rule's own hyper-parameters. momentum has no default here: if
+        the rule takes it, it must be given, here or in every group.
 
     Raises
     ------
@@ -53,14 +54,18 @@ class Optimizer:
     array([ 0.5, -1. ])
     """
 
-    def __init__(self, params: Any, rule: str | Rule = "pytorch", *, lr: Any, **settings: Any) -> None:
-        backend, threads = settings.pop("backend", None), checks.threads(settings.pop("threads", None))
-        skip_nonfinite = checks.boolean("skip_nonfinite", settings.pop("skip_nonfinite", False))
-        if "momentum" not in settings:
-            found = find(rule)
-            if "momentum" in found.parameters and "momentum" not in found.defaults:
-                raise TypeError(f"momentum: rule {found} needs this hyper-parameter; it was not given")
-            settings["momentum"] = 0.0
+    def __init__(
+        self,
+        params: Any,
+        rule: str | Rule = "pytorch",
+        *,
+        lr: Any,
+        backend: str | None = None,
+        threads: int | None = None,
+        skip_nonfinite: bool = False,
+        **settings: Any,
+    ) -> None:
+        threads, skip_nonfinite = checks.threads(threads), checks.boolean("skip_nonfinite", skip_nonfinite)
         layout = parse_params(params, {"rule": rule, "lr": lr, **settings})
         self._engine = Engine(layout, backend, threads, skip_nonfinite)
         self._single = layout.single
@@ -233,7 +238,8 @@ class Optimizer:
 
     def __repr__(self) -> str:
         engine = self._engine
-        settings = f"lr={self.lr!r}, momentum={self.momentum!r}, arrays={len(engine.group_of)}, steps={self.steps}"
+        momentum = f"momentum={self.momentum!r}, " if "momentum" in engine.update.parameters else ""
+        settings = f"lr={self.lr!r}, {momentum}arrays={len(engine.group_of)}, steps={self.steps}"
         return f"{type(self).__name__}(rule={engine.groups[0].name!r}, {settings})"
 
     def _setting(self, name: str) -> Any:

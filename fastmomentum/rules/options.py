@@ -106,7 +106,7 @@ def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, An
     update = with_options(update, frozenset(stages | {"maximize"} if maximize else stages))
     chosen.pop("max_norm", None)  # the stage takes the factor that is computed from it at each step
     for name in ("lr", "momentum"):
-        if name not in update.parameters:
+        if name in chosen and name not in update.parameters:
             value = chosen.pop(name)
             if not callable(value):
                 checks.number(name, value, RANGES[name])

@@ -8,6 +8,7 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
 
 from fastmomentum import checks
+from fastmomentum.backends.cpu.loops import assign
 from fastmomentum.rules.assemble import Function
 from fastmomentum.solvers.loop import ObjectiveFunctions
 from fastmomentum.solvers.passes import Floats, Limits
@@ -113,17 +114,18 @@ class Differences:
 def _compiled_functions(fun: Function, jac: Function | None, valued: bool) -> ObjectiveFunctions:
     def evaluate_both(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls += 1
-        value, g[:] = fun(x, *args)
+        value, gradient = fun(x, *args)
+        assign(g, gradient)
         return float(value)
 
     def evaluate_gradient(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls[1] += 1
-        g[:] = jac(x, *args)  # type: ignore[misc]
+        assign(g, jac(x, *args))  # type: ignore[misc]
         return 0.0
 
     def evaluate_each(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls += 1
-        g[:] = jac(x, *args)  # type: ignore[misc]
+        assign(g, jac(x, *args))  # type: ignore[misc]
         return float(fun(x, *args))
 
     def value_of_both(x: Any, calls: Any, args: Any) -> Any:

@@ -14,7 +14,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
-from fastmomentum.backends.cpu.loops import inlined, make_cast, make_load, make_store
+from fastmomentum.backends.cpu.loops import inlined, make_cast, make_load, make_statements, make_store
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Stage
 from fastmomentum.rules.compose import chain
@@ -39,15 +39,15 @@ SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
 SCRATCH = (1 + len(SUMS)) * LANES
 """The size of the scratch memory for a maximum and all sums."""
 
-SUMMANDS: dict[str, Function] = {
-    "absolute": lambda d, step, g, p: abs(d),
-    "squares": lambda d, step, g, p: d * d,
-    "slope": lambda d, step, g, p: d * step,
-    "descent": lambda d, step, g, p: d * g,
-    "size": lambda d, step, g, p: abs(p),
-    "size_next": lambda d, step, g, p: abs(p - d),
+SUMMANDS = {
+    "absolute": "abs(d)",
+    "squares": "d * d",
+    "slope": "d * step",
+    "descent": "d * g",
+    "size": "abs(p)",
+    "size_next": "abs(p - d)",
 }
-"""The summand of each sum for one parameter, with d = p − x⁺."""
+"""The summand of each sum for one parameter, as the text of an expression, with d = p − x⁺."""
 
 
 class Terms(NamedTuple):
@@ -103,7 +103,7 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[fl
     gap, limits_at, derive_row = _make_gap(terms), _make_limits_at(terms), _make_derive_row(terms)
     cast, width = make_cast(2 + 3 * terms.l1), (1 + len(wanted)) * LANES
     names = [name for name in SUMS if name in wanted]
-    add, totals = _make_add(names), _make_totals([names.index(name) if name in names else -1 for name in SUMS])
+    add, totals = _make_add(names), _make_totals(names)
 
     @register_jitable
     def collect(lanes: Any, p: Any, g: Any, a: Any, b: Any, row: Any, limits: Any, first: Any) -> None:
@@ -128,25 +128,14 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[fl
 
 def _make_add(names: Sequence[str]) -> Function:
     """Return ``add(lanes, lane, d, step, g, p)``, which adds to the sums of these names, LANES numbers apart."""
-    if not names:
-        return inlined(lambda lanes, lane, d, step, g, p: None)
-    summand, add_others = inlined(SUMMANDS[names[0]]), _make_add(names[1:])
-
-    def add(lanes: Any, lane: Any, d: Any, step: Any, g: Any, p: Any) -> None:
-        lanes[lane] += summand(d, step, g, p)
-        add_others(lanes, lane + LANES, d, step, g, p)
-
-    return inlined(add)
+    statements = [f"lanes[lane + {i * LANES}] += {SUMMANDS[name]}" for i, name in enumerate(names)]
+    return make_statements("add", "lanes, lane, d, step, g, p", statements)
 
 
-def _make_totals(places: Sequence[int]) -> Function:
-    """Return ``totals(lanes)``, a tuple of the sums whose lanes are at these places; the place −1 gives 0."""
-    if not places:
-        return inlined(lambda lanes: ())
-    first, others = LANES * (1 + places[0]), _make_totals(places[1:])
-    if places[0] < 0:
-        return inlined(lambda lanes: (0.0, *others(lanes)))
-    return inlined(lambda lanes: (sum_of_lanes(lanes, first), *others(lanes)))
+def _make_totals(names: Sequence[str]) -> Function:
+    """Return ``totals(lanes)``, a tuple of all SUMS; those that are not among these names are 0."""
+    sums = [f"sum_of_lanes(lanes, {LANES * (1 + names.index(name))})" if name in names else "0.0" for name in SUMS]
+    return make_statements("totals", "lanes", [f"return ({', '.join(sums)})"], sum_of_lanes=sum_of_lanes)
 
 
 def _make_reduction(combine: Function) -> Function:

@@ -72,6 +72,26 @@ def _as_like(value: Any, like: Any) -> Callable[..., Any]:
     return cast
 
 
+def assign(array: Any, values: Any) -> None:
+    """Write values of the same shape to an array of one dimension."""
+    array[:] = values
+
+
+@overload(assign)
+def _assign(array: Any, values: Any) -> Callable[..., Any]:
+    if not isinstance(values, types.Array) or values.ndim != 1:
+        return assign
+
+    # Numba's own assignment takes 6 s to compile, most of it for the text of its error.
+    def assign_elements(array: Any, values: Any) -> None:
+        if values.size != array.size:
+            raise ValueError("expected an array of one dimension that has the shape of x0")
+        for i in range(array.size):
+            array[i] = values[i]
+
+    return assign_elements
+
+
 # The functions below, and the loop above, are defined by text in which every array of a tuple has an expression of its
 # own. A loop over the tuple would run for every element, and a recursion over it takes Numba 1/10 to 1/4 s a level.
 
@@ -94,7 +114,7 @@ def make_cut(arrays: int) -> Function:
 def make_cast(numbers: int) -> Function:
     """Return ``cast(numbers, like)``: a tuple of `numbers` numbers in the dtype of `like`, an array or a number."""
     casts = "".join(f"as_like(numbers[{k}], like), " for k in range(numbers))
-    return make_statements("cast", "numbers, like", [f"return ({casts})"])
+    return make_statements("cast", "numbers, like", [f"return ({casts})"], as_like=as_like)
 
 
 def _tuple_of(name: str, arrays: int, index: str) -> str:
@@ -102,7 +122,10 @@ def _tuple_of(name: str, arrays: int, index: str) -> str:
     return f"({''.join(f'{name}[{k}][{index}], ' for k in range(arrays))})"
 
 
-def make_statements(name: str, arguments: str, statements: Sequence[str]) -> Function:
-    """Return a function of these arguments that runs these statements, in a form that compiled code can call."""
-    text = "\n    ".join([f"def {name}({arguments}):", *statements])
-    return inlined(define(name, text, {"as_like": as_like, "float64": np.float64}))
+def make_statements(name: str, arguments: str, statements: Sequence[str], **functions: Function) -> Function:
+    """Return a function of these arguments that runs these statements, in a form that compiled code can call.
+
+    The statements may call `functions` by name.
+    """
+    text = "\n    ".join([f"def {name}({arguments}):", *(statements or ["pass"])])
+    return inlined(define(name, text, functions))

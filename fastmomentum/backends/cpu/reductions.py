@@ -141,7 +141,7 @@ def _make_add_element(pairs: Pairs) -> Function:
     """Return ``add_element(lanes, lane, arrays, i)``, which adds the products of element i of the arrays."""
     products = [f"float64(arrays[{one}][i]) * float64(arrays[{other}][i])" for one, other in pairs]
     statements = [f"lanes[{k * LANES} + lane] += {product}" for k, product in enumerate(products)]
-    return make_statements("add_element", "lanes, lane, arrays, i", statements)
+    return make_statements("add_element", "lanes, lane, arrays, i", statements, float64=np.float64)
 
 
 def _make_chunk_sums(add: Function, arrays: int, width: int) -> Function:
