@@ -174,3 +174,25 @@ def test_optimizer_asks_for_a_momentum_where_the_rule_has_no_default():
         fm.Optimizer(p, "pytorch", lr=0.5)
     assert isinstance(fm.Momentum(p, lr=0.1), fm.Optimizer)
     assert fm.Optimizer(p, lr=0.1, momentum=0.9).momentum == fm.Momentum(p, lr=0.1).momentum
+
+
+def test_optimizer_takes_momentum_from_every_group_or_from_the_rule():
+    opt = fm.Optimizer([{"params": np.ones(2), "momentum": 0.5}, {"params": np.ones(2), "momentum": 0.75}], lr=0.1)
+    assert opt.momentum == [0.5, 0.75]
+    with pytest.raises(TypeError, match="momentum: rule 'pytorch' needs"):
+        fm.Optimizer([{"params": np.ones(2), "momentum": 0.5}, {"params": np.ones(2)}], lr=0.1)
+    rule = fm.Rule(lambda p, v, g, lr, mu: (p - lr * (mu * v + g), mu * v + g), defaults={"momentum": 0.25})
+    p = np.zeros(1)
+    opt = fm.Optimizer(p, rule, lr=1.0)
+    assert opt.momentum == 0.25
+    opt.step(np.ones(1))
+    opt.step(np.ones(1))
+    assert p[0] == -2.25
+    opt.momentum = 0.5
+    opt.step(np.ones(1))
+    assert p[0] == -2.25 - 1.625
+
+
+def test_repr_shows_momentum_only_if_the_rule_takes_it():
+    assert repr(fm.Optimizer(np.ones(2), "aggmo", lr=0.1)) == "Optimizer(rule='aggmo', lr=0.1, arrays=1, steps=0)"
+    assert "momentum=0.9" in repr(fm.Momentum(np.ones(2), lr=0.1))

@@ -9,6 +9,7 @@ import fastmomentum as fm
 from fastmomentum.backends.cpu import kernels as cpu_kernels
 from fastmomentum.rules.options import with_options
 from tests.helpers.arrays import arrays_of, random_arrays
+from tests.helpers.copies import every_copy
 from tests.helpers.reference import BACKENDS, DTYPES, POSITIONS, RULES, assert_same_bits, rest, soft_threshold, update
 
 S = fm.stages
@@ -215,3 +216,26 @@ def test_stages_of_different_kinds_have_different_kernels():
 def test_maximize_is_refused_twice():
     with pytest.raises(ValueError, match="maximize: expected once"):
         fm.step(np.ones(3), None, np.ones(3), rule=fm.chain(S.maximize, "sgd"), lr=0.1, maximize=True)
+
+
+@every_copy
+def test_a_copy_of_a_maximising_chain_is_recognised(make_copy):
+    rule = make_copy(fm.chain(fm.stages.maximize, "pytorch"))
+    with pytest.raises(ValueError, match="maximize: expected once"):
+        fm.step(np.ones(2), np.zeros(2), np.ones(2), rule=rule, lr=0.1, maximize=True)
+    opt = fm.Momentum(np.ones(2), rule=rule, lr=0.1, restart="gradient")
+    for _ in range(3):
+        opt.step(np.ones(2))
+    assert opt.resets == []
+
+
+def test_a_chain_allows_the_numbers_that_all_its_links_allow():
+    stage = {"kind": "param", "hyper": ("momentum",)}
+    wide, half = (
+        fm.Stage(lambda p, momentum: p * momentum, ranges={"momentum": (0, high)}, **stage) for high in (2, 0.5)
+    )
+    for links, refused in (((wide,), 1.5), ((half,), 0.75), ((half, wide), 0.75), ((wide, half), 0.75)):
+        with pytest.raises(ValueError, match=rf"momentum: expected a number in .*; got {refused}"):
+            fm.step(np.ones(2), np.zeros(2), np.ones(2), rule=fm.chain("pytorch", *links), lr=0.1, momentum=refused)
+    with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\); got 1.0"):
+        fm.Momentum(np.ones(2), rule=fm.chain("ema_corrected", wide), lr=0.1, momentum=1.0)

@@ -544,3 +544,13 @@ class Mine(Schedule):
 def test_base_class_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Schedule()
+
+
+def test_a_cycle_of_one_step_is_refused_by_its_steps():
+    with pytest.raises(ValueError, match="steps: expected a whole number >= 2; got 1"):
+        Cycle(0.1, 1.0, 0.0, steps=1)
+
+
+def test_chebyshev_takes_a_copy_of_its_rule():
+    rule = pickle.loads(pickle.dumps(fm.rules.heavy_ball))
+    assert Chebyshev(1.0, 4.0, rule=rule) == Chebyshev(1.0, 4.0, rule="heavy_ball")
