@@ -295,10 +295,10 @@ class Cycle(Schedule):
         return self.rise * self.steps - 1.0
 
     def _value(self, t: int) -> float:
-        if t <= self.turn:
-            return half_cosine(self.start, self.peak, t / self.turn)
-        last = self.steps - 1
-        return half_cosine(self.peak, self.end, (min(t, last) - self.turn) / (last - self.turn))
+        turn, last = self.turn, self.steps - 1
+        if t <= turn:
+            return half_cosine(self.start, self.peak, t / turn)
+        return half_cosine(self.peak, self.end, (min(t, last) - turn) / (last - turn))
 
     def _formula(self, t: str) -> str:
         turn, last = format_number(self.turn), self.steps - 1
@@ -308,13 +308,7 @@ class Cycle(Schedule):
 
 
 class Pair(NamedTuple):
-    """Hold a learning rate and a momentum that belong together.
-
-    Attributes
-    ----------
-    lr, momentum : Schedule
-        Their schedules.
-    """
+    """Hold the schedules of a learning rate and a momentum that belong together."""
 
     lr: Schedule
     momentum: Schedule

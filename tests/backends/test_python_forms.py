@@ -12,6 +12,7 @@ import fastmomentum as fm
 from fastmomentum.backends import base
 from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu import headers, kernels, reductions
+from fastmomentum.optim import step
 from tests.helpers.arrays import arrays_of, gradients, gradients_of
 from tests.helpers.reference import BACKENDS, DTYPES, RULES, assert_all_same_bits, assert_same_bits, rest, update
 
@@ -54,6 +55,9 @@ def in_python(monkeypatch):
     monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
     monkeypatch.setattr(headers, "_load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
     monkeypatch.setattr(headers, "_load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
+    step._plan.cache_clear()  # it holds the kernels of fm.step
+    yield
+    step._plan.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

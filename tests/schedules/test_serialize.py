@@ -135,7 +135,7 @@ def test_unpack_refuses_what_is_no_dict(packed):
     ("value", "reason"),
     [
         *MALFORMED.values(),
-        (schedules.pack(schedules.Chebyshev(1.0, 9.0)), "expected a function of the step; got Chebyshev"),
+        (schedules.pack(schedules.Chebyshev(1.0, 9.0)), "expected a schedule of one number; got Chebyshev"),
         ("0.1", "expected a number, None or a schedule's dict; got '0.1'"),
         (True, "expected a number, None or a schedule's dict; got True"),
         ([0.1], "got a list of 1"),
