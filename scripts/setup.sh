@@ -11,4 +11,4 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     $bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
     echo "$wanted" >"$stamp"
 fi
-trap 'echo "$0: $SECONDS seconds in all" >&2' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; echo "$0: $SECONDS seconds in all" >&2' EXIT
