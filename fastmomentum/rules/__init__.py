@@ -1,6 +1,7 @@
 """Provide the update rules by name, their registry, and :mod:`fastmomentum.rules.stages`."""
 
 from fastmomentum.rules import stages as stages
+from fastmomentum.rules.base import Rule as Rule
 from fastmomentum.rules.momentum import classical as classical
 from fastmomentum.rules.momentum import classical_nesterov as classical_nesterov
 from fastmomentum.rules.momentum import ema as ema
