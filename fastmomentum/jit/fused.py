@@ -18,6 +18,7 @@ from fastmomentum.backends.cpu.loops import (
     make_load,
     make_loop,
     make_store,
+    make_two_steps,
 )
 from fastmomentum.jit.embedding import (
     MEMORY_SHARED,
@@ -191,17 +192,18 @@ def _argument_names(grad: object) -> tuple[str, ...]:
 def _make_step(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable[..., None]:
     """Return ``kernel(p, *state, *data, *hyper)``, which does one update."""
     expected = _kernel_arguments(rule, data)
-    loop = make_loop(make_descent(rule, gradient), expected.written, expected.read)
+    loop = make_loop(make_descent(rule, gradient, expected.read), expected.written, expected.read)
     return embed(single_sweep(loop), expected)
 
 
 def _make_run(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable[..., None]:
     """Return ``kernel(steps, p, *state, *data, *hyper)``, which does `steps` updates, block by block."""
-    expected, advance = _kernel_arguments(rule, data), make_descent(rule, gradient)
+    expected, advance = _kernel_arguments(rule, data), make_descent(rule, gradient, len(data))
     single = make_loop(advance, expected.written, expected.read)
     # Two steps for each load and store of an element. More steps leave too few elements to be computed side by side
     # (measured for 1, 2, 4, 8 steps: 7, 12, 10, 7 times the speed of an update with the gradient in memory).
-    double = make_loop(_twice(advance), expected.written, expected.read)
+    two_steps = make_two_steps(advance, expected.written, expected.read)
+    double = make_loop(two_steps, expected.written, expected.read)
     cut, cut_data = make_cut(expected.written), make_cut(expected.read)
 
     def make_body(split_arguments: Function) -> Callable[..., None]:
@@ -229,11 +231,6 @@ def _make_run(rule: Rule, gradient: Function, data: tuple[str, ...]) -> Callable
 
 def _kernel_arguments(rule: Rule, data: tuple[str, ...]) -> KernelArguments:
     return KernelArguments(("p", *rule.slots, *data, *rule.hyper), 1 + len(rule.state), len(data))
-
-
-def _twice(advance: Function) -> Function:
-    """Return the update of one element by two steps."""
-    return inlined(lambda now, data, hyper: advance(advance(now, data, hyper), data, hyper))
 
 
 def _make_stencil(rule: Rule, gradient: Function, offsets: Offsets, data: tuple[str, ...]) -> Callable[..., None]:

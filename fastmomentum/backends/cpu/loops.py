@@ -25,32 +25,43 @@ def inlined(function: Function) -> Function:
 
 
 def make_advance(rule: Rule) -> Function:
-    """Return the update of one element whose gradient is stored in an array.
+    """Return ``advance(p, *state, g, *hyper) -> (p, *state)``, the update of one element."""
+    return inlined(rule.build(register_jitable))
 
-    advance((p, *state), (g,), hyper) -> (p, *state)
+
+def make_descent(rule: Rule, gradient: Function, data: int) -> Function:
+    """Return ``advance(p, *state, *data, *hyper)``, the update of one element by the gradient ``gradient(p, *data)``.
+
+    `data` is the number of values that the gradient takes beside p.
     """
-    update = rule.build(register_jitable)
-    return inlined(lambda now, data, hyper: update(*now, data[0], *hyper))
+    values, given = _names("value", 1 + len(rule.state)), _names("data", data)
+    statement = f"return update({values}as_like(slope(value_0, {given}), value_0), *hyper)"
+    functions = {"update": make_advance(rule), "slope": inlined(gradient), "as_like": as_like}
+    return make_statements("advance", f"{values}{given}*hyper", [statement], **functions)
 
 
-def make_descent(rule: Rule, gradient: Function) -> Function:
-    """Return the update of one element whose gradient is computed as ``gradient(p, *data)``.
+def make_two_steps(advance: Function, arrays: int, data: int) -> Function:
+    """Return ``advance(p, *state, *data, *hyper)``, which does two updates of one element."""
+    values = _names("value", arrays)
+    call = f"advance({values}{_names('data', data)}*hyper)"
+    statements = [f"({values}) = {call}", f"return {call}"]
+    return make_statements("two_steps", f"{values}{_names('data', data)}*hyper", statements, advance=advance)
 
-    advance((p, *state), data, hyper) -> (p, *state)
-    """
-    update, slope = rule.build(register_jitable), inlined(gradient)
-    return inlined(lambda now, data, hyper: update(*now, as_like(slope(now[0], *data), now[0]), *hyper))
+
+def _names(name: str, count: int) -> str:
+    """Return the text of `count` names, each with a comma after it."""
+    return "".join(f"{name}_{k}, " for k in range(count))
 
 
 def make_loop(advance: Function, arrays: int, data: int = 1) -> Function:
-    """Return ``loop(arrays, data, hyper)``, which applies `advance` to all elements.
+    """Return ``loop(arrays, data, hyper)``, which applies ``advance(p, *state, *data, *hyper)`` to all elements.
 
     `arrays` is the number of arrays that are written, `data` the number of those that are only read.
     """
-    values = _tuple_of("arrays", arrays, "i")
+    values, given = _elements("arrays", arrays, "i"), _elements("data", data, "i")
     text = f"""def loop(arrays, data, hyper):
     for i in range(arrays[0].size):  # with bounds, range(a, b) is not vectorised (measured: 5.7 times as slow)
-        {values} = advance({values}, {_tuple_of("data", data, "i")}, hyper)
+        ({values}) = advance({values}{given}*hyper)
 """
     return inlined(define("loop", text, {"advance": advance}))
 
@@ -98,17 +109,17 @@ def _assign(array: Any, values: Any) -> Callable[..., Any]:
 
 def make_load(arrays: int) -> Function:
     """Return ``load(arrays, i)``: a tuple of element i of each of `arrays` arrays."""
-    return make_statements("load", "arrays, i", [f"return {_tuple_of('arrays', arrays, 'i')}"])
+    return make_statements("load", "arrays, i", [f"return ({_elements('arrays', arrays, 'i')})"])
 
 
 def make_store(arrays: int) -> Function:
     """Return ``store(arrays, i, values)``, which writes one value to element i of each of `arrays` arrays."""
-    return make_statements("store", "arrays, i, values", [f"{_tuple_of('arrays', arrays, 'i')} = values"])
+    return make_statements("store", "arrays, i, values", [f"({_elements('arrays', arrays, 'i')}) = values"])
 
 
 def make_cut(arrays: int) -> Function:
     """Return ``cut(arrays, first, last)``: a tuple of the slice [first, last) of each of `arrays` arrays."""
-    return make_statements("cut", "arrays, first, last", [f"return {_tuple_of('arrays', arrays, 'first:last')}"])
+    return make_statements("cut", "arrays, first, last", [f"return ({_elements('arrays', arrays, 'first:last')})"])
 
 
 def make_cast(numbers: int) -> Function:
@@ -117,9 +128,9 @@ def make_cast(numbers: int) -> Function:
     return make_statements("cast", "numbers, like", [f"return ({casts})"], as_like=as_like)
 
 
-def _tuple_of(name: str, arrays: int, index: str) -> str:
-    """Return the text of a tuple of the elements, or slices, with this index of each array of the tuple `name`."""
-    return f"({''.join(f'{name}[{k}][{index}], ' for k in range(arrays))})"
+def _elements(name: str, arrays: int, index: str) -> str:
+    """Return the text of the elements, or slices, with this index of each array of the tuple `name`, with commas."""
+    return "".join(f"{name}[{k}][{index}], " for k in range(arrays))
 
 
 def make_statements(name: str, arguments: str, statements: Sequence[str], **functions: Function) -> Function:

@@ -147,8 +147,9 @@ def test_kernel_code_writes_nothing_outside_its_arrays():
 
 
 @pytest.mark.parametrize("rule", CASES, ids=str)
-@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
-@pytest.mark.parametrize("make", [kernels.make_kernel, kernels.make_many_kernel])
+@pytest.mark.parametrize(
+    ("make", "dtype"), [(kernels.make_kernel, SINGLE), (kernels.make_many_kernel, DOUBLE)], ids=["one", "many"]
+)
 def test_ptx_loads_vectors_and_contracts_nothing(rule, dtype, make):
     for capability, code in ptx_for_each(make(rule, dtype)).items():
         assert f".target sm_{capability[0]}{capability[1]}" in code
