@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numba.extending import overload, register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
-from fastmomentum.backends.cpu.loops import assign
 from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measure
 
@@ -207,6 +206,25 @@ def _make_loop(options: LoopOptions, functions: ObjectiveFunctions, wrap: Wrap) 
         return status
 
     return loop
+
+
+def assign(array: Any, values: Any) -> None:
+    """Write a point or a gradient to an array."""
+    array[:] = values
+
+
+@overload(assign)
+def _assign(array: Any, values: Any) -> Callable[..., Any]:
+    if not isinstance(values, types.Array) or values.ndim != 1:
+        return assign
+
+    def assign_elements(array: Any, values: Any) -> None:  # Numba's own assignment takes several seconds to compile
+        if values.size != array.size:
+            raise ValueError("jac: expected it to return an array of the shape of x0; got an array of another size")
+        for i in range(array.size):
+            array[i] = values[i]
+
+    return assign_elements
 
 
 def max_absolute(array: Any) -> Any:

@@ -8,9 +8,8 @@ from numba.core.dispatcher import Dispatcher
 from numba.extending import register_jitable
 
 from fastmomentum import checks
-from fastmomentum.backends.cpu.loops import assign
 from fastmomentum.rules.assemble import Function
-from fastmomentum.solvers.loop import ObjectiveFunctions
+from fastmomentum.solvers.loop import ObjectiveFunctions, assign
 from fastmomentum.solvers.passes import Floats, Limits
 
 EPSILON = float(np.finfo(np.float64).eps)

@@ -14,7 +14,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
-from fastmomentum.backends.cpu.loops import inlined, make_cast, make_load, make_statements, make_store
+from fastmomentum.backends.cpu.loops import inlined, make_cast, make_function, make_load, make_store
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Stage
 from fastmomentum.rules.compose import chain
@@ -129,13 +129,13 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[fl
 def _make_add(names: Sequence[str]) -> Function:
     """Return ``add(lanes, lane, d, step, g, p)``, which adds to the sums of these names, LANES numbers apart."""
     statements = [f"lanes[lane + {i * LANES}] += {SUMMANDS[name]}" for i, name in enumerate(names)]
-    return make_statements("add", "lanes, lane, d, step, g, p", statements)
+    return make_function("add", "lanes, lane, d, step, g, p", statements)
 
 
 def _make_totals(names: Sequence[str]) -> Function:
     """Return ``totals(lanes)``, a tuple of all SUMS; those that are not among these names are 0."""
     sums = [f"sum_of_lanes(lanes, {LANES * (1 + names.index(name))})" if name in names else "0.0" for name in SUMS]
-    return make_statements("totals", "lanes", [f"return ({', '.join(sums)})"], sum_of_lanes=sum_of_lanes)
+    return make_function("totals", "lanes", [f"return ({', '.join(sums)})"], sum_of_lanes=sum_of_lanes)
 
 
 def _make_reduction(combine: Function) -> Function:

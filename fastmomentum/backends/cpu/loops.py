@@ -37,7 +37,7 @@ def make_descent(rule: Rule, gradient: Function, data: int) -> Function:
     values, given = _names("value", 1 + len(rule.state)), _names("data", data)
     statement = f"return update({values}as_like(slope(value_0, {given}), value_0), *hyper)"
     functions = {"update": make_advance(rule), "slope": inlined(gradient), "as_like": as_like}
-    return make_statements("advance", f"{values}{given}*hyper", [statement], **functions)
+    return make_function("advance", f"{values}{given}*hyper", [statement], **functions)
 
 
 def make_two_steps(advance: Function, arrays: int, data: int) -> Function:
@@ -45,7 +45,7 @@ def make_two_steps(advance: Function, arrays: int, data: int) -> Function:
     values = _names("value", arrays)
     call = f"advance({values}{_names('data', data)}*hyper)"
     statements = [f"({values}) = {call}", f"return {call}"]
-    return make_statements("two_steps", f"{values}{_names('data', data)}*hyper", statements, advance=advance)
+    return make_function("two_steps", f"{values}{_names('data', data)}*hyper", statements, advance=advance)
 
 
 def _names(name: str, count: int) -> str:
@@ -83,49 +83,29 @@ def _as_like(value: Any, like: Any) -> Callable[..., Any]:
     return cast
 
 
-def assign(array: Any, values: Any) -> None:
-    """Write values of the same shape to an array of one dimension."""
-    array[:] = values
-
-
-@overload(assign)
-def _assign(array: Any, values: Any) -> Callable[..., Any]:
-    if not isinstance(values, types.Array) or values.ndim != 1:
-        return assign
-
-    # Numba's own assignment takes 6 s to compile, most of it for the text of its error.
-    def assign_elements(array: Any, values: Any) -> None:
-        if values.size != array.size:
-            raise ValueError("expected an array of one dimension that has the shape of x0")
-        for i in range(array.size):
-            array[i] = values[i]
-
-    return assign_elements
-
-
 # The functions below, and the loop above, are defined by text in which every array of a tuple has an expression of its
 # own. A loop over the tuple would run for every element, and a recursion over it takes Numba 1/10 to 1/4 s a level.
 
 
 def make_load(arrays: int) -> Function:
     """Return ``load(arrays, i)``: a tuple of element i of each of `arrays` arrays."""
-    return make_statements("load", "arrays, i", [f"return ({_elements('arrays', arrays, 'i')})"])
+    return make_function("load", "arrays, i", [f"return ({_elements('arrays', arrays, 'i')})"])
 
 
 def make_store(arrays: int) -> Function:
     """Return ``store(arrays, i, values)``, which writes one value to element i of each of `arrays` arrays."""
-    return make_statements("store", "arrays, i, values", [f"({_elements('arrays', arrays, 'i')}) = values"])
+    return make_function("store", "arrays, i, values", [f"({_elements('arrays', arrays, 'i')}) = values"])
 
 
 def make_cut(arrays: int) -> Function:
     """Return ``cut(arrays, first, last)``: a tuple of the slice [first, last) of each of `arrays` arrays."""
-    return make_statements("cut", "arrays, first, last", [f"return ({_elements('arrays', arrays, 'first:last')})"])
+    return make_function("cut", "arrays, first, last", [f"return ({_elements('arrays', arrays, 'first:last')})"])
 
 
 def make_cast(numbers: int) -> Function:
     """Return ``cast(numbers, like)``: a tuple of `numbers` numbers in the dtype of `like`, an array or a number."""
     casts = "".join(f"as_like(numbers[{k}], like), " for k in range(numbers))
-    return make_statements("cast", "numbers, like", [f"return ({casts})"], as_like=as_like)
+    return make_function("cast", "numbers, like", [f"return ({casts})"], as_like=as_like)
 
 
 def _elements(name: str, arrays: int, index: str) -> str:
@@ -133,7 +113,7 @@ def _elements(name: str, arrays: int, index: str) -> str:
     return "".join(f"{name}[{k}][{index}], " for k in range(arrays))
 
 
-def make_statements(name: str, arguments: str, statements: Sequence[str], **functions: Function) -> Function:
+def make_function(name: str, arguments: str, statements: Sequence[str], **functions: Function) -> Function:
     """Return a function of these arguments that runs these statements, in a form that compiled code can call.
 
     The statements may call `functions` by name.

@@ -18,7 +18,7 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
 from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_unchanged, make_views
 from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, hyper_type, vector
-from fastmomentum.backends.cpu.loops import inlined, make_cut, make_load, make_statements
+from fastmomentum.backends.cpu.loops import inlined, make_cut, make_function, make_load
 from fastmomentum.backends.step_sums import BLOCK, PAIRS, WIDTH, make_step_vectors
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
@@ -141,7 +141,7 @@ def _make_add_element(pairs: Pairs) -> Function:
     """Return ``add_element(lanes, lane, arrays, i)``, which adds the products of element i of the arrays."""
     products = [f"float64(arrays[{one}][i]) * float64(arrays[{other}][i])" for one, other in pairs]
     statements = [f"lanes[{k * LANES} + lane] += {product}" for k, product in enumerate(products)]
-    return make_statements("add_element", "lanes, lane, arrays, i", statements, float64=np.float64)
+    return make_function("add_element", "lanes, lane, arrays, i", statements, float64=np.float64)
 
 
 def _make_chunk_sums(add: Function, arrays: int, width: int) -> Function:
