@@ -42,12 +42,12 @@ class Range(NamedTuple):
         return Range(low, high, above, self.infinite and other.infinite, not closed)
 
     def __str__(self) -> str:
-        if self.infinite:
+        if self.infinite and self.low == -INFINITY:
             return "a number, -inf and inf included"
         if self.low == -INFINITY:
             return "a finite number"
         if self.high == INFINITY:
-            return f"a finite number {'>' if self.above else '>='} {self.low:g}"
+            return f"a {'' if self.infinite else 'finite '}number {'>' if self.above else '>='} {self.low:g}"
         return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
 
 
@@ -56,6 +56,7 @@ ANY_BOUND = Range(-INFINITY, INFINITY, infinite=True)
 AT_LEAST_ZERO = Range(0.0, INFINITY)
 ABOVE_ZERO = Range(0.0, INFINITY, above=True)
 AT_LEAST_ONE = Range(1.0, INFINITY)
+COUNT = Range(1.0, INFINITY, infinite=True)
 UNIT_INTERVAL = Range(0.0, 1.0)
 BELOW_ONE = Range(0.0, 1.0, below=True)
 INSIDE_UNIT = Range(0.0, 1.0, above=True, below=True)
@@ -70,6 +71,8 @@ RANGES: Mapping[str, Range] = {
     "decoupled_weight_decay": AT_LEAST_ZERO,
     "clip_value": ABOVE_ZERO,
     "max_norm": ABOVE_ZERO,
+    "clip_norm": ABOVE_ZERO,
+    "step": COUNT,
 }
 """The ranges of hyper-parameters with common names; the `ranges` of a rule or stage replace them.
 
@@ -78,14 +81,15 @@ A hyper-parameter that is in neither may be any finite number.
 
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
-    *("max_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
+    *("max_norm", "clip_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
 )
 """The names that :func:`did_you_mean` can propose beside a rule's own hyper-parameters."""
 
 ELSEWHERE = {
     **dict.fromkeys(("learning_rate", "eta", "alpha", "step_size"), "lr"),
     **dict.fromkeys(("mu", "beta", "beta1"), "momentum"),
-    **dict.fromkeys(("max_grad_norm", "clip_norm", "global_clipnorm"), "max_norm"),
+    **dict.fromkeys(("max_grad_norm", "global_clipnorm"), "max_norm"),
+    "clipnorm": "clip_norm",
     "use_nesterov": "nesterov",
     "clipvalue": "clip_value",
 }
@@ -160,6 +164,15 @@ def boolean(name: str, value: object) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False; got {describe(value)}")
     return bool(value)
+
+
+def skips(value: object) -> bool | int:
+    """Return `value`, if it says whether to skip updates: True, False, or the number to skip in a row at most, from 1."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if not _is_integer(value):
+        raise TypeError(f"skip_nonfinite: expected True, False or a whole number >= 1; got {describe(value)}")
+    return integer("skip_nonfinite", value, 1)
 
 
 def threads(value: object) -> int | None:

@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
 from threading import Lock
@@ -87,6 +87,9 @@ class uninterrupted:
         self._is_pending = True
 
 
+NO_ROW = -1
+"""The row of hyper-parameters of a parameter that is not updated."""
+
 COUNTERS = 2
 """The number of rows that StepCounter appends to the array of written intervals, which all kernels get anyway.
 
@@ -95,18 +98,18 @@ The rows are (calls done of the step in progress, calls that make up a step) and
 
 
 class StepCounter:
-    """Count updates done and updates skipped.
+    """Count updates done, updates skipped, and those of them that were skipped in a row.
 
     Compiled kernels count in the same call as they update, so that no signal can come between. A CUDA device counts
     instead of the host if only the device knows which updates were skipped.
     """
 
-    def __init__(self, steps: int = 0, skipped: int = 0) -> None:
+    def __init__(self, steps: int = 0, skipped: int = 0, in_a_row: int = 0) -> None:
         self._cells = np.zeros((COUNTERS, 2), np.int64)
         self._on_device: Callable[[], tuple[int, int]] | None = None
         self._kept: list[object] = []
         self._skipped = 0
-        self.steps, self.skipped = steps, skipped
+        self.steps, self.skipped, self.in_a_row = steps, skipped, in_a_row
 
     def append_to(self, written: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return an array of these intervals and, after them, the counters, which are stored there from now on."""
@@ -151,18 +154,47 @@ class StepCounter:
     def skipped(self, value: int) -> None:
         self._skipped = value - (self._on_device()[1] if self._on_device else 0)
 
-    def __reduce__(self) -> tuple[type["StepCounter"], tuple[int, int]]:
-        return type(self), (self.steps, self.skipped)
+    def __reduce__(self) -> tuple[type["StepCounter"], tuple[int, int, int]]:
+        return type(self), (self.steps, self.skipped, self.in_a_row)
 
 
-class RowFunction(Protocol):
-    """Give the hyper-parameters of the next update for each group."""
+class StepRows(Protocol):
+    """Hold the hyper-parameters of the next update, in rows that arrays share.
 
-    def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
-        """Return the values of this group as a kernel takes them; `first` asks for those of an array's first step."""
+    Attributes
+    ----------
+    numbers : sequence of tuple of float
+        Each row, in the order of the rule's hyper-parameters, in double precision; executors cast them.
+    """
 
-    def values(self, group: int, first: bool) -> dict[str, Any]:
-        """Return the values of this group by name, as users give them."""
+    numbers: Sequence[tuple[float, ...]]
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Return the values of a row by the names that users give."""
+
+
+class NormLimits(NamedTuple):
+    """Hold what an update needs to know about the norms of gradients.
+
+    Attributes
+    ----------
+    max_norm : float or None
+        The limit on the norm of all gradients, as one vector.
+    clip_norms : list of float or None
+        For each group the limit on the norm of each array's gradient, infinite if there is none.
+    scales : list of float or None
+        For each group the factor by which the rule multiplies gradients before it clips them; None if all are 1.
+    skip : bool
+        Whether to skip an update if a gradient holds a NaN or an infinity.
+    most_skips : int
+        The number of updates in a row that are skipped at most.
+    """
+
+    max_norm: float | None
+    clip_norms: list[float] | None
+    scales: list[float] | None
+    skip: bool
+    most_skips: int
 
 
 class ArrayUpdate(NamedTuple):
@@ -190,11 +222,14 @@ class Executor(Protocol):
 
     checks: bool
 
-    def select(self, active: Sequence[bool]) -> None:
-        """Update the parameters that are active until the next call; the others must have no gradient."""
+    def select(self, row_of: Sequence[int]) -> None:
+        """Update, until the next call, the parameters that have a row of hyper-parameters.
 
-    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
-        """Use these hyper-parameters; `first` holds the numbers of the parameters that take their first step."""
+        ``row_of[i]`` is the number of the row of parameter i, or :data:`NO_ROW` if it must have no gradient.
+        """
+
+    def set_hyper(self, rows: StepRows) -> None:
+        """Use these hyper-parameters."""
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update by these gradients, one for each parameter, and return True.
@@ -203,11 +238,8 @@ class Executor(Protocol):
         list alive during the call.
         """
 
-    def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
-        """Do one update by gradients clipped to this norm.
-
-        If `skip_nonfinite` and a gradient holds a NaN or an infinity, the update is skipped and counted.
-        """
+    def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
+        """Do one update by gradients clipped to these norms, or skip it and count it as skipped."""
 
     def use_stream(self, stream: object) -> None:
         """Run in this stream from now on; None stands for the arrays' own streams."""
@@ -266,30 +298,41 @@ class HostExecutor:
             return found._replace(along=-found.along, slope=-found.slope)
         return found
 
-    def sum_squares(self, grads: list[Any]) -> float:
-        """Return the sum of squares of all gradients, or a negative number if the update cannot be done."""
+    def sum_squares(self, grads: list[Any]) -> list[float] | None:
+        """Return the sum of squares of each gradient, 0 for those that are None; None if the update cannot be done."""
         raise NotImplementedError
 
-    def set_clip_factor(self, factor: float) -> None:
-        """Set the clip factor, which is the first hyper-parameter of every rule with `max_norm`."""
+    def set_factors(self, name: str, factors: Sequence[float]) -> None:
+        """Set the hyper-parameter `name` of each parameter whose rule has it to a factor computed from norms."""
         raise NotImplementedError
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update."""
         raise NotImplementedError
 
-    def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
-        """Do one update by gradients clipped to this norm, or skip it."""
+    def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
+        """Do one update by gradients clipped to these norms, or skip it."""
         squares = self.sum_squares(grads)
-        if squares < 0:
+        if squares is None:
             return False
-        if skip_nonfinite and not is_finite(squares, grads):
-            self._counter.skipped += 1
+        counter = self._counter
+        if limits.skip and not is_finite(sum_in_order(squares), grads) and counter.in_a_row < limits.most_skips:
+            counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
             return True
-        if max_norm is not None:
-            factor = max_norm / (math.sqrt(squares) + 1e-6)
-            self.set_clip_factor(1.0 if factor > 1.0 else factor)  # unlike min(), this keeps a NaN
-        return self.run(grads)
+        if limits.scales:
+            squares = [limits.scales[job.group] ** 2 * square for job, square in zip(self._jobs, squares)]
+        if limits.clip_norms:
+            norms = [limits.clip_norms[job.group] for job in self._jobs]
+            factors = [at_most_one(norm / square**0.5) if square else 1.0 for norm, square in zip(norms, squares)]
+            self.set_factors("array_factor", factors)
+            squares = [factor**2 * square for factor, square in zip(factors, squares)]
+        if limits.max_norm is not None:
+            factor = at_most_one(limits.max_norm / (math.sqrt(sum_in_order(squares)) + 1e-6))
+            self.set_factors("norm_factor", [factor] * len(squares))
+        done = self.run(grads)
+        if done:
+            counter.in_a_row = 0
+        return done
 
     def use_stream(self, stream: object) -> None:
         """Raise TypeError for any stream, as the host has none."""
@@ -310,6 +353,11 @@ def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], li
     codes: dict[Any, int] = {}
     keys = [codes.setdefault((job.update.structure, job.dtype), len(codes)) for job in jobs]
     return keys.__getitem__, sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
+
+
+def at_most_one(factor: float) -> float:
+    """Return min(1, factor); unlike min(), this keeps a NaN."""
+    return 1.0 if factor > 1.0 else factor
 
 
 def is_finite(squares: float, grads: Sequence[Any]) -> bool:

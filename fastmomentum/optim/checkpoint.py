@@ -2,19 +2,23 @@
 
 A saved state is a dict:
 
-    schema          3; schemas 1 (schedules were saved like any other function) and 2 (no restart schemes) are read, too
+    schema          4; schemas 1 (schedules were saved like any other function), 2 (no restart schemes) and 3 (functions
+                    of the step for lr and momentum alone) are read, too
     rule            the name of the rule
     made_of         names and defaults of its functions, to tell it from another rule of the same name
     steps, skipped  the numbers of updates done and skipped
-    skip_nonfinite  whether updates may be skipped
+    skipped_in_a_row  the number of updates skipped since the last one that was done
+    skip_nonfinite  whether updates may be skipped, or how many in a row at most
     resets          a list of (step, reason, scope)
     value           the objective last reported, or None
+    names           the names of the arrays, or None
     groups          for each group its settings and the number of its arrays; a schedule is saved as the dict that
                     :func:`fastmomentum.schedules.pack` returns; None stands for another function of the step, which
                     must be passed again
-    functions       for lr and momentum, for each group, the number of such a function, or None; groups with equal
-                    numbers had the same function
-    started         for each array whether it has had its first step
+    functions       for lr and momentum, and every other setting that is such a function in a group, for each group the
+                    number of the function, or None; groups with equal numbers had the same function
+    values          for each group the last values of its functions of the step
+    updates         for each array the number of updates since its state was at rest
     state           for each array a list of its state slots (copies), the look-ahead point among them
 
 The file is an uncompressed .npz without pickle, written as a whole or not at all. Every member has a checksum, so that
@@ -38,20 +42,18 @@ from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup
+from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup, restored_group
 from fastmomentum.optim.state import State
 from fastmomentum.rules.registry import find, names
 
 SavedState = Mapping[str, Any]
 
-SCHEMA = 3
-READABLE = (1, 2, SCHEMA)
+SCHEMA = 4
+READABLE = (1, 2, 3, SCHEMA)
 KEYS = (
-    *("schema", "rule", "made_of", "steps", "skipped", "skip_nonfinite"),
-    *("resets", "value", "groups", "functions", "started", "state"),
+    *("schema", "rule", "made_of", "steps", "skipped", "skipped_in_a_row", "skip_nonfinite"),
+    *("resets", "value", "names", "groups", "functions", "values", "updates", "state"),
 )
-ADDED_IN = {"value": SCHEMA}
-"""The schema that introduced a key, if it was not the first schema."""
 
 ARRAYS = "number of arrays"
 """The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
@@ -63,22 +65,40 @@ META = "meta"
 def to_dict(engine: Engine) -> dict[str, Any]:
     """Return the saved state of an optimiser, as a copy."""
     state, groups = engine.state, engine.groups
+    settings = [group.settings for group in groups]
+    scheduled = dict.fromkeys((*SCHEDULED, *(name for group in groups for _, name, _ in group.calls)))
     return {
         "schema": SCHEMA,
         "rule": groups[0].name,
-        "made_of": find(groups[0].settings["rule"]).description,
+        "made_of": find(settings[0]["rule"]).description,
         "steps": state.counter.steps,
         "skipped": state.counter.skipped,
+        "skipped_in_a_row": state.counter.in_a_row,
         "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in state.resets],
         "value": state.value,
+        "names": None if state.names is None else list(state.names),
         "groups": [
-            pack_settings(group, state) | {ARRAYS: engine.group_of.count(number)} for number, group in enumerate(groups)
+            pack_settings(own, state) | {ARRAYS: engine.group_of.count(number)} for number, own in enumerate(settings)
         ],
-        "functions": {name: number_functions([group.settings[name] for group in groups]) for name in SCHEDULED},
-        "started": list(state.started),
+        "functions": {name: number_functions([own.get(name) for own in settings]) for name in scheduled},
+        "values": [{name: group.number(name) for _, name, _ in group.calls} for group in groups],
+        "updates": list(state.updates),
         "state": state.fetch_slots(),
     }
+
+
+def upgrade(saved: SavedState) -> SavedState:
+    """Return a saved state of any schema in the form of the present one."""
+    if (schema := saved.get("schema", SCHEMA)) == SCHEMA or schema not in READABLE or "started" not in saved:
+        return saved
+    known = {name: value for name, value in saved.items() if name != "started"}
+    started, steps = saved["started"], saved.get("steps")
+    updates = [steps if each else 0 for each in started] if isinstance(started, list) else started
+    added = {"skipped_in_a_row": 0, "value": None, "names": None, "updates": updates}
+    groups = saved.get("groups")
+    values: list[dict[str, Any]] = [{} for _ in groups] if isinstance(groups, list) else []
+    return added | {"values": values} | known | {"schema": SCHEMA}
 
 
 def load_dict(saved: SavedState, engine: Engine) -> None:
@@ -90,42 +110,64 @@ def load_dict(saved: SavedState, engine: Engine) -> None:
         If the saved state does not fit; the message lists all differences, and nothing has been changed.
     """
     check_mapping(saved)
+    saved = upgrade(saved)
     check_form(saved)
     restore(saved, engine)
 
 
 def restore(saved: SavedState, engine: Engine) -> None:
-    """Let an optimiser continue from a saved state, as :func:`load_dict`, but do not check the form of the state."""
+    """Let an optimiser continue from a saved state of the present schema, whose form has been checked."""
     with one_caller(engine.lock):
-        refuse(_differences(saved, like=to_dict(engine)))
-        skip_nonfinite = checks.boolean("skip_nonfinite", saved["skip_nonfinite"])
-        groups = [merge_settings(group, settings) for group, settings in zip(engine.groups, saved["groups"])]
+        like = to_dict(engine)
+        saved = in_order_of(like["names"], saved)
+        refuse(_differences(saved, like))
+        skip_nonfinite = checks.skips(saved["skip_nonfinite"])
+        groups = []
+        for number, group in enumerate(engine.groups):
+            packed = saved["groups"][number]
+            settings = merge_settings(group, packed, {name: of[number] for name, of in saved["functions"].items()})
+            groups.append(restored_group(settings, saved["values"][number], saved["steps"], group))
         for name in SHARED if len(groups) > 1 else ():
-            if len({repr(group.settings.get(name)) for group in groups}) > 1:
+            if len({repr(group.number(name)) for group in groups}) > 1:
                 raise ValueError(f"state_dict: expected one {name} for all groups; got several")
         if any([group.update.state != engine.update.state for group in groups]):
             raise ValueError("state_dict: expected the same lookahead as that of this optimiser; got another")
         engine.load(saved, groups, skip_nonfinite)
 
 
-def merge_settings(group: ParamGroup, saved: Mapping[str, Any]) -> ParamGroup:
-    """Return a group with the saved settings, and with those settings of `group` that cannot be saved.
+def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
+    """Return the saved state with its arrays in the order of these names, if both have names.
+
+    Raises
+    ------
+    ValueError
+        If the names are not the saved ones.
+    """
+    if names is None or saved["names"] is None or list(names) == list(saved["names"]):
+        return saved
+    place = {name: i for i, name in enumerate(saved["names"])}
+    missing, unknown = [name for name in names if name not in place], place.keys() - set(names)
+    refuse([f"{name}: no state was saved for it" for name in missing] + [f"{name}: no such array" for name in unknown])
+    order = [place[name] for name in names]
+    return {**saved, "names": list(names)} | {key: [saved[key][i] for i in order] for key in ("updates", "state")}
+
+
+def merge_settings(group: ParamGroup, packed: Mapping[str, Any], functions: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return the saved settings, with those settings of `group` that cannot be saved.
 
     These are the rule, functions of the step other than schedules, and scalars in device memory. A scalar replaces a
     saved number, but not a saved schedule.
     """
-    unpacked = unpack_settings(saved)
-    unsaved = {"rule": group.settings["rule"]}
-    for name in SCHEDULED:
-        if unpacked[name] is None or (hasattr(group.settings[name], "owner") and not callable(unpacked[name])):
-            unsaved[name] = group.settings[name]
-    settings = unpacked | unsaved
-    if settings == group.settings:
-        return group
-    return ParamGroup(settings)
+    unpacked, own = unpack_settings(packed), group.settings
+    unsaved = {"rule": own["rule"]}
+    for name, value in unpacked.items():
+        was_function = functions.get(name) is not None or (value is None and name in SCHEDULED)
+        if was_function or (hasattr(own.get(name), "owner") and not callable(value)):
+            unsaved[name] = own[name]
+    return unpacked | unsaved
 
 
-def pack_settings(group: ParamGroup, state: State) -> dict[str, Any]:
+def pack_settings(settings: Mapping[str, Any], state: State) -> dict[str, Any]:
     """Return a group's settings as they are saved: numbers, schedules as dicts, None for other functions."""
 
     def pack(value: Any) -> Any:
@@ -133,17 +175,17 @@ def pack_settings(group: ParamGroup, state: State) -> dict[str, Any]:
             return schedules.pack(value)
         return None if callable(value) else state.number(value)
 
-    settings = {name: value for name, value in group.settings.items() if name != "rule"}
-    return {name: value if type(value) in PLAIN else pack(value) for name, value in settings.items()}
+    own = {name: value for name, value in settings.items() if name != "rule"}
+    return {name: value if type(value) in PLAIN else pack(value) for name, value in own.items()}
 
 
 def unpack_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group's settings from what was saved of them, schedules among them."""
-    settings = {name: value for name, value in saved.items() if name != ARRAYS}
-    for name in SCHEDULED:
-        if isinstance(settings[name], Mapping):
-            settings[name] = schedules.unpack(settings[name])
-    return settings
+    return {
+        name: schedules.unpack(value) if isinstance(value, Mapping) else value
+        for name, value in saved.items()
+        if name != ARRAYS
+    }
 
 
 def number_functions(values: Sequence[Any]) -> list[int | None]:
@@ -163,12 +205,12 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
     ----------
     saved : mapping
         The saved state.
-    params : array, or sequence of arrays
-        All groups' parameters, in order.
+    params : array, or sequence or mapping of arrays
+        All groups' parameters, in order or by name.
     rule : Rule or None
         The rule, if no rule is registered under the saved name.
     **functions
-        For lr and momentum the functions of the step that the user passes again; a saved schedule may be among them.
+        For a setting the functions of the step that the user passes again; a saved schedule may be among them.
 
     Raises
     ------
@@ -177,10 +219,12 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
     """
     check_form(saved)
     groups = [unpack_settings(settings) for settings in saved["groups"]]
-    for name, given in functions.items():
-        values = [settings[name] for settings in groups]
-        for settings, function in zip(groups, reattach_functions(name, given, saved["functions"][name], values)):
-            settings[name] = settings[name] if function is None else function
+    for name in dict.fromkeys((*functions, *saved["functions"])):
+        values = [settings.get(name) for settings in groups]
+        numbers = saved["functions"].get(name, [None] * len(groups))
+        for settings, function in zip(groups, reattach_functions(name, functions.get(name), numbers, values)):
+            if function is not None:
+                settings[name] = function
     shared = {"rule": saved["rule"] if rule is None else rule, "skip_nonfinite": saved["skip_nonfinite"]}
     if rule is None and shared["rule"] not in names():
         raise TypeError(
@@ -190,14 +234,20 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
         return {"params": params, **shared, **groups[0]}
     arrays = [params] if is_array(params) else params
     counts = [settings[ARRAYS] for settings in saved["groups"]]
-    rest = iter(checks.sequence("params", arrays, sum(counts)))
+    if isinstance(arrays, Mapping):
+        if saved["names"] is None or set(saved["names"]) != set(arrays):
+            raise ValueError(f"params: expected a dict with the names that were saved, {saved['names']}; got {[*arrays]}")
+        rest = iter([(name, arrays[name]) for name in saved["names"]])
+        members: list[Any] = [dict([next(rest) for _ in range(count)]) for count in counts]
+    else:
+        rest = iter(checks.sequence("params", arrays, sum(counts)))
+        members = [[next(rest) for _ in range(count)] for count in counts]
     parts = [
-        {"params": [next(rest) for _ in range(count)]}
-        | {name: value for name, value in settings.items() if name not in SHARED}
-        for count, settings in zip(counts, groups)
+        {"params": own} | {name: value for name, value in settings.items() if name not in SHARED}
+        for own, settings in zip(members, groups)
     ]
     shared |= {name: groups[0][name] for name in SHARED if name in groups[0]}
-    return {"params": parts, "lr": groups[0]["lr"], **shared}
+    return {"params": parts, "lr": groups[0].get("lr"), **shared}
 
 
 def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
@@ -233,11 +283,11 @@ def check_mapping(saved: object) -> None:
 
 
 def check_form(saved: SavedState) -> None:
-    """Check that a saved state has the form that :func:`to_dict` gives it, in one of the schemas that are read."""
-    if (schema := saved.get("schema", SCHEMA)) not in READABLE:
+    """Check that a saved state has the form that :func:`to_dict` gives it; :func:`upgrade` has been done."""
+    if (schema := saved.get("schema", SCHEMA)) != SCHEMA:
         refuse([f"schema: expected {' or '.join(map(str, READABLE))}; got {schema!r}"])
     refuse(
-        [f"{key}: missing" for key in KEYS if key not in saved and ADDED_IN.get(key, 1) <= schema]
+        [f"{key}: missing" for key in KEYS if key not in saved]
         + [f"{key}: unknown" for key in saved if key not in KEYS]
     )
     refuse(_malformed(saved))
@@ -251,40 +301,50 @@ def refuse(differences: Iterable[str], what: str = "this optimiser") -> None:
 
 def _malformed(saved: SavedState) -> Iterator[str]:
     """Yield a sentence for each entry that does not have the form that :func:`to_dict` gives it."""
-    for key in ("steps", "skipped"):
-        if type(saved[key]) is not int or saved[key] < 0:
-            yield f"{key}: expected a whole number >= 0; got {checks.describe(saved[key])}"
+    for key in ("steps", "skipped", "skipped_in_a_row"):
+        if not _is_count(saved[key]):
+            yield f"{key}: expected a whole number from 0 to 2**62; got {checks.describe(saved[key])}"
     forms: dict[str, Callable[[Any], bool]] = {
         "resets": lambda reset: isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str],
-        "groups": lambda group: (
-            isinstance(group, Mapping) and {ARRAYS, *SCHEDULED} <= group.keys() and "rule" not in group
-        ),
-        "started": lambda started: isinstance(started, bool),
+        "groups": lambda group: isinstance(group, Mapping) and ARRAYS in group and "rule" not in group,
+        "values": lambda values: isinstance(values, Mapping) and all(map(_is_number, values.values())),
+        "updates": _is_count,
         "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
+        "names": lambda name: isinstance(name, str),
     }
-    value = saved.get("value")
+    value = saved["value"]
     if value is not None and type(value) is not float:
         yield f"value: expected a float or None; got {checks.describe(value)}"
     functions = saved["functions"]
-    if not isinstance(functions, Mapping) or not all(isinstance(functions.get(name), list) for name in SCHEDULED):
-        yield f"functions: expected a list for each of {', '.join(SCHEDULED)}; got {checks.describe(functions)}"
+    if not isinstance(functions, Mapping) or not all(isinstance(numbers, list) for numbers in functions.values()):
+        yield f"functions: expected a list for each setting that is one; got {checks.describe(functions)}"
     for key, is_right in forms.items():
+        if key == "names" and saved[key] is None:
+            continue
         if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
             yield f"{key}: expected a list as state_dict() gives it; got {checks.describe(saved[key])}"
         elif key == "groups":
             for number, group in enumerate(saved[key]):
-                yield from (f"groups[{number}]: {name}: {why}" for name in SCHEDULED if (why := _unfit(group[name])))
+                yield from (f"groups[{number}]: {name}: {why}" for name in group if (why := _unfit(name, group[name])))
 
 
-def _unfit(value: Any) -> str:
-    """Return why this cannot be a saved lr or momentum; an empty text if it can."""
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 2**62
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def _unfit(name: str, value: Any) -> str:
+    """Return why this cannot be the saved value of a setting; an empty text if it can."""
     if isinstance(value, Mapping):
         try:
             found = schedules.unpack(value)
         except ValueError as error:
             return str(error)
         return "" if callable(found) else f"expected a schedule of one number; got {found!r}, which has several"
-    if isinstance(value, bool) or not (value is None or isinstance(value, Real)):
+    if not (_is_number(value) or (name not in SCHEDULED and isinstance(value, bool | str))):
         return f"expected a number, None or a schedule's dict; got {checks.describe(value)}"
     return ""
 
@@ -306,7 +366,7 @@ def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
             f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "
             f"opt = opt.convert({like['rule']!r})"
         )
-    for key in ("groups", "started", "state"):
+    for key in ("groups", "values", "updates", "state"):
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
     for number, (given, own) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
@@ -374,7 +434,7 @@ def read_file(path: str | PathLike[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{os.fspath(path)}: expected a whole file from Momentum.save; reading it raised {error!r}"
             ) from error
-    return {**meta, "state": state, "resets": [tuple(reset) for reset in meta["resets"]]}
+    return upgrade({**meta, "state": state, "resets": [tuple(reset) for reset in meta["resets"]]})
 
 
 def _to_number(value: Any) -> bool | int | float:

@@ -11,7 +11,7 @@ from fastmomentum.backends.base import one_caller
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup
+from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, make_group
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert
 from fastmomentum.rules.registry import find
@@ -84,7 +84,7 @@ def convert_run(
         state, _, _ = plans[number].apply(slots[0] if slots else None, param)
         states.append([] if state is None else [state])
     arguments = _arguments([plan.after.settings for plan in plans], engine, single)
-    unchanged = {name: saved[name] for name in ("steps", "skipped", "resets", "value", "started")}
+    unchanged = {name: saved[name] for name in ("steps", "skipped", "skipped_in_a_row", "resets", "value", "updates")}
     return arguments | shared, unchanged | {"state": states}
 
 
@@ -120,12 +120,16 @@ def plan_conversion(
     TypeError, ValueError
         If there is no exact conversion, now or at later steps.
     """
-    tau = float(settings.get("dampening", group.settings["dampening"]))
+    tau = settings.get("dampening", group.number("dampening") or 0.0)
+    if callable(tau) or callable(group.settings.get("dampening")):
+        raise ValueError("dampening: expected a number, as the conversion depends on it; got a function of the step")
+    tau = float(tau)
+    step = engine.schedule_step
     changed = {**group.settings, "rule": rule, **settings, "dampening": 0.0, "correct": False}
-    probe = ParamGroup(changed)
-    source, target = convention_of("source", group.update), convention_of("target", probe.update)
+    probe = make_group(changed, step)
+    source, target = convention_of("source", group.form), convention_of("target", probe.form)
     old, new = CONVENTIONS[source], CONVENTIONS[target]
-    values = {name: engine.state.number(group.value(name, engine.schedule_step)) for name in SCHEDULED}
+    values = {name: engine.state.number(group.value(name, step)) or 0.0 for name in SCHEDULED}
     values["dampening"] = tau
     plan = GroupConversion(probe, source, target, values)
     empty = np.zeros(0)
@@ -138,7 +142,7 @@ def plan_conversion(
             "stores the look-ahead points as its parameters"
         )
     follows = old.divides or old.keeps == NOTHING or group.correct
-    mu = momentum if old.keeps == NOTHING else group.settings["momentum"]
+    mu = momentum if old.keeps == NOTHING else group.settings.get("momentum", group.number("momentum"))
     if callable(mu) and not _goes_with_any_momentum(source, target, tau):
         raise ValueError(
             f"momentum: expected a number, as the conversion from {source!r} to {target!r} depends on it; got a "
@@ -156,7 +160,7 @@ def plan_conversion(
         "dampening": tau if "dampening" in probe.update.parameters else 0.0,
         "correct": settings.get("correct", not new.divides and new.keeps != NOTHING and follows),
     }
-    return plan._replace(after=ParamGroup(changed | chosen))
+    return plan._replace(after=make_group(changed | chosen, step))
 
 
 def _stages(rule: str | Rule) -> list[str]:

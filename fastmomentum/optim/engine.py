@@ -7,15 +7,25 @@ effect after them.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from math import inf
 from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import ArrayUpdate, Executor, Observer, one_caller, uninterrupted
+from fastmomentum.backends.base import (
+    NO_ROW,
+    ArrayUpdate,
+    Executor,
+    NormLimits,
+    Observer,
+    one_caller,
+    uninterrupted,
+)
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.optim.groups import Layout, ParamGroup, StepRows
+from fastmomentum.optim.groups import ParamGroup, ask_groups
+from fastmomentum.optim.params import Layout
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
@@ -27,45 +37,74 @@ PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
 
 
+class RowKey(NamedTuple):
+    """Identify a row of hyper-parameters that parameters share.
+
+    Attributes
+    ----------
+    group : int
+        The number of the group.
+    offset : int
+        What to add to the number of updates done to get the number of a parameter's update since its state was at rest;
+        0 for a rule that does not use it.
+    first : bool
+        Whether the parameters take their first step from rest, and the rule has other values for it.
+    """
+
+    group: int
+    offset: int
+    first: bool
+
+
+class Rows(NamedTuple):
+    """Hold the rows of hyper-parameters of one step."""
+
+    numbers: list[tuple[float, ...]]
+    keys: Sequence[RowKey]
+    groups: Sequence[ParamGroup]
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Return the values of a row by the names that users give."""
+        return self.groups[self.keys[row].group].values_by_name(self.keys[row].first)
+
+
 class StepPlan(NamedTuple):
     """Hold all that is decided before a step is carried out.
 
     Attributes
     ----------
-    active : list of bool
-        The parameters that have a gradient.
-    rows : StepRows
-        The hyper-parameters.
-    first : set of int
-        The parameters that take their first step from rest, if the first step has other hyper-parameters.
+    groups : list of ParamGroup
+        The groups, with the rules of this step.
+    values : list of list of float
+        The values of each group's live settings.
+    row_of : list of int
+        For each parameter the number of its row of hyper-parameters, or NO_ROW if it has no gradient.
+    rows : Rows
+        The rows of hyper-parameters.
     corrections : list of (slot, values)
         The state of parameters without gradient, rescaled to the next lr.
     points : list of (int, row)
         The look-ahead points of parameters without gradient, for the next lr and momentum.
     restart_points : list of (int, row)
         The look-ahead points of all parameters, in case a restart is due after the update.
-    starts : bool
-        Whether a parameter has its first step.
-    is_scheduled : bool
-        Whether the hyper-parameters are functions of the step.
     """
 
-    active: list[bool]
-    rows: StepRows
-    first: set[int]
+    groups: list[ParamGroup]
+    values: list[list[float]]
+    row_of: list[int]
+    rows: Rows
     corrections: list[tuple[Any, Any]]
     points: list[PointRow]
     restart_points: list[PointRow]
-    starts: bool
-    is_scheduled: bool
 
 
 class Engine:
     """Plan and carry out the steps of an optimiser, and every other change of it.
 
-    If only the gradients have changed since the last step, a step takes the fast path: one call of compiled code, which
-    checks all arrays and does the update. If other arrays than in the last step have a gradient, or hyper-parameters
-    are new, the step is planned. If the executor finds that an array is not as it was, everything is checked again.
+    If only gradients and the values of settings have changed since the last step, a step takes the fast path: the new
+    hyper-parameters are computed, and one call of compiled code checks all arrays and does the update. If other arrays
+    than in the last step have a gradient, or an option goes on or off, the step is planned. If the executor finds that
+    an array is not as it was, everything is checked again.
 
     Attributes
     ----------
@@ -81,8 +120,8 @@ class Engine:
         The name of the backend.
     threads : int
         The number of threads asked for.
-    skip_nonfinite : bool
-        Whether an update is skipped if any gradient holds a NaN or an infinity.
+    skip_nonfinite : bool or int
+        Whether an update is skipped if any gradient holds a NaN or an infinity, or how many in a row are skipped at most.
     observer : Observer or None
         The observer of every update that records a trace.
     gradient_restart : GradientRestart or None
@@ -93,7 +132,7 @@ class Engine:
         The lock that is held in a step and in every other change, by :func:`~fastmomentum.backends.base.one_caller`.
     """
 
-    def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool) -> None:
+    def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool | int) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
         self.backend = backends.choose(backend, layout.params)
         self.threads = cpu_threads.threads_by_default if threads is None else threads
@@ -107,10 +146,13 @@ class Engine:
         self._stream: object = None
         self._executor: Executor
         self._fast: Callable[[list[Any]], bool] | None = None
-        self._active: list[bool] = []
+        self._row_of: list[int] = []
+        self._keys: list[RowKey] = []
+        self._asked: list[list[float]] | None = None
         self.state = State(layout, self.backend)
+        self.groups = [group.with_dtypes(self._dtypes_of(number)) for number, group in enumerate(self.groups)]
         self._check_and_build([None] * len(self.group_of))
-        self.check_groups(self.groups, 0)
+        self.check_groups(self.groups)
         points = self._points(self._all, self.groups, 0)
         self.state.initialise(self.update, self._all, ALL_ROWS)
         self._set_groups(self.groups)
@@ -149,55 +191,141 @@ class Engine:
     def _plan_step(self, grads: list[Any]) -> StepPlan:
         """Return the plan of a step with other arrays or hyper-parameters than the last one."""
         self._fast = None
-        active = [grad is not None for grad in grads]
         scheduled = self._is_scheduled
-        step = self.schedule_step if scheduled else 0  # reading the step may wait for a device
-        rows = StepRows(self.groups, step)
-        waiting = [i for i, (started, a) in enumerate(zip(self.state.started, active)) if a and not started]
-        first = {i for i in waiting if rows.differ(self.group_of[i]) and not self.state.is_moving(i, self.update)}
+        steps = self.state.counter.steps
+        step = steps - self._epoch
+        asked, self._asked = self._asked, None
+        values = ask_groups(self.groups, step) if asked is None else asked
+        groups, followed = [], []
+        for group, own in zip(self.groups, values):
+            following = group.ask_next(own, step) if group.needs_next else own
+            if group.row(following, 1) is None:  # an option goes on or off, or a value must be checked exactly
+                group = group.at(own)
+                following = group.ask_next(group.values, step)
+            groups.append(group)
+            followed.append(following)
+        keys: dict[RowKey, int] = {}
+        row_of = self._rows_of(groups, grads, steps, keys)
+        numbers = []
+        for key in keys:
+            group, given = groups[key.group], followed[key.group]
+            row = None if key.first else group.row(given, steps + key.offset)
+            numbers.append(group.exact_row(given, steps + key.offset, key.first) if row is None else row)
         corrections: list[tuple[Any, Any]] = []
         points: list[PointRow] = []
         restart_points: list[PointRow] = []
-        if scheduled and not all(active):
-            idle = [i for i, a in enumerate(active) if not a]
-            corrections = self._lr_corrections(idle, self.groups, step + 1)
-            points = self._points(idle, self.groups, step + 1)
+        if scheduled and NO_ROW in row_of:
+            idle = [i for i, row in enumerate(row_of) if row == NO_ROW]
+            corrections = self._lr_corrections(idle, groups, step + 1)
+            points = self._points(idle, groups, step + 1)
         if self.restart is not None:
-            restart_points = self._points(self._all, self.groups, self._step_after_reset(self.state.counter.steps + 1))
-        return StepPlan(active, rows, first, corrections, points, restart_points, bool(waiting), scheduled)
+            restart_points = self._points(self._all, groups, self._step_after_reset(steps + 1))
+        own_values = [following[: len(group.live)] for group, following in zip(groups, followed)]
+        rows = Rows(numbers, list(keys), groups)
+        return StepPlan(groups, own_values, row_of, rows, corrections, points, restart_points)
+
+    def _rows_of(
+        self, groups: Sequence[ParamGroup], grads: Sequence[Any], steps: int, keys: dict[RowKey, int]
+    ) -> list[int]:
+        """Return for each parameter the number of its row, and add the row to `keys`; NO_ROW without a gradient."""
+        updates, found = self.state.updates, []
+        for i, (number, grad) in enumerate(zip(self.group_of, grads)):
+            if grad is None:
+                found.append(NO_ROW)
+                continue
+            group = groups[number]
+            offset = updates[i] + 1 - steps if group.uses_step else 0
+            first = not updates[i] and group.differs_at_first and not self.state.is_moving(i, self.update)
+            found.append(keys.setdefault(RowKey(number, offset, first), len(keys)))
+        return found
 
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and the writes that follow it."""
         follows = bool(plan.corrections or plan.points) or self.restart is not None
         # Asking whether an update was skipped waits for a device, so it is done only if the writes depend on it.
-        asks = self.skip_nonfinite and (self.backend != "cuda" or plan.starts or plan.is_scheduled)
-        before = self.state.counter.skipped if asks else 0
-        with uninterrupted() if follows or plan.starts else nullcontext():
+        before = self.state.counter.skipped if self.skip_nonfinite and follows else 0
+        is_active = [row != NO_ROW for row in plan.row_of]
+        with uninterrupted() if follows else nullcontext():
+            if [group.update.structure for group in plan.groups] != [group.update.structure for group in self.groups]:
+                self._executor_checks = False  # makes an executor anew
+            self._use_values(plan.groups, plan.values)
+            self.state.count_updates_of(
+                [active and plan.groups[number].keeps_state for active, number in zip(is_active, self.group_of)]
+            )
             at_first = self._executor_checks and self._run_plan(grads, plan)
             if not at_first and not self._run_plan(self._check_and_build(grads), plan):
                 raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
-            if asks and self.state.counter.skipped != before:
+            if self.skip_nonfinite and follows and self.state.counter.skipped != before:
                 return
-            if plan.starts:
-                self.state.started = [started or a for started, a in zip(self.state.started, plan.active)]
             if follows:
                 self._follow_up(plan)
-        if at_first and not plan.is_scheduled and self.restart is None and not plan.first and any(plan.active):
-            self._fast = self._run if self._measures else self._executor.run
+        repeats = self.restart is None and not any(group.needs_next for group in self.groups)
+        if at_first and repeats and any(is_active) and not any(key.first for key in plan.rows.keys):
+            self._keys = [*plan.rows.keys]
+            self._fast = self._run_with_new_values if self._is_live else self._run_again
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
-        if plan.active != self._active:
-            self._active = []  # if a signal interrupts the selection, the next step selects again
-            self._executor.select(plan.active)
-            self._active = plan.active
-        self._executor.set_hyper(plan.rows, plan.first)
+        if plan.row_of != self._row_of:
+            self._row_of = []  # if a signal interrupts the selection, the next step selects again
+            self._executor.select(plan.row_of)
+            self._row_of = plan.row_of
+        self._executor.set_hyper(plan.rows)
         return self._run(grads)
+
+    @property
+    def _run_again(self) -> Callable[[list[Any]], bool]:
+        """The function that does another step with the hyper-parameters of the last one."""
+        return self._run if self._measures else self._executor.run
+
+    def _run_with_new_values(self, grads: list[Any]) -> bool:
+        """Do one update in which only the values of settings are new; return False if it must be planned."""
+        groups, steps = self.groups, self.state.counter.steps
+        values = self._asked = ask_groups(groups, steps - self._epoch)
+        numbers = []
+        for group, offset, _ in self._keys:
+            row = groups[group].row(values[group], steps + offset)
+            if row is None:
+                return False
+            numbers.append(row)
+        for group, own in zip(groups, values):
+            group.values = own
+        if self._limits.clip_norms or self._limits.scales:
+            self._update_limits()
+        self._executor.set_hyper(Rows(numbers, self._keys, groups))
+        done = self._run(grads)
+        if done:
+            self._asked = None
+            if not self._is_live:
+                self._fast = self._run_again
+        return done
+
+    def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]]) -> None:
+        """Use these groups, which have been checked, with these values."""
+        for group, own in zip(groups, values):
+            group.values = own
+        self.groups = groups
+        self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
+        self._update_limits()
 
     def _run(self, grads: list[Any]) -> bool:
         """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
         if self._measures:
-            return self._executor.run_clipped(grads, self.groups[0].max_norm, self.skip_nonfinite)
+            max_norm = self.groups[0].number("max_norm")
+            return self._executor.run_clipped(grads, self._limits._replace(max_norm=max_norm))
         return self._executor.run(grads)
+
+    def _update_limits(self) -> None:
+        """Work out what an update needs to know about the norms of gradients."""
+        clip_norms = [group.number("clip_norm") for group in self.groups]
+        scales = [group.scale for group in self.groups]
+        self._limits = NormLimits(
+            self.groups[0].number("max_norm"),
+            [inf if norm is None else norm for norm in clip_norms] if any(clip_norms) else None,
+            scales if any([scale != 1.0 for scale in scales]) else None,
+            bool(self.skip_nonfinite),
+            2**62 if self.skip_nonfinite is True else int(self.skip_nonfinite),
+        )
+        self._measures = bool(self.skip_nonfinite or self._limits.clip_norms or self._limits.max_norm is not None)
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
@@ -213,7 +341,7 @@ class Engine:
             ArrayUpdate(self.state.arrays_of(i), self.groups[group].update, group)
             for i, group in enumerate(self.group_of)
         ]
-        self._active, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
+        self._row_of, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
         self._executor = backends.make_executor(
             self.backend, jobs, written, self.state.counter, self.threads, self.state.device
         )
@@ -223,6 +351,11 @@ class Engine:
         are_plain = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
         self._executor_checks = self._executor.checks and are_plain
         return plain
+
+    def _dtypes_of(self, group: int) -> list[np.dtype[Any]]:
+        """Return the dtypes of a group's arrays."""
+        found = {param.dtype for number, param in zip(self.group_of, self.state.params) if number == group}
+        return [dtype for dtype in checks.DTYPES if dtype in found]
 
     def check_arrays(self) -> None:
         """Check that all arrays can be written.
@@ -234,23 +367,22 @@ class Engine:
         """
         self.state.check_arrays([None] * len(self.group_of))
 
-    def check_groups(self, groups: Sequence[ParamGroup], step: int) -> None:
-        """Check that the kernels of all arrays can take these settings at this step.
+    def check_groups(self, groups: Sequence[ParamGroup]) -> None:
+        """Check that the kernels of all arrays can take these settings.
 
         Raises
         ------
         TypeError, ValueError
             If a setting has a wrong type or value.
         """
-        if groups[0].settings.get("restart") is not None and check_restart(groups) == GRADIENT:
+        if groups[0].number("restart") is not None and check_restart(groups) == GRADIENT:
             self.check_observable("restart")
-        used = {(number, param.dtype) for number, param in zip(self.group_of, self.state.params)}
-        for number, group in enumerate(groups):
+        for group in groups:
+            group.check()
             if self.backend != "cuda":
                 group.refuse_device_scalars()
-            scheduled = group.scheduled_values(step)
-            for dtype in {dtype for used_by, dtype in used if used_by == number} or checks.DTYPES:
-                group.row(dtype, scheduled)
+            elif group.number("clip_norm") is not None:
+                raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
 
     def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
         """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
@@ -269,28 +401,83 @@ class Engine:
         self.changes += 1
         self.state.initialise(self.update, which, rows)
         if rows is ALL_ROWS:
-            self.state.started = [started and i not in which for i, started in enumerate(self.state.started)]
+            self.state.updates = [0 if i in which else count for i, count in enumerate(self.state.updates)]
         self.state.resets = [*self.state.resets, record]
         self._epoch = epoch(self.restart, self.state.resets)
         self._write([], points)
 
-    def set_setting(self, name: str, values: Sequence[Any]) -> None:
-        """Use these values, one for each group, from the next update on; rescale state to lr if correct=True."""
-        groups = [group.with_setting(name, value) for group, value in zip(self.groups, values)]
-        step = self.schedule_step if self._is_scheduled or any([group.is_scheduled for group in groups]) else 0
-        self.check_groups(groups, step)
+    def set_setting(self, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
+        """Use these values of a setting in the groups with these numbers, from the next update on, or in none of them.
+
+        If correct=True, state that holds lr is rescaled.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value has a wrong type or is out of range.
+        """
+        plain = [self.groups[number].with_value(name, value) for number, value in zip(numbers, values)]
+        if None in plain or self._follows_settings:
+            groups = list(self.groups)
+            step = self.schedule_step
+            for number, value in zip(numbers, values):
+                groups[number] = groups[number].with_settings({name: value}, step)
+            self.use_groups(groups)
+            return
+        fast, self._fast = self._fast, None
+        with uninterrupted() if len(plain) > 1 else nullcontext():
+            for number, own in zip(numbers, plain):
+                self.groups[number].values = own
+            if fast is not None:
+                self._fast = self._run_with_new_values
+
+    def set_skips(self, skip_nonfinite: bool | int) -> None:
+        """Skip updates with gradients that are not finite, or not, from the next update on."""
+        self._fast, self.skip_nonfinite = None, skip_nonfinite
+        self._update_limits()
+
+    def set_steps(self, steps: int) -> None:
+        """Continue as if this number of updates had been done."""
+        self._fast = None
+        updates = self.state.updates
+        with uninterrupted():
+            self.state.counter.steps = steps
+            self.state.updates = updates
+        self.changes += 1
+
+    @property
+    def _follows_settings(self) -> bool:
+        """Whether state has to be written when lr or momentum changes."""
+        return self.update.gradient_slot != "p" or any([group.correct for group in self.groups])
+
+    def use_groups(self, groups: list[ParamGroup]) -> None:
+        """Use these settings from the next update on, after checking them; rescale state to lr if correct=True.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a setting has a wrong type or value, or the rule keeps other state with it.
+        """
+        step = self.schedule_step if self._follows_settings else 0
+        self.check_groups(groups)
+        for group in groups:
+            if group.update.state != self.update.state:
+                raise ValueError(
+                    f"expected settings under which the rule keeps the state {self.update.slots}; got {group.update}, "
+                    f"which keeps {group.update.slots}"
+                )
         corrections = self._lr_corrections(self._all, groups, step)
         points = self._points(self._all, groups, step)
         if corrections:
             self.check_arrays()
         self._fast = None
-        with uninterrupted() if corrections or points else nullcontext():
+        with uninterrupted():
             self._write(corrections, points)
-            self.groups = groups
+            self._set_groups(groups)
 
     @property
     def _is_scheduled(self) -> bool:
-        return any([group.is_scheduled for group in self.groups])
+        return any([bool(group.calls) for group in self.groups])
 
     def _write(self, corrections: Sequence[tuple[Any, Any]], points: Sequence[PointRow]) -> None:
         """Write state that is rescaled to another lr, then look-ahead points."""
@@ -322,27 +509,26 @@ class Engine:
         """Use these settings, which have been checked."""
         if [group.update.structure for group in groups] != [group.update.structure for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
-        self._fast, self.groups = None, groups
-        if self.restart is not None or groups[0].settings.get("restart") is not None:
+        self._fast = self._asked = None
+        self._use_values(groups, [group.values for group in groups])
+        if self.restart is not None or groups[0].number("restart") is not None:
             restart = check_restart(groups)
             self.observe(self.observer, GradientRestart() if restart == GRADIENT else None)
             self.restart = restart
             self._epoch = epoch(restart, self.state.resets)
-        self._measures = self.skip_nonfinite or groups[0].max_norm is not None
 
-    def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool) -> None:
+    def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool | int) -> None:
         """Continue from a saved state, which has been checked, with these settings."""
-        has_restart = groups[0].settings.get("restart") is not None
-        step = saved["steps"] - (epoch(check_restart(groups), saved["resets"]) if has_restart else 0)
-        self.check_groups(groups, step)
+        self.check_groups(groups)
         self.check_arrays()
         state = self.state
         slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
         with uninterrupted():
             self.loads += 1
             state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
-            state.resets, state.started = list(saved["resets"]), list(saved["started"])
-            state.value, self.skip_nonfinite = saved.get("value"), skip_nonfinite
+            state.counter.in_a_row = saved["skipped_in_a_row"]
+            state.resets, state.updates = list(saved["resets"]), saved["updates"]
+            state.value, self.skip_nonfinite = saved["value"], skip_nonfinite
             self._set_groups(groups)
             state.write(slots)
 
@@ -384,16 +570,16 @@ class Engine:
         """Let these observers, or none, see every update from now on."""
         self.observer, self.gradient_restart = observer, gradient_restart
         self._executor.observe_with(self._observers)
-        self._active, self._fast = [], None
+        self._row_of, self._fast = [], None
 
     def __getstate__(self) -> dict[str, Any]:
         if self.backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
-        left_out = ("_executor", "_active", "_fast", "_executor_checks", "_stream", "lock", "observer")
+        left_out = ("_executor", "_row_of", "_keys", "_fast", "_executor_checks", "_stream", "_asked", "lock", "observer")
         with one_caller(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
-        self.lock, self._stream, self.observer = Lock(), None, None
+        self.lock, self._stream, self.observer, self._asked, self._keys = Lock(), None, None, None, []
         self._check_and_build([None] * len(self.group_of))

@@ -1,22 +1,26 @@
-"""Parameter groups: the arrays that an optimiser updates, and their settings."""
+"""Parameter groups: the settings of some arrays, and the rule that these settings resolve to."""
 
-from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from functools import cache
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import inf, nextafter, prod
+from numbers import Real
+from typing import Any, Self
 
 import numpy as np
 
 from fastmomentum import checks
-from fastmomentum.backends import is_array
 from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.device_array import is_on_device
+from fastmomentum.checks import DTYPES, RANGES
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import Record, hyper_row, resolve_values
+from fastmomentum.rules.options import NORMS, OFF, SWITCHES, resolve_options, with_options
+from fastmomentum.rules.record import STEP, check_hyper, refuse_unknown, resolve_values
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.row import inner_limits, make_row
+from fastmomentum.rules.stages import leading_scales
 
 SCHEDULED = ("lr", "momentum")
-"""The settings that may be functions of the step."""
+"""The settings by which schedules are known to change: the look-ahead and the correction use their next values."""
 
 PLAIN = (float, int, bool, str, type(None))
 """The types of settings that a group stores, and a checkpoint holds, as they are."""
@@ -24,292 +28,403 @@ PLAIN = (float, int, bool, str, type(None))
 SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings that all groups share."""
 
+DEFAULTS: Mapping[str, Any] = {**OFF, **dict.fromkeys(SWITCHES, False), "restart": None}
+"""The values of options that are not given."""
+
+FIXED = ("rule", "lookahead", "backend", "threads")
+"""The settings that only the constructor takes: they decide which state there is, and what updates it."""
+
 
 class ParamGroup:
-    """Hold the settings of a group of arrays, and the rule that they resolve to.
+    """Hold the settings of a group of arrays, and the rule that they resolve to at the values of one step.
+
+    Parameters
+    ----------
+    settings : mapping
+        The settings as the user gave them, the rule among them: numbers, and functions of the step.
+    asked : mapping of str to float
+        The value of each function of the step, by which it is decided which options are on.
+    dtypes : sequence of dtype
+        The dtypes of the group's arrays.
 
     Attributes
     ----------
-    settings : mapping
-        The settings as the user gave them, the rule among them; lr and momentum may be functions of the step.
+    form : Rule
+        The rule in the form that the switches nesterov, lookahead and correct ask for.
     update : Rule
-        The rule with the stages that the settings ask for.
-    correct : bool
-        Whether state that holds lr is rescaled when lr changes.
-    max_norm : float or None
-        The limit on the norm of all gradients, as one vector.
+        The same rule with the stages of all options that are on.
+    live : tuple of str
+        The names of the settings whose values can change without another rule.
+    values : list of float
+        The values of these settings, and of functions their values at the last update.
     """
 
-    def __init__(self, settings: Mapping[str, Any], resolved: tuple[Rule, dict[str, Any]] | None = None) -> None:
-        self.settings = settings = {
-            name: value if type(value) in PLAIN else _stored(name, value) for name, value in settings.items()
+    def __init__(
+        self, settings: Mapping[str, Any], asked: Mapping[str, Any], dtypes: Sequence[np.dtype[Any]] = DTYPES
+    ) -> None:
+        self.dtypes = tuple(dtypes)
+        self._settings = {name: _stored(name, value) for name, value in settings.items()}
+        self.form = _form(self._settings)
+        numbers = {
+            name: asked.get(name, value) for name, value in self._settings.items() if not self._is_unused(name, value)
         }
-        options = {name: value for name, value in settings.items() if name != "restart"}
-        self.update, self._given = resolved or resolve_options(**options)
-        default = self.update.defaults.get("momentum", 0.0)
-        settings.setdefault("momentum", 0.0 if isinstance(default, str) else default)
-        self.correct = settings.get("correct", False)
-        limit = settings.get("max_norm")
-        self.max_norm = None if limit is None else float(limit)  # a NumPy float32 would make the factor a float32
-        if self.correct and isinstance(settings["lr"], scalars.DeviceScalar):
-            raise TypeError(
-                "lr: expected a number or a function of the step with correct=True, as a change of a number in device "
-                f"memory cannot be noticed; got {settings['lr'].array}"
-            )
-        self._scheduled = {name: self._given[name] for name in SCHEDULED if callable(self._given.get(name))}
-        self._rows: dict[tuple[np.dtype[Any], bool], HyperRow] = {}
+        options = {name: value for name, value in numbers.items() if name != "restart"}
+        self.update, given = resolve_options(frozen_at_zero=True, **options)
+        self.correct = self._settings.get("correct", False)
+        self._check_device_scalars()
+        taken = self.update.parameters
+        refuse_unknown(self.update, given)
+        if STEP in given:
+            raise TypeError(f"{STEP}: expected none, as the optimiser counts the updates of each array")
+        self.live = tuple(
+            name
+            for name, value in numbers.items()
+            if name in taken or callable(self._settings[name]) or (name in NORMS and value is not None)
+        )
+        self.values = [inf if numbers[name] is None else _kept(numbers[name]) for name in self.live]
+        self.places = {name: place for place, name in enumerate(self.live)}
+        self.calls = [
+            (place, name, self._settings[name])
+            for place, name in enumerate(self.live)
+            if callable(self._settings[name])
+        ]
+        self._next = [
+            (f"{name}_next", name) for name in SCHEDULED if f"{name}_next" in taken and self._takes_next_of(name)
+        ]
+        self.limits = [self._limits(name) for name in self.live]
+        inputs = [(name, *limits) for name, limits in zip(self.live, self.limits)]
+        inputs += [(name, *inner_limits(self.update.allowed[name], self.narrowest)) for name, _ in self._next]
+        self.row = make_row(self.update, tuple(inputs), self.narrowest)
 
-    def __reduce__(self) -> tuple[type["ParamGroup"], tuple[Mapping[str, Any]]]:
-        return type(self), (self.settings,)
+    def __reduce__(self) -> tuple[type["ParamGroup"], tuple[Any, ...]]:
+        return type(self), (self.settings, self._asked, self.dtypes)
+
+    @property
+    def narrowest(self) -> np.dtype[Any]:
+        """The narrowest dtype of the group's arrays."""
+        return min(self.dtypes, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as the user gave them."""
+        live = {name: self._as_given(name, self.values[place]) for name, place in self.places.items()}
+        return {name: value if callable(value) else live.get(name, value) for name, value in self._settings.items()}
+
+    @property
+    def name(self) -> str:
+        """The name of the rule."""
+        rule = find(self._settings["rule"])
+        return rule.name or str(rule)
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The hyper-parameters that the user gives: those of the rule, and lr and momentum only if it takes them."""
+        computed = {STEP, *(f"{name}_next" for name in SCHEDULED if self._looks_ahead(name))}
+        return tuple(name for name in self.form.parameters if name not in computed)
+
+    @property
+    def uses_step(self) -> bool:
+        """Whether a hyper-parameter depends on the number of the update."""
+        return STEP in self.update.parameters
+
+    @cached_property
+    def keeps_state(self) -> bool:
+        """Whether an update changes the state: at momentum 0 some rules leave it alone, and such updates do not count."""
+        core = self.update.core
+        return not core.slots or any(slot in part.writes for part in core.parts for slot in core.slots)
+
+    @property
+    def differs_at_first(self) -> bool:
+        """Whether the rule has other values than those of the settings for the first update of an array."""
+        taken = self.update.parameters
+        return any(name in taken and self.number(name) != value for name, value in self.update.first.items())
+
+    @property
+    def needs_next(self) -> bool:
+        """Whether an update uses the next values of functions of the step."""
+        return bool(self._next)
+
+    @property
+    def scale(self) -> float:
+        """The factor by which the rule multiplies gradients before it clips them."""
+        count = len(leading_scales(self.update))
+        return prod(self.exact_row(self.values, 1)[:count]) if count else 1.0
+
+    def _is_unused(self, name: str, value: Any) -> bool:
+        """Return whether this is a function of the step that the rule does not take, so that it is never called."""
+        return callable(value) and name in SCHEDULED and name not in self.form.parameters
+
+    def _looks_ahead(self, name: str) -> bool:
+        return bool(self._settings.get("lookahead") or (name == "lr" and self.correct))
+
+    def _takes_next_of(self, name: str) -> bool:
+        return callable(self._settings.get(name)) and self._looks_ahead(name)
+
+    def _off_value(self, name: str) -> float | None:
+        """Return the value at which the rule is another one; None if there is no such value."""
+        if name == "momentum":
+            return 0.0 if self.form.core.at_zero_momentum and not self._settings.get("lookahead") else None
+        if name not in OFF or name in self.form.parameters:
+            return None
+        off = OFF[name]
+        return inf if off is None else off
+
+    def _limits(self, name: str) -> tuple[float, float]:
+        """Return the least and the greatest value of a live setting at which the rule stays the same."""
+        allowed = self.form.allowed.get(name) or RANGES[name]
+        low, high = inner_limits(allowed, self.narrowest)
+        off = self._off_value(name)
+        if off is not None and self.values[self.places[name]] == off:
+            return off, off
+        return (nextafter(off, inf), high) if off == low else (low, high)
+
+    def _as_given(self, name: str, value: Any) -> Any:
+        """Return a value as users give it: None for an option that is off without a number."""
+        return None if value == inf and OFF.get(name, inf) is None else value
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The last values of the functions of the step."""
+        return {name: self._as_given(name, self.values[place]) for place, name, _ in self.calls}
+
+    def number(self, name: str) -> Any:
+        """Return the value of a setting in the last update, or its default; None for an option that is off."""
+        if name in self.places:
+            return self._as_given(name, self.values[self.places[name]])
+        value = self._settings.get(name)
+        if callable(value) or name not in self._settings:
+            default = self.form.defaults.get(name, DEFAULTS.get(name))
+            return self.number(default) if isinstance(default, str) else default
+        return value
+
+    def value(self, name: str, step: int) -> Any:
+        """Return the setting `name` for the update with this number.
+
+        If a function of the step raises an error, as a table does after its last entry, this is its last value.
+        """
+        function = self._settings.get(name)
+        if not callable(function):
+            return self.number(name)
+        try:
+            return as_number(name, function(step))
+        except Exception:
+            if name not in self.places:
+                raise
+            return self.number(name)
+
+    def ask_next(self, values: Sequence[float], step: int) -> list[float]:
+        """Return the values of the following update that the rule needs, after the values of this one.
+
+        If there is no such value, as after the last step of a run, it is taken to be that of this update.
+        """
+        found = [*values]
+        for name_next, name in self._next:
+            value = self.values[self.places[name]] if name not in self.places else values[self.places[name]]
+            try:
+                value_next = as_number(name, self._settings[name](step + 1))
+                value = value_next if value_next in self.update.allowed[name_next] else value
+            except Exception:  # the function is asked again, and its error raised, when the value is needed
+                pass
+            found.append(value)
+        return found
+
+    def at(self, values: Sequence[float]) -> Self:
+        """Return this group with the rule for these values of its live settings."""
+        asked = {name: self._as_given(name, values[place]) for place, name, _ in self.calls}
+        return type(self)(self.settings, asked, self.dtypes)
+
+    def with_settings(self, changed: Mapping[str, Any], step: int) -> Self:
+        """Return this group with other settings; new functions are asked for their values at this step."""
+        settings = self.settings | {name: _stored(name, value) for name, value in changed.items()}
+        asked = {name: value for name, value in self._asked.items() if name not in changed}
+        found = ask_functions({name: settings[name] for name in changed}, step, _form(settings))
+        return type(self)(settings, asked | found, self.dtypes)
+
+    def with_dtypes(self, dtypes: Sequence[np.dtype[Any]]) -> Self:
+        """Return this group for arrays of these dtypes."""
+        if set(dtypes) == set(self.dtypes) or not dtypes:
+            return self
+        return type(self)(self.settings, self._asked, dtypes)
+
+    def with_value(self, name: str, value: float) -> list[float] | None:
+        """Return the values with another number for one setting; None if that needs more than a check of its range."""
+        place = self.places.get(name)
+        if place is None or type(value) is not float or callable(self._settings[name]):
+            return None
+        low, high = self.limits[place]
+        if not low <= value <= high or type(self.values[place]) is not float:
+            return None
+        values = self.values.copy()
+        values[place] = value + 0.0
+        return values if self.calls or self.row(values, 1) is not None else None
+
+    def exact_row(self, values: Sequence[float], step: int, first: bool = False) -> tuple[float, ...]:
+        """Return the hyper-parameters for these values, checked for every dtype of the group.
+
+        Parameters
+        ----------
+        values : sequence of float
+            The values of the live settings, then those that :meth:`ask_next` adds.
+        step : int
+            The number of the update since the state was at rest.
+        first : bool
+            Whether to take the values that the rule has for the first update of an array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value is missing or out of range.
+        """
+        names = (*self.live, *(name for name, _ in self._next))
+        taken = self.update.parameters
+        given = {name: value for name, value in zip(names, values) if name in taken}
+        given |= {STEP: float(step)} if STEP in taken else {}
+        given |= {name: value for name, value in self.update.first.items() if first and name in taken}
+        return [check_hyper(self.update, given, dtype) for dtype in self.dtypes][0]
+
+    def values_by_name(self, first: bool) -> dict[str, Any]:
+        """Return the values of all parameters of the rule, numbers in device memory among them."""
+        given = {name: value for name, value in zip(self.live, self.values) if name in self.update.parameters}
+        given |= {STEP: 1.0} if self.uses_step else {}
+        given |= {name: value for name, value in self.update.first.items() if first and name in self.update.parameters}
+        return resolve_values(self.update, given, lambda name, value, allowed: value)
+
+    def check(self) -> None:
+        """Check the values of all settings, as far as the group has them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value is missing or out of range.
+        """
+        self.exact_row([*self.values, *(self.values[self.places[name]] for _, name in self._next)], 1)
+
+    def _check_device_scalars(self) -> None:
+        for name, value in self._settings.items():
+            if not isinstance(value, scalars.DeviceScalar):
+                continue
+            if self.correct and name == "lr":
+                raise TypeError(
+                    "lr: expected a number or a function of the step with correct=True, as a change of a number in "
+                    f"device memory cannot be noticed; got {value.array}"
+                )
+            if name in NORMS:
+                raise TypeError(f"{name}: expected a number or a function of the step; got {value.array}")
 
     def refuse_device_scalars(self) -> None:
-        """Check that lr and momentum are not in device memory, as the arrays are on the host.
+        """Check that no setting is in device memory, as the arrays are on the host.
 
         Raises
         ------
         TypeError
             If one is.
         """
-        for name in SCHEDULED:
-            if isinstance(value := self.settings.get(name), scalars.DeviceScalar):
+        for name, value in self._settings.items():
+            if isinstance(value, scalars.DeviceScalar):
                 raise TypeError(f"{name}: expected a number, as the arrays are on the host; got {value.array}")
 
-    @property
-    def name(self) -> str:
-        """The name of the rule."""
-        rule = find(self.settings["rule"])
-        return rule.name or str(rule)
 
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether lr or momentum is a function of the step."""
-        return bool(self._scheduled)
-
-    def with_setting(self, name: str, value: Any) -> Self:
-        """Return this group with another lr or momentum."""
-        if name not in self._given:  # the rule does not take this setting, but its value is checked all the same
-            return type(self)(self.settings | {name: value})
-        value = value if type(value) in PLAIN else _stored(name, value)
-        found = type(self)(self.settings | {name: value}, (self.update, self._given | {name: value}))
-        if type(value) is float and not self.is_scheduled:
-            found._rows = {key: row.replace({name: value}) for key, row in self._rows.items()}
-        return found
-
-    def value(self, name: str, step: int) -> Any:
-        """Return the setting `name` for the update with this number."""
-        value = self.settings[name]
-        return value(step) if callable(value) else value
-
-    def scheduled_values(self, step: int) -> dict[str, Any]:
-        """Return the values of the functions of the step for the update with this number.
-
-        If the rule declares lr_next or momentum_next, the value for the following update is among them.
-        """
-        found = {}
-        for name, function in self._scheduled.items():
-            found[name] = function(step)
-            if f"{name}_next" in self.update.parameters and f"{name}_next" not in self._given:
-                found[f"{name}_next"] = function(step + 1)
-        return found
-
-    def values(self, step: int) -> dict[str, Any]:
-        """Return the hyper-parameters that the rule gets for the update with this number."""
-        return {**self._given, **self.scheduled_values(step)}
-
-    def first_values(self, given: Mapping[str, Any], first: bool) -> Mapping[str, Any]:
-        """Return these values or, if `first`, the values of an array's first step from rest."""
-        if not self._takes_first(given, first):
-            return given
-        replaced = {name: value for name, value in self.update.first.items() if name in self.update.parameters}
-        return {**given, **replaced}
-
-    def _takes_first(self, given: Mapping[str, Any], first: bool) -> bool:
-        if first or not self.update.first:
-            return bool(self.update.first)
-        # Without momentum no velocity is kept, and every step is a first one, as in torch.optim.SGD.
-        momentum = given.get("momentum", self._given.get("momentum"))
-        return not isinstance(momentum, np.ndarray) and bool(momentum == 0)  # arrays are refused when the row is made
-
-    def row(self, dtype: np.dtype[Any], scheduled: Mapping[str, Any], first: bool = False) -> tuple[Any, ...]:
-        """Return the hyper-parameters as a kernel takes them; `scheduled` has the values of functions of the step."""
-        key = dtype, self._takes_first(scheduled, first)
-        if key in self._rows:
-            cached = self._rows[key]
-            return cached.replace(scheduled).row if scheduled else cached.row
-        made = HyperRow.make(self.update, dtype, self.first_values({**self._given, **scheduled}, first))
-        self._rows[key] = made
-        return made.row
+def _form(settings: Mapping[str, Any]) -> Rule:
+    """Return the rule without the stages of options."""
+    switches = {name: settings.get(name, False) for name in ("nesterov", "lookahead", "correct")}
+    flags = {name: checks.boolean(name, value) for name, value in switches.items()}
+    return with_options(find(settings["rule"]), frozenset(), **flags)
 
 
-class HyperRow(NamedTuple):
-    """Hold the hyper-parameters of a rule as a kernel takes them, and the values that they were computed from.
+def make_group(settings: Mapping[str, Any], step: int = 0) -> ParamGroup:
+    """Return a group with these settings, after asking the functions of the step for their values at this step."""
+    stored = {name: _stored(name, value) for name, value in settings.items()}
+    return ParamGroup(stored, ask_functions(stored, step, _form(stored)))
 
-    Attributes
-    ----------
-    record : Record
-        The rule.
-    dtype : dtype
-        The arrays' dtype.
-    given : mapping
-        The hyper-parameters that the user gave.
-    values : mapping of str to float
-        All parameters of the rule, with defaults, in double precision.
-    row : tuple
-        The hyper-parameters in the order of ``record.hyper``, derived ones included, in the arrays' dtype.
+
+def restored_group(settings: Mapping[str, Any], values: Mapping[str, Any], step: int, like: ParamGroup) -> ParamGroup:
+    """Return a group with saved settings, for the arrays of the group `like`.
+
+    `values` has saved values of functions of the step; a function without one is asked for its value at this step.
     """
-
-    record: Record
-    dtype: np.dtype[Any]
-    given: Mapping[str, Any]
-    values: Mapping[str, float]
-    row: tuple[Any, ...]
-
-    @classmethod
-    def make(cls, record: Record, dtype: np.dtype[Any], given: Mapping[str, Any]) -> "HyperRow":
-        """Return the row of these values, checked as :func:`hyper_row` checks them."""
-        row = hyper_row(record, given, dtype)
-        return cls(record, dtype, given, resolve_values(record, given), row)
-
-    def replace(self, changed: Mapping[str, Any]) -> "HyperRow":
-        """Return the row with other values of some hyper-parameters, and compute only the numbers that depend on them.
-
-        If a value is not a float strictly inside its range, the whole row is made anew, with all checks.
-        """
-        record, cast, (least, most) = self.record, self.dtype.type, _finite(self.dtype)
-        given, values, row = {**self.given, **changed}, {**self.values, **changed}, list(self.row)
-        for name, value in changed.items():
-            low, high = record.allowed[name][:2]
-            if type(value) is not float or not max(low, least) < value < min(high, most):
-                return self.make(record, self.dtype, given)
-            if name in record.default_sources:
-                return self.make(record, self.dtype, given)
-            for place, derive, sources in record.places[name]:
-                number = value if derive is None else derive(*[values[source] for source in sources])
-                inside = low < cast(value) < high if derive is None else record.hyper[place] not in record.ranges
-                if not inside or not least < number < most:
-                    return self.make(record, self.dtype, given)
-                row[place] = cast(number)
-        return HyperRow(record, self.dtype, given, values, tuple(row))
+    form = _form(settings)
+    functions = {name: value for name, value in settings.items() if callable(value)}
+    known = {name: None if values[name] is None else float(values[name]) for name in functions if name in values}
+    rest = {name: value for name, value in functions.items() if name not in known}
+    return ParamGroup(settings, known | ask_functions(rest, step, form), like.dtypes)
 
 
-@cache
-def _finite(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return the lowest and the highest finite number of a dtype."""
-    limits = np.finfo(dtype)
-    return float(limits.min), float(limits.max)
+def ask_functions(settings: Mapping[str, Any], step: int, form: Rule) -> dict[str, Any]:
+    """Return the values at this step of those functions among `settings` that the rule takes."""
+    return {
+        name: as_number(name, value(step))
+        for name, value in settings.items()
+        if callable(value) and (name in form.parameters or name in OFF)
+    }
 
 
-class StepRows:
-    """Compute the hyper-parameters of one step of all groups, and call every function of the step only once."""
+def ask_groups(groups: Sequence[ParamGroup], step: int) -> list[list[float]]:
+    """Return the values of the live settings of all groups at this step; each function is called once.
 
-    def __init__(self, groups: Sequence[ParamGroup], step: int) -> None:
-        self._groups, self._scheduled = groups, [group.scheduled_values(step) for group in groups]
-
-    def __call__(self, group: int, dtype: np.dtype[Any], first: bool) -> tuple[Any, ...]:
-        """Return the group's hyper-parameters as a kernel takes them; `first` stands for an array's first step."""
-        return self._groups[group].row(dtype, self._scheduled[group], first)
-
-    def differ(self, group: int) -> bool:
-        """Return whether an array's first step from rest has other values than its later steps."""
-        return bool(self._groups[group].update.first) and self.values(group, True) != self.values(group, False)
-
-    def values(self, group: int, first: bool) -> dict[str, Any]:
-        """Return the group's hyper-parameters by name, as users give them."""
-        settings = self._groups[group]
-        given = settings.first_values({**settings._given, **self._scheduled[group]}, first)
-        return resolve_values(settings.update, given, lambda name, value, allowed: value)
-
-
-def _stored(name: str, value: Any) -> Any:
-    """Return a setting as a group stores it: a 0-d array as the number in it, since the array may be written to later.
-
-    lr or momentum in device memory stays there, and kernels read it at every step.
+    Nothing is written, so that a function that raises an error leaves all groups as they are.
     """
-    if name in SCHEDULED and is_on_device(value):
-        return scalars.DeviceScalar(scalars.view(name, value))
-    if name in SCHEDULED and isinstance(value, type):
-        raise TypeError(f"{name}: expected a number or a function of the step; got the class {value.__name__} itself")
-    return checks.unwrap_scalar(value)
+    asked: dict[int, float] = {}
+    found = []
+    for group in groups:
+        values = group.values
+        if group.calls:
+            values = values.copy()
+            for place, name, function in group.calls:
+                key = id(function)
+                if key not in asked:
+                    number = function(step)
+                    number = number if type(number) is float else as_number(name, number)
+                    asked[key] = inf if number is None else number + 0.0
+                values[place] = asked[key]
+        found.append(values)
+    return found
 
 
-class Layout(NamedTuple):
-    """Hold the arrays and groups of the argument `params`.
-
-    Attributes
-    ----------
-    params : list of arrays
-        All groups' arrays, in order.
-    names : list of str
-        The names of the arrays in messages.
-    groups : list of ParamGroup
-        The groups.
-    group_of : list of int
-        The number of each array's group.
-    single : bool
-        Whether the user passed one array.
-    """
-
-    params: list[Any]
-    names: list[str]
-    groups: list[ParamGroup]
-    group_of: list[int]
-    single: bool
-
-
-def _to_list(params: Any) -> Any:
-    """Return an iterator, or the values of a dict, as a list, and anything else as it is."""
-    return list(params) if isinstance(params, Iterator | ValuesView) else params
-
-
-def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
-    """Return the arrays and groups of the argument `params`; `shared` has the other arguments.
+def as_number(name: str, value: Any) -> Any:
+    """Return the value of a function of the step as a float, or None for an option that it turns off.
 
     Raises
     ------
-    TypeError, ValueError
-        If `params` is neither an array nor a sequence of arrays or groups, if it holds no array, or if a setting is
-        refused.
+    TypeError
+        If it is not one number: a bool, a str, or an array that has dimensions.
     """
-    if is_array(params):
-        return Layout([params], ["params"], [ParamGroup(shared)], [0], True)
-    params = _to_list(params)
-    if not isinstance(params, Sequence) or isinstance(params, str):
-        raise TypeError(
-            "params: expected an array, a sequence of arrays, or a sequence of dicts with 'params'; "
-            f"got {checks.describe(params)}. {checks.how_to_convert(params)}"
-        )
-    if not len(params):
-        raise ValueError("params: expected at least one array; got none")
-    if not any(isinstance(entry, Mapping) for entry in params):
-        names = [f"params[{i}]" for i in range(len(params))]
-        return Layout(list(params), names, [ParamGroup(shared)], [0] * len(params), False)
-    layout = Layout([], [], [], [], False)
-    for number, entry in enumerate(params):
-        where = f"params[{number}]"
-        if not isinstance(entry, Mapping):
-            raise TypeError(f"{where}: expected a dict with 'params', as the others are; got {checks.describe(entry)}")
-        if "params" not in entry:
-            raise TypeError(f"{where}: expected a dict with 'params', its array or arrays; got one with {list(entry)}")
-        for name in SHARED:
-            if name in entry:
-                raise TypeError(f"{where}: expected no {name}, as all groups share it: pass it as an argument")
-        arrays = [entry["params"]] if is_array(entry["params"]) else _to_list(entry["params"])
-        if not isinstance(arrays, Sequence) or isinstance(arrays, str):
-            raise TypeError(
-                f"{where}['params']: expected an array or a sequence of them; got {checks.describe(arrays)}"
-            )
-        settings = {name: value for name, value in entry.items() if name != "params"}
-        for name in settings:
-            if not isinstance(name, str):
-                raise TypeError(f"{where}: expected names of settings; got {name!r}")
-        layout.groups.append(ParamGroup({**shared, **settings}))
-        layout.params.extend(arrays)
-        layout.names.extend(f"{where}['params'][{i}]" for i in range(len(arrays)))
-        layout.group_of.extend([number] * len(arrays))
-        if layout.groups[-1].update.state != layout.groups[0].update.state:
-            raise ValueError(
-                f"{where}: expected settings under which the rule keeps the same state as in the other groups"
-            )
-    if not layout.params:
-        raise ValueError("params: expected at least one array; got none")
-    return layout
+    if type(value) is float or (value is None and OFF.get(name, 0.0) is None):
+        return value
+    is_number = isinstance(value, Real) or hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
+    is_array = bool(getattr(value, "shape", ()))
+    if isinstance(value, bool | np.bool_ | np.ma.MaskedArray) or not is_number or is_array:
+        allowed = RANGES.get(name, checks.FINITE)
+        raise TypeError(f"{name}: expected {allowed} from the function of the step; got {checks.describe(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return inf
+
+
+def _kept(value: Any) -> Any:
+    """Return a number as a float; a number in device memory stays there."""
+    return value if isinstance(value, scalars.DeviceScalar) else float(value) + 0.0
+
+
+def _stored(name: str, value: Any) -> Any:
+    """Return a setting as a group stores it.
+
+    The number in a 0-d array is read now, since the array may be written to later. A number in device memory stays
+    there, and kernels read it at every step.
+
+    Raises
+    ------
+    TypeError
+        If a function of the step is a class.
+    """
+    if type(value) in PLAIN or name == "rule":
+        return value
+    if is_on_device(value):
+        return scalars.DeviceScalar(scalars.view(name, value))
+    if isinstance(value, type):
+        raise TypeError(f"{name}: expected a number or a function of the step; got the class {value.__name__} itself")
+    if name in SWITCHES or callable(value) or isinstance(value, scalars.DeviceScalar):
+        return value
+    value = checks.unwrap_scalar(value)
+    has_number = hasattr(type(value), "__float__") and not getattr(value, "shape", ())
+    return float(value) if has_number and not isinstance(value, Real | str | np.generic) else value

@@ -17,7 +17,7 @@ from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import SCHEDULED, ParamGroup
+from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
 
@@ -120,9 +120,10 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
                 f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. In torch, "
                 "apply it to the gradients or parameters before a step; opt.velocity returns the velocities alone"
             )
-        settings = group.settings | {name: group.value(name, engine.state.counter.steps) for name in SCHEDULED}
+        values = {name: group.value(name, engine.schedule_step) for name in NUMBERS}
+        settings = group.settings
         groups.append(
-            {name: float(engine.state.number(settings.get(name, 0.0))) for name in NUMBERS}
+            {name: float(engine.state.number(value or 0.0)) for name, value in values.items()}
             | {"nesterov": rule == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
             | IMPLEMENTATION
             | {"params": [i for i, owner in enumerate(engine.group_of) if owner == number]}
@@ -143,9 +144,9 @@ def rule_name(method: str, group: ParamGroup, name: str) -> str:
     ValueError
         If it is another rule, or has a look-ahead; the message names the `method` that the user called.
     """
-    rule = group.update.core
+    rule = group.form.core
     names = (name, f"{name}_nesterov")
-    adds_state = any(stage.kind not in ("param", "prox") for stage in group.update.stages_after)
+    adds_state = any(stage.kind not in ("param", "prox") for stage in group.form.stages_after)
     if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
         raise ValueError(
             f"{method}: expected the rule {' or '.join(names)}; got {group.update}. opt.convert(rule) returns an "
@@ -215,7 +216,9 @@ def load_velocities(
         if velocity is not None or not none_is_unstarted:
             array = _multiplied_copy(sign, velocity, f"{name}[{i}]")
             state[0] = checks.array(f"{name}[{i}]", array, like=state[0], write=False)
-    saved |= {"steps": checks.integer("steps", steps), "started": [velocity is not None for velocity in given]}
+    steps = checks.integer("steps", steps)
+    updates = [0 if velocity is None else max(steps, 1) for velocity in given]
+    saved |= {"steps": steps, "updates": updates}
     load_dict(saved, engine)
 
 

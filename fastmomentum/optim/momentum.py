@@ -76,17 +76,18 @@ class Momentum(Optimizer):
         self,
         params: Any,
         *,
-        lr: Setting,
+        lr: Setting | None = None,
         momentum: Setting = 0.9,
         rule: str | Rule = "pytorch",
-        dampening: float = 0.0,
+        dampening: Setting = 0.0,
         nesterov: bool = False,
-        weight_decay: float = 0.0,
-        decoupled_weight_decay: float = 0.0,
+        weight_decay: Setting = 0.0,
+        decoupled_weight_decay: Setting = 0.0,
         maximize: bool = False,
-        clip_value: float | None = None,
-        max_norm: float | None = None,
-        skip_nonfinite: bool = False,
+        clip_value: Setting | None = None,
+        clip_norm: Setting | None = None,
+        max_norm: Setting | None = None,
+        skip_nonfinite: bool | int = False,
         lookahead: bool = False,
         correct: bool = False,
         restart: str | int | None = None,
@@ -104,6 +105,7 @@ class Momentum(Optimizer):
             decoupled_weight_decay=decoupled_weight_decay,
             maximize=maximize,
             clip_value=clip_value,
+            clip_norm=clip_norm,
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             lookahead=lookahead,
@@ -246,7 +248,7 @@ class Momentum(Optimizer):
         """
         found = interop.velocity_copies(self._engine, "to_optax", "pytorch")
         for group in self._engine.groups:
-            if dampening := group.settings.get("dampening"):
+            if dampening := group.number("dampening"):
                 raise ValueError(f"to_optax: expected dampening 0, as optax's trace has none; got {dampening}")
         return self._one_or_all(found)
 

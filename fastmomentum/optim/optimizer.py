@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import checkpoint, conversion
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import parse_params
+from fastmomentum.optim.groups import SHARED
+from fastmomentum.optim.group_settings import GroupSettings, is_setting, set_settings
+from fastmomentum.optim.params import parse_params
 from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope
 from fastmomentum.optim.trace import Trace
@@ -59,16 +61,17 @@ class Optimizer:
         params: Any,
         rule: str | Rule = "pytorch",
         *,
-        lr: Any,
+        lr: Any = None,
         backend: str | None = None,
         threads: int | None = None,
-        skip_nonfinite: bool = False,
+        skip_nonfinite: bool | int = False,
         **settings: Any,
     ) -> None:
-        threads, skip_nonfinite = checks.threads(threads), checks.boolean("skip_nonfinite", skip_nonfinite)
-        layout = parse_params(params, {"rule": rule, "lr": lr, **settings})
+        threads, skip_nonfinite = checks.threads(threads), checks.skips(skip_nonfinite)
+        given = {"rule": rule, **({} if lr is None else {"lr": lr}), **settings}
+        layout = parse_params(params, given)
         self._engine = Engine(layout, backend, threads, skip_nonfinite)
-        self._single = layout.single
+        self._single, self._given = layout.single, given
 
     def step(self, grads: Any, stream: Any = None) -> None:
         """Do one update of all parameters, in place.
@@ -99,8 +102,20 @@ class Optimizer:
         if self._single:
             self._engine.step([grads], stream)
         else:
-            given = list(grads) if type(grads) is list else checks.sequence("grads", grads, len(self.params))
+            given = list(grads) if type(grads) is list else self._in_order(grads)
             self._engine.step(given, stream)
+
+    def _in_order(self, grads: Any) -> list[Any]:
+        """Return the gradients in the order of the parameters; a mapping holds them by the names of the parameters."""
+        state = self._engine.state
+        if state.names is None or not isinstance(grads, Mapping):
+            return checks.sequence("grads", grads, len(state.given))
+        known = set(state.names)
+        for name in grads:
+            if name not in known:
+                hint = checks.did_you_mean(str(name), state.names)
+                raise ValueError(f"grads: expected names of parameters; got {name!r}{hint}")
+        return [grads.get(name) for name in state.names]
 
     @property
     def params(self) -> Any:
@@ -162,8 +177,17 @@ class Optimizer:
 
     @property
     def steps(self) -> int:
-        """The number of updates done."""
+        """The number of updates done; assign another number, if a run goes on whose state you have set yourself.
+
+        Functions of the step are called with the numbers from there on.
+        """
         return self._engine.state.counter.steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        steps = checks.integer("steps", value)
+        with one_caller(self._engine.lock):
+            self._engine.set_steps(steps)
 
     @property
     def skipped(self) -> int:
@@ -180,80 +204,74 @@ class Optimizer:
         return self._engine.state.counter.skipped
 
     @property
-    def lr(self) -> Any:
-        """The learning rate of the next update, a list if groups differ; assign a number or a function of the step.
-
-        Whether a new learning rate acts at once on the velocity that a run already has, depends on the rule:
-
-        - pytorch, ema and their Nesterov forms, aggmo, quasi_hyperbolic, ema_corrected, signum, lion: it does, as the
-          velocity holds gradients, and each step multiplies by the new rate.
-        - classical and classical_nesterov: it does not, as the velocity holds lr·g with the old rate (after n updates
-          the fraction μ^n of it is left); only new gradients get the new rate.
-        - heavy_ball and nesterov_positions: it does not, as in classical; here p − q holds lr·g.
-
-        With ``correct=True`` the state of the last two kinds is multiplied by the new rate over the old one, and the
-        new rate acts at once.
+    def groups(self) -> list[GroupSettings]:
+        """The groups, each a mapping of its settings, which can be assigned.
 
         Examples
         --------
         >>> import numpy as np, fastmomentum as fm
-        >>> for correct in (False, True):
-        ...     opt = fm.Momentum(np.zeros(1), rule="classical", lr=1.0, momentum=0.5, correct=correct)
-        ...     opt.step(np.ones(1))
-        ...     opt.lr = 0.25
-        ...     opt.step(np.zeros(1))
-        ...     print(opt.params)
-        [-1.5]
-        [-1.125]
+        >>> opt = fm.Momentum([{"params": np.ones(2)}, {"params": np.ones(3), "lr": 0.5}], lr=0.1)
+        >>> opt.groups[1]["weight_decay"] = 0.25
+        >>> opt.lr, opt.weight_decay
+        ([0.1, 0.5], [0.0, 0.25])
         """
-        return self._setting("lr")
+        return [GroupSettings(self._engine, number) for number in range(len(self._engine.groups))]
 
-    @lr.setter
-    def lr(self, value: Any) -> None:
-        self._set("lr", value)
+    if TYPE_CHECKING:  # __getattr__ reads these, and every other setting
+        lr: Any
+        momentum: Any
 
-    @property
-    def momentum(self) -> Any:
-        """The momentum of the next update, a list if groups differ; assign a number or a function of the step.
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting: its value for the next update; a list with a value for each group if there are several.
 
-        Examples
-        --------
-        >>> import numpy as np, fastmomentum as fm
-        >>> opt = fm.Momentum(np.ones(2), lr=0.1, momentum=fm.schedules.Linear(0.5, 0.9, steps=4))
-        >>> opt.step(np.ones(2))
-        >>> opt.momentum
-        0.6
+        Raises
+        ------
+        AttributeError
+            If there is no such setting.
         """
-        return self._setting("momentum")
-
-    @momentum.setter
-    def momentum(self, value: Any) -> None:
-        self._set("momentum", value)
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name == "skip_nonfinite":
+            return self._engine.skip_nonfinite
+        groups = self._engine.groups
+        if not any(is_setting(group, name) for group in groups):
+            hint = checks.did_you_mean(name, groups[0].parameters)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+        found = [GroupSettings(self._engine, number).get(name) for number in range(len(groups))]
+        return found[0] if len(found) == 1 or name in SHARED else found
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and not hasattr(type(self), name):  # a misspelt setting would do nothing
-            hint = checks.did_you_mean(name, ("lr", "momentum"))
-            raise AttributeError(f"{name}: expected lr or momentum, which can be assigned{hint}")
-        super().__setattr__(name, value)
+        """Use another value of a setting from the next update on: a number, a function of the step, or a list of them.
+
+        A list has a value for each group. All values are checked at once, and if one is refused, none is used. state,
+        steps and other attributes are not settings; steps can be assigned, too.
+
+        Raises
+        ------
+        AttributeError
+            If there is no such setting, or it cannot be changed.
+        TypeError, ValueError
+            If a value has a wrong type or is out of range.
+        """
+        if name[0] == "_" or name == "steps":
+            super().__setattr__(name, value)
+            return
+        engine = self._engine
+        count = len(engine.groups)
+        with one_caller(engine.lock):
+            if type(value) is float:
+                engine.set_setting(range(count), name, [value] * count)
+            else:
+                set_settings(engine, name, value)
 
     def __repr__(self) -> str:
         engine = self._engine
-        momentum = f"momentum={self.momentum!r}, " if "momentum" in engine.update.parameters else ""
-        settings = f"lr={self.lr!r}, {momentum}arrays={len(engine.group_of)}, steps={self.steps}"
-        return f"{type(self).__name__}(rule={engine.groups[0].name!r}, {settings})"
-
-    def _setting(self, name: str) -> Any:
-        step = self._engine.schedule_step
-        values = [group.value(name, step) for group in self._engine.groups]
-        same = all(value == values[0] for value in values)
-        values = [getattr(value, "owner", value) for value in values]  # the user's own scalar in device memory
-        return values[0] if same else values
-
-    def _set(self, name: str, value: Any) -> None:
-        count = len(self._engine.groups)
-        values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
-        with one_caller(self._engine.lock):
-            self._engine.set_setting(name, values)
+        taken = [name for name in ("lr", "momentum") if name in engine.groups[0].parameters]
+        settings = "".join(f"{name}={getattr(self, name)!r}, " for name in taken)
+        return (
+            f"{type(self).__name__}(rule={engine.groups[0].name!r}, {settings}arrays={len(engine.group_of)}, "
+            f"steps={self.steps})"
+        )
 
     def _one_or_all(self, values: list[Any]) -> Any:
         return values[0] if self._single else list(values)

@@ -52,7 +52,7 @@ class Recorder:
             rows = [EMPTY] * len(engine.groups)
             for group, members in groupby(sorted(sums, key=lambda i: (engine.group_of[i], i)), self._group):
                 rows[group] = combine([sums[i] for i in members])
-            values = [[group.value(name, schedule_step) for name in ("lr", "momentum")] for group in engine.groups]
+            values = [[group.number(name) or 0.0 for name in ("lr", "momentum")] for group in engine.groups]
             found = [Row(float(lr), float(momentum), row) for (lr, momentum), row in zip(values, rows)]
             trace._add(step, found, sums)
 
@@ -68,8 +68,8 @@ class Recorder:
         started = engine.state.started
         members = [i for i in sums if started[i] or not any(started)]
         groups = [engine.groups[self._group(i)] for i in members]
-        before = [group.value("lr", schedule_step - 1) for group in groups] if schedule_step else []
-        has_momentum = any(group.value("momentum", schedule_step) for group in groups)
+        before = [group.value("lr", schedule_step - 1) or 0.0 for group in groups] if schedule_step else []
+        has_momentum = any(group.number("momentum") for group in groups)
         if not (has_momentum and all(lr > 0 for lr in before) and keeps_velocity(engine.update)):
             return False
         found = [sums[i] for i in members]

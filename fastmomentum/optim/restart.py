@@ -5,7 +5,7 @@ With a restart scheme an optimiser resets its state by itself:
     gradient   after an update that went up the gradient, g·(p⁺ − p) > 0
     function   when ``opt.report`` gets an objective that is greater than the one before
     n          after every n updates
-    schedule   when lr or momentum begins a new period (:class:`fastmomentum.schedules.WarmRestarts`)
+    schedule   when a schedule begins a new period (:class:`fastmomentum.schedules.WarmRestarts`)
 
 The first three are those of O'Donoghue and Candès (2015, sections 3.1 and 3.2), whose restarts also begin the momentum
 sequence anew. So with these three, functions of the step are called with the number of updates since the last reset of
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from fastmomentum import checks, schedules
 from fastmomentum.backends.base import HostExecutor, sum_in_order
-from fastmomentum.optim.groups import SCHEDULED, ParamGroup
+from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.state import ALL_ROWS
 
 GRADIENT, FUNCTION, SCHEDULE = "gradient", "function", "schedule"
@@ -33,10 +33,10 @@ def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
     TypeError, ValueError
         If there is no such scheme, or if the scheme "schedule" is given without a schedule.
     """
-    value = groups[0].settings.get("restart")
+    value = groups[0].number("restart")
     if value is None or value in (GRADIENT, FUNCTION, SCHEDULE):
-        named = [group.settings[name] for group in groups for name in SCHEDULED]
-        if value == SCHEDULE and not any(isinstance(each, schedules.Schedule) for each in named):
+        functions = [function for group in groups for _, _, function in group.calls]
+        if value == SCHEDULE and not any(isinstance(function, schedules.Schedule) for function in functions):
             raise ValueError("restart: expected an lr or momentum of fastmomentum.schedules for 'schedule'; got none")
         return value
     if isinstance(value, str):
@@ -78,16 +78,12 @@ def restart_due(
     if gradient is not None and gradient.is_uphill:
         return "gradient scheme: the update went up the gradient"
     if restart == SCHEDULE:
-        for name in SCHEDULED:
-            if any(_begins(group.settings[name], step) for group in groups):
+        for _, name, function in [call for group in groups for call in group.calls]:
+            if isinstance(function, schedules.Schedule) and function.begins(step):
                 return f"{name} begins a new period"
     if isinstance(restart, int) and step >= restart:
         return f"every {restart} steps"
     return None
-
-
-def _begins(value: Any, step: int) -> bool:
-    return isinstance(value, schedules.Schedule) and value.begins(step)
 
 
 class Reset(NamedTuple):

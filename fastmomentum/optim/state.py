@@ -9,7 +9,8 @@ import numpy.typing as npt
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.checks import Array, array, describe
-from fastmomentum.optim.groups import SCHEDULED, Layout, ParamGroup
+from fastmomentum.optim.groups import SCHEDULED, ParamGroup
+from fastmomentum.optim.params import Layout
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import corrections_of
 from fastmomentum.rules.record import hyper_row
@@ -52,8 +53,8 @@ class State:
         The same parameters as plain arrays, which the last :meth:`check_arrays` made.
     slots : list of tuple of arrays
         The state slots of each parameter; the optimiser owns these arrays.
-    started : list of bool
-        For each parameter whether it has had its first step.
+    names : list of str or None
+        The names that the user gave to the parameters.
     counter : StepCounter
         The numbers of updates done and skipped.
     resets : list of (int, str, str)
@@ -65,8 +66,9 @@ class State:
     """
 
     def __init__(self, layout: Layout, backend: str) -> None:
-        self.given, self._names, self._backend = layout.params, layout.names, backend
-        self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in range(len(self.given))]
+        self.given, self.names, self._names, self._backend = layout.params, layout.keys, layout.names, backend
+        indices = range(len(self.given)) if layout.keys is None else map(repr, layout.keys)
+        self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in indices]
         self._slot_names = layout.groups[0].update.slots
         self._arrays = backends.arrays_of(backend)
         params = [self._array(name, p) for name, p in zip(self._names, self.given)]
@@ -74,10 +76,37 @@ class State:
         with self._arrays.on(self.device):
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
-        self.started = [False] * len(params)
         self.counter = StepCounter()
+        self._updates, self._counted, self._counts = [0] * len(params), 0, [False] * len(params)
         self.resets: list[tuple[int, str, str]] = []
         self.value: float | None = None
+
+    @property
+    def updates(self) -> list[int]:
+        """For each parameter the number of updates that it has had since its state was at rest."""
+        steps = self.counter.steps
+        new = steps - self._counted
+        if new:
+            self._updates = [n + new if counts else n for n, counts in zip(self._updates, self._counts)]
+            self._counted = steps
+        return self._updates
+
+    @updates.setter
+    def updates(self, values: Sequence[int]) -> None:
+        self._updates, self._counted = list(values), self.counter.steps
+
+    @property
+    def started(self) -> list[bool]:
+        """For each parameter whether it has had its first step."""
+        return [n > 0 for n in self.updates]
+
+    def count_updates_of(self, counts: list[bool]) -> None:
+        """Count, from the next step on, the updates of these parameters.
+
+        The count of a parameter is worked out from the number of steps when it is read, so that a step costs nothing.
+        """
+        self.updates = self.updates
+        self._counts = counts
 
     def _array(self, name: str, value: Any, like: Any = None, write: bool = True) -> Any:
         return checks.array(name, self._arrays.view(name, value), like=like, write=write)
@@ -146,7 +175,8 @@ class State:
         with self._arrays.on(self.device):
             found = []
             for i in which:
-                values = [self._arrays.number(groups[group_of[i]].value(name, step)) for name in SCHEDULED]
+                group = groups[group_of[i]]
+                values = [self._arrays.number(group.value(name, step)) for name in SCHEDULED]
                 found.append((i, tuple(self.params[i].dtype.type(value) for value in values)))
             return found
 

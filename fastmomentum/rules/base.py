@@ -126,6 +126,8 @@ class Rule(Record):
         The name of the rule that ``nesterov=True`` selects: the folded Nesterov form, whose p is the look-ahead point.
     first : mapping of str to float, optional
         Values of hyper-parameters for an array's first step after a reset; optimisers use them, step() does not.
+    at_zero_momentum : str, optional
+        The name of a rule without state that optimisers use while momentum is 0, so that the state stays as it is.
     ahead : callable, optional
         ``ahead(p, velocity, lr, mu)`` returns the look-ahead point, from the next step's lr and momentum. A rule of one
         slot that has it can be run with ``Momentum(lookahead=True)``.
@@ -182,6 +184,7 @@ class Rule(Record):
     state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
     nesterov: str | None = None
     first: Mapping[str, float] = field(default_factory=dict)
+    at_zero_momentum: str | None = None
     ahead: Function | None = None
     formula: str = ""
     gradient_slot: str = "p"
@@ -361,8 +364,8 @@ class Rule(Record):
 
     @property
     def _is_assembled(self) -> bool:
-        """Whether the scalar function is made of several parts: an update function alone is used as it is."""
-        return len(self.parts) > 1 or not self.parts[0].packed
+        """Whether the scalar function is made of parts: an update function of all values is used as it is."""
+        return len(self.parts) > 1 or not self.parts[0].packed or self.parts[0].writes != ("p", *self.slots)
 
     def __getstate__(self) -> dict[str, Any]:
         # pickle cannot save a function that was assembled; __setstate__ assembles it again.

@@ -17,6 +17,7 @@ from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
 from fastmomentum.rules.record import merge_ranges, resolve_values
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.stages import leading_scales
 from fastmomentum.rules.variants import one
 
 
@@ -113,6 +114,28 @@ def replace_core(rule: Rule, core: Rule) -> Rule:
     links = [link for link in core.links if isinstance(link, Rule | Stage)]
     nesterov = rule.nesterov and core.nesterov
     return _compose(core, (*rule.stages_before, *links, *rule.stages_after), rule.name, nesterov)
+
+
+def with_options_before(rule: Rule, stages: Sequence[Stage]) -> Rule:
+    """Return the rule with the stages of options before its own, but after the scales with which it begins.
+
+    So gradients are unscaled first, then clipped, as the field does it.
+    """
+    leading = leading_scales(rule)
+    rest = [link for link in rule.links[len(leading) :] if isinstance(link, Rule | Stage)]
+    return _compose(rule, (*leading, *stages, *rest), rule.name, rule.nesterov)
+
+
+def without_momentum(rule: Rule) -> Rule:
+    """Return the rule that takes the place of `rule` while momentum is 0: it has the same state, and leaves it alone.
+
+    torch.optim.SGD neither makes nor changes a momentum buffer while momentum is 0.
+    """
+    core = rule.core
+    if core.at_zero_momentum is None:
+        return rule
+    plain = find(core.at_zero_momentum)
+    return replace_core(rule, Rule(name=core.name, state=core.state, hyper=plain.hyper, parts=plain.parts))
 
 
 def keep_average(average_decay: float) -> float:

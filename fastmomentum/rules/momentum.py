@@ -82,6 +82,7 @@ pytorch = Rule(
     defaults={"dampening": 0.0},
     nesterov="pytorch_nesterov",
     first={"dampening": 0.0},
+    at_zero_momentum="sgd",
     ahead=_ahead_scaled,
     formula="v ← μv + (1−τ)g; p ← p − lr·v",
 )
@@ -93,6 +94,7 @@ pytorch_nesterov = Rule(
     hyper=("lr", "momentum", "momentum_next"),
     defaults={"momentum_next": "momentum"},
     nesterov="pytorch_nesterov",
+    at_zero_momentum="sgd",
     formula="v ← μv + g; p ← p − lr·(g + μ'v)",
 )
 """Equivalent to torch.optim.SGD and optax.sgd with nesterov=True."""

@@ -6,11 +6,25 @@ from typing import Any
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.compose import chain, lr_corrected, replace_core, with_look_ahead
+from fastmomentum.rules.compose import (
+    lr_corrected,
+    replace_core,
+    with_look_ahead,
+    with_options_before,
+    without_momentum,
+)
 from fastmomentum.rules.registry import find
-from fastmomentum.rules.stages import clip_norm, clip_value, decoupled_weight_decay, maximises, maximize, weight_decay
+from fastmomentum.rules.stages import (
+    clip_global_norm,
+    clip_norm,
+    clip_value,
+    decoupled_weight_decay,
+    maximises,
+    maximize,
+    weight_decay,
+)
 
-OPTIONS = (clip_norm, clip_value, maximize, weight_decay, decoupled_weight_decay)
+OPTIONS = (clip_norm, clip_global_norm, clip_value, maximize, weight_decay, decoupled_weight_decay)
 """The stages that options of step() and Momentum add, in torch's order."""
 
 SWITCHES = ("nesterov", "maximize", "lookahead", "correct")
@@ -19,9 +33,13 @@ OFF: dict[str, float | None] = {
     "weight_decay": 0.0,
     "decoupled_weight_decay": 0.0,
     "clip_value": None,
+    "clip_norm": None,
     "max_norm": None,
 }
 """The numeric options beside lr and momentum, each with the value that turns it off."""
+
+NORMS = ("clip_norm", "max_norm")
+"""The options whose stages take a factor, which is computed from the norm of the gradients at each step."""
 
 
 @lru_cache(maxsize=1024)
@@ -31,6 +49,7 @@ def with_options(
     nesterov: bool = False,
     lookahead: bool = False,
     correct: bool = False,
+    has_momentum: bool = True,
 ) -> Rule:
     """Return the rule in another form, with the stages of these options before it.
 
@@ -44,6 +63,8 @@ def with_options(
         Whether to take the folded Nesterov form, or the form with an explicit look-ahead.
     correct : bool
         Whether to rescale the state for the next step's learning rate.
+    has_momentum : bool
+        Whether momentum is not 0; at 0 some rules have a form that leaves the velocity as it is.
 
     Raises
     ------
@@ -58,6 +79,8 @@ def with_options(
                 f"nesterov=True: rule {rule.core} has no folded Nesterov form; pytorch, classical and ema have one"
             )
         rule = replace_core(rule, find(rule.nesterov))
+    if not (has_momentum or lookahead):
+        rule = without_momentum(rule)
     if correct:
         rule = lr_corrected(rule)
     if lookahead:
@@ -65,20 +88,22 @@ def with_options(
     stages = [stage for stage in OPTIONS if stage.name in options]
     if maximize in stages and maximises(rule):
         raise ValueError("maximize: expected once, in the chain or as an option; got both, which would minimise")
-    return chain(*stages, rule, name=rule.name) if stages else rule
+    return with_options_before(rule, stages) if stages else rule
 
 
-def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
+def resolve_options(rule: str | Rule, *, frozen_at_zero: bool = False, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
     """Return the rule with the stages of its options, and the values of its hyper-parameters by name.
 
     Parameters
     ----------
     rule : str or Rule
         The rule.
+    frozen_at_zero : bool
+        Whether momentum 0 leaves the velocity as it is, for the rules of torch, as optimisers do it.
     **chosen
         lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and the rule's other hyper-parameters. An option with the
-        value that turns it off adds no stage; a chain whose stage has a default keeps that default. lr and momentum may
-        be functions of the step.
+        value that turns it off adds no stage; a chain whose stage has a default keeps that default. lr and momentum are
+        left out if the rule does not take them.
 
     Raises
     ------
@@ -88,7 +113,8 @@ def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, An
     """
     chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
     nesterov, maximize, lookahead, correct = (checks.boolean(name, chosen.pop(name)) for name in SWITCHES)
-    update = with_options(find(rule), frozenset(), nesterov, lookahead, correct)
+    form = (nesterov, lookahead, correct)
+    update = full = with_options(find(rule), frozenset(), *form)
     for name in ("lr_next", "momentum_next"):
         if name in chosen and (lookahead or (correct and name == "lr_next")):
             option = "lookahead" if lookahead else "correct"
@@ -103,15 +129,19 @@ def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, An
         if name not in update.parameters or name in update.defaults or off is None:
             del chosen[name]  # the rule's default holds, or the rule asks for a value
     stages = {str(stage.name) for stage in OPTIONS if stage.name in chosen and stage.name not in update.parameters}
-    update = with_options(update, frozenset(stages | {"maximize"} if maximize else stages))
-    chosen.pop("max_norm", None)  # the stage takes the factor that is computed from it at each step
+    has_momentum = not frozen_at_zero or bool(chosen.get("momentum", full.defaults.get("momentum", 1.0)))
+    update = with_options(find(rule), frozenset(stages | {"maximize"} if maximize else stages), *form, has_momentum)
+    for name in NORMS:
+        chosen.pop(name, None)
     for name in ("lr", "momentum"):
         if name in chosen and name not in update.parameters:
-            value = chosen.pop(name)
-            if not callable(value):
-                checks.number(name, value, RANGES[name])
-    if "dampening" in chosen and "dampening" not in update.parameters:
+            checks.number(name, chosen.pop(name), RANGES[name])
+    if "dampening" in chosen and "dampening" not in full.parameters:
         raise ValueError(
             f"dampening: expected 0 with rule {update}, which has no dampened form; got {chosen['dampening']}"
         )
+    if not has_momentum:
+        for name in full.parameters:
+            if name in chosen and name not in update.parameters:
+                checks.number(name, chosen.pop(name), full.allowed[name])
     return update, chosen

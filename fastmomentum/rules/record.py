@@ -1,7 +1,7 @@
 """Define the record that rules and stages share: names, defaults, ranges and formulas of their hyper-parameters."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from inspect import signature
@@ -14,6 +14,12 @@ from fastmomentum import checks
 from fastmomentum.checks import FINITE, RANGES, Range
 from fastmomentum.rules.assemble import Function, Part
 
+STEP = "step"
+"""The name under which a function of `derived` gets the number of the update.
+
+It is the number of the update that an array gets since its state was at rest, from 1. Optimisers count for each array.
+"""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Record:
@@ -25,8 +31,9 @@ class Record:
         The names of the function's last arguments, in order.
     derived : mapping of str to callable
         Functions for the entries of `hyper` that are computed from the hyper-parameters that users give. The names of a
-        function's arguments are the names of those hyper-parameters. It computes in double precision; its result is
-        cast to the arrays' dtype.
+        function's arguments are the names of those hyper-parameters; the argument `step` is the number of the update
+        that an array gets since its state was at rest, from 1, and optimisers count it. The function computes in double
+        precision; its result is cast to the arrays' dtype.
     defaults : mapping of str to float or str
         Values for hyper-parameters that users leave out; a str names the hyper-parameter whose value is taken.
     ranges : mapping of str to Range
@@ -95,26 +102,9 @@ class Record:
         ]
 
     @cached_property
-    def default_sources(self) -> frozenset[str]:
-        """The hyper-parameters whose values are the defaults of others."""
-        return frozenset(value for value in self.defaults.values() if isinstance(value, str))
-
-    @cached_property
     def allowed(self) -> Mapping[str, Range]:
         """The values that users may give for each parameter."""
         return {name: self.range_of(name) for name in self.parameters}
-
-    @cached_property
-    def places(self) -> Mapping[str, Sequence[tuple[int, Callable[..., float] | None, tuple[str, ...]]]]:
-        """For each parameter the entries of `hyper` that depend on it: index, function that derives it, its sources.
-
-        The function is None if the entry is the parameter itself.
-        """
-        found: dict[str, list[tuple[int, Callable[..., float] | None, tuple[str, ...]]]] = {}
-        for place, (_, derive, sources) in enumerate(self.entries):
-            for source in sources:
-                found.setdefault(source, []).append((place, derive, sources))
-        return found
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -177,6 +167,11 @@ def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any])
     ValueError
         If a value lies outside of its range, before or after the cast.
     """
+    return tuple([dtype.type(value) for value in check_hyper(record, given, dtype)])
+
+
+def check_hyper(record: Record, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[float, ...]:
+    """Return the hyper-parameters in double precision, after the checks of :func:`hyper_row`."""
     values, cast = resolve_values(record, given), dtype.type
     with np.errstate(over="ignore"):
         for name, value in values.items():
@@ -185,12 +180,12 @@ def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any])
                     f"{name}: expected {record.allowed[name]}; got {value!r}, which is {cast(value)} in {dtype}"
                 )
         arguments = record.arguments(values)
-        row = tuple([cast(value) for value in arguments])
+        row = [float(cast(value)) for value in arguments]
     for name, value, number in zip(record.hyper, arguments, row, strict=True):
         lost = math.isnan(number) or (math.isinf(number) and not any(map(math.isinf, values.values())))
-        if lost or (name in record.ranges and float(number) not in record.range_of(name)):
+        if lost or (name in record.ranges and number not in record.range_of(name)):
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
-    return row
+    return arguments
 
 
 def resolve_values(
@@ -203,15 +198,26 @@ def resolve_values(
     TypeError
         If a hyper-parameter is missing or unknown.
     """
-    for name in given:
-        if name not in record.parameters:
-            takes = f"it takes {', '.join(record.parameters)}{checks.did_you_mean(name, record.parameters)}"
-            raise TypeError(f"{name}: rule {record} takes no such hyper-parameter; {takes}")
+    refuse_unknown(record, given)
     allowed = record.allowed
     return {
         name: check(name, given[name] if name in given else _default(record, name, given), allowed[name])
         for name in record.parameters
     }
+
+
+def refuse_unknown(record: Record, given: Iterable[str]) -> None:
+    """Check that the record has all these hyper-parameters.
+
+    Raises
+    ------
+    TypeError
+        If it lacks one.
+    """
+    for name in given:
+        if name not in record.parameters:
+            takes = f"it takes {', '.join(record.parameters)}{checks.did_you_mean(name, record.parameters)}"
+            raise TypeError(f"{name}: rule {record} takes no such hyper-parameter; {takes}")
 
 
 def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ array([1.5])
 array([1.5])
 """
 
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def upper_bound(low: float, high: float) -> float:
 
 
 def unit_factor() -> float:
-    """Return 1, the factor before Momentum replaces it by the one for the norm of the gradients."""
+    """Return 1, the factor that Momentum replaces by the one for the norm of the gradients."""
     return 1.0
 
 
@@ -139,9 +140,18 @@ soft_threshold = Stage(
 
 The state of nesterov_positions has exact zeros. To zeros of the parameter momentum adds a number that decays."""
 
-clip_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
+clip_norm = Stage(_scale, name="clip_norm", hyper=("array_factor",), derived={"array_factor": unit_factor})
+"""g ← f·g, with a factor f = min(1, clip_norm / ‖g‖) for each array, which Momentum computes at each step, as Keras's
+clipnorm does."""
+
+clip_global_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
 """g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's
 clip_grad_norm_ does."""
+
+
+def leading_scales(rule: Rule) -> list[Stage]:
+    """Return the stages `scale` with which a chain begins: they undo the scale of a loss, and precede all clipping."""
+    return [*takewhile(lambda stage: (stage.functions, stage.hyper) == (scale.functions, scale.hyper), rule.stages_before)]
 
 
 def maximises(rule: Rule) -> bool:

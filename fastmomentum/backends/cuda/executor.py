@@ -1,6 +1,6 @@
 """Run an optimiser's updates on a CUDA device: a few kernels in one stream, without waiting for the device."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,12 @@ import numpy.typing as npt
 
 from fastmomentum.backends.base import (
     CHUNK,
+    NO_ROW,
     ArrayUpdate,
+    NormLimits,
     Observer,
-    RowFunction,
     StepCounter,
+    StepRows,
     group_by_code,
     uninterrupted,
 )
@@ -148,9 +150,10 @@ class CudaExecutor:
     def observe_with(self, observers: Sequence[Observer]) -> None:
         """Do nothing: updates on a device cannot be observed, as no step waits for it."""
 
-    def select(self, active: Sequence[bool]) -> None:
-        """Update the parameters that are active until the next call."""
-        self._active = tuple(active)
+    def select(self, row_of: Sequence[int]) -> None:
+        """Update the parameters that have a row of hyper-parameters until the next call."""
+        active = [row != NO_ROW for row in row_of]
+        self._row_of, self._active = row_of, tuple(active)
         if self._active not in self._cache:
             if len(self._cache) == CACHED_TABLES:
                 del self._cache[next(iter(self._cache))]
@@ -160,20 +163,20 @@ class CudaExecutor:
         self._tensors = [owner for owner in owners if is_tensor(owner)]
         self._check.forget()
 
-    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
+    def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
-        self._table.set_hyper(rows, first)
+        self._table.set_hyper(rows, self._row_of)
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update by these gradients."""
         return self._run(grads, None, False)
 
-    def run_clipped(self, grads: list[Any], max_norm: float | None, skip_nonfinite: bool) -> bool:
+    def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
         """Do one update by gradients clipped to this norm, or skip it; the device counts the updates it skips."""
-        if skip_nonfinite and not self._device_counts:
+        if limits.skip and not self._device_counts:
             self._counter.count_on_device(self._read_counts)
             self._device_counts = True
-        return self._run(grads, np.inf if max_norm is None else max_norm, skip_nonfinite)
+        return self._run(grads, np.inf if limits.max_norm is None else limits.max_norm, limits.skip)
 
     def _read_counts(self) -> tuple[int, int]:
         """Return the numbers of updates that the device has done and skipped; this waits for the device."""

@@ -1,6 +1,6 @@
 """Write the tables that kernels read: addresses of arrays, numbers of tiles, and hyper-parameters."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import cuda
 
-from fastmomentum.backends.base import CHUNK, ArrayUpdate, RowFunction
+from fastmomentum.backends.base import CHUNK, ArrayUpdate, StepRows
 from fastmomentum.backends.cuda.device_array import find_reader
 from fastmomentum.backends.cuda.kernels import ADDRESSES, HEAD, SIZE, TILE, VECTOR_BYTES, WORD
 from fastmomentum.backends.cuda.scalars import DeviceScalar
@@ -196,17 +196,17 @@ class LaunchTable:
         self._table[:, HEAD] = np.where(aligned, -offsets[:, 0] % VECTOR_BYTES // self._itemsizes, TILE)
         self.words.set(np.concatenate([self._table.reshape(-1), self._after_table]))
 
-    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
-        """Set the hyper-parameters of all rows; `first` holds the numbers of the arrays that take their first step."""
+    def set_hyper(self, rows: StepRows, row_of: Sequence[int]) -> None:
+        """Set the hyper-parameters of all rows; ``row_of[i]`` is the number in `rows` of those of array i."""
         numbers = np.zeros(self._bytes, np.uint8)
         self.derived_rows = []
         for part in self.parts:
             job, members = part.job, self.members[part.rows]
-            table = np.array([rows(self._jobs[i].group, job.dtype, i in first) for i in members], job.dtype)
+            table = np.array([rows.numbers[row_of[i]] for i in members], job.dtype)
             numbers[part.hyper : part.hyper + table.nbytes] = table.reshape(-1).view(np.uint8)
             offset = part.hyper
-            for (group, is_first), same_row in groupby(members, lambda i: (self._jobs[i].group, i in first)):
-                values, count = rows.values(group, is_first), len(list(same_row))
+            for row, same_row in groupby(members, row_of.__getitem__):
+                values, count = rows.values(row), len(list(same_row))
                 scalars = {name: value for name, value in values.items() if isinstance(value, DeviceScalar)}
                 if scalars:
                     given = tuple(float(values[name]) for name in job.update.parameters)

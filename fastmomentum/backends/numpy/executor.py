@@ -1,9 +1,9 @@
 """Run an optimiser's updates by the NumPy backend, one parameter after another."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastmomentum.backends.base import ArrayUpdate, HostExecutor, RowFunction, StepCounter, sum_in_order, uninterrupted
+from fastmomentum.backends.base import NO_ROW, ArrayUpdate, HostExecutor, StepCounter, StepRows, uninterrupted
 from fastmomentum.backends.numpy.kernels import kernel
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
@@ -19,34 +19,38 @@ class NumpyExecutor(HostExecutor):
         self._jobs, self._counter = jobs, counter
         self._kernels = [kernel(job.update) for job in jobs]
 
-    def select(self, active: Sequence[bool]) -> None:
-        """Update the parameters that are active until the next call."""
-        self._rows = [i for i, is_active in enumerate(active) if is_active]
+    def select(self, row_of: Sequence[int]) -> None:
+        """Update the parameters that have a row of hyper-parameters until the next call."""
+        self._row_of = row_of
+        self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
         self.run = self._observed(self._update)
 
-    def set_hyper(self, rows: RowFunction, first: Container[int]) -> None:
+    def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
-        self._hyper = {i: rows(self._jobs[i].group, self._jobs[i].dtype, i in first) for i in self._rows}
+        self._hyper = {i: list(map(self._jobs[i].dtype.type, rows.numbers[self._row_of[i]])) for i in self._active}
 
-    def sum_squares(self, grads: list[Any]) -> float:
-        """Return the sum of squares of all gradients."""
-        return sum_in_order(sum_of_squares(grads[i]) for i in self._rows)
+    def sum_squares(self, grads: list[Any]) -> list[float]:
+        """Return the sum of squares of each gradient."""
+        return [0.0 if row == NO_ROW else sum_of_squares(grads[i]) for i, row in enumerate(self._row_of)]
 
-    def set_clip_factor(self, factor: float) -> None:
-        """Set the clip factor."""
-        self._hyper = {i: (type(row[0])(factor), *row[1:]) for i, row in self._hyper.items()}
+    def set_factors(self, name: str, factors: Sequence[float]) -> None:
+        """Set the hyper-parameter `name` of each parameter whose rule has it."""
+        for i, row in self._hyper.items():
+            job = self._jobs[i]
+            if name in job.update.hyper:
+                row[job.update.hyper.index(name)] = job.dtype.type(factors[i])
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums]:
         """Return the sums of the next step."""
         found = {}
-        for i in self._rows:
+        for i in self._active:
             sums = measure(self._jobs[i].update)(self._jobs[i].arrays, grads[i], self._hyper[i])
             found[i] = self._step_sums(i, sums)
         return found
 
     def _update(self, grads: list[Any]) -> bool:
         with uninterrupted():
-            for i in self._rows:
+            for i in self._active:
                 if not self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]):
                     return False
             self._counter.steps += 1

@@ -1,0 +1,111 @@
+"""The settings of an optimiser's groups, as users read and assign them."""
+
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+from fastmomentum import checks
+from fastmomentum.backends.base import one_caller
+from fastmomentum.optim.engine import Engine
+from fastmomentum.optim.groups import DEFAULTS, FIXED, SHARED, ParamGroup
+from fastmomentum.rules.options import OFF, SWITCHES
+
+ENGINE_SETTINGS = ("skip_nonfinite",)
+"""The settings that belong to no group."""
+
+
+def is_setting(group: ParamGroup, name: str) -> bool:
+    """Return whether a group has a setting of this name, given or not."""
+    return name in group.parameters or name in DEFAULTS
+
+
+class GroupSettings(MutableMapping[str, Any]):
+    """The settings of one group, and its arrays under "params".
+
+    Reading a setting returns its value for the next update. A value that is assigned, a number or a function of the
+    step, is used from the next update on. Settings cannot be deleted: assign the value that turns an option off.
+
+    Examples
+    --------
+    >>> import numpy as np, fastmomentum as fm
+    >>> opt = fm.Momentum(np.ones(2), lr=0.5)
+    >>> group = opt.groups[0]
+    >>> group["lr"] = fm.schedules.Linear(0.5, 0.0, steps=2)
+    >>> opt.step(np.ones(2))
+    >>> group["lr"], group["weight_decay"], group["params"]
+    (0.25, 0.0, [array([0.5, 0.5])])
+    """
+
+    def __init__(self, engine: Engine, number: int) -> None:
+        self._engine, self._number = engine, number
+
+    def __getitem__(self, name: str) -> Any:
+        engine, group = self._engine, self._engine.groups[self._number]
+        if name == "params":
+            return [p for p, number in zip(engine.state.given, engine.group_of) if number == self._number]
+        if name in ENGINE_SETTINGS:
+            return getattr(engine, name)
+        if not is_setting(group, name):
+            if name in SHARED:
+                return group.settings.get(name)
+            raise KeyError(f"{name}: no such setting{checks.did_you_mean(str(name), group.parameters)}")
+        value = group.value(name, engine.schedule_step)
+        return getattr(value, "owner", value)  # the user's own scalar in device memory
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        engine = self._engine
+        with one_caller(engine.lock):
+            if name in SHARED and len(engine.groups) > 1:
+                raise TypeError(f"{name}: expected as an attribute of the optimiser, as all groups share it")
+            check_setting(engine.groups[self._number], name)
+            if name in ENGINE_SETTINGS:
+                set_settings(engine, name, value)
+            else:
+                engine.set_setting([self._number], name, [value])
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name}: a setting cannot be deleted; assign the value that turns it off")
+
+    def __iter__(self) -> Iterator[str]:
+        group = self._engine.groups[self._number]
+        return iter(dict.fromkeys(("params", "rule", *group.parameters, *OFF, *SWITCHES, *group.settings)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def check_setting(group: ParamGroup, name: str) -> None:
+    """Check that a setting of this name can be assigned.
+
+    Raises
+    ------
+    AttributeError
+        If there is no such setting, or only the constructor takes it.
+    """
+    if name in FIXED:
+        raise AttributeError(f"{name}: expected by the constructor alone, as it decides which state there is")
+    if name not in ENGINE_SETTINGS and not is_setting(group, name):
+        expected = f"{name}: expected a setting of rule {group.form}, which takes {', '.join(group.parameters)}"
+        raise AttributeError(f"{expected}{checks.did_you_mean(name, group.parameters)}")
+
+
+def set_settings(engine: Engine, name: str, value: Any) -> None:
+    """Use `value` for all groups, or, if it is a list or tuple, one of its values for each group.
+
+    Raises
+    ------
+    AttributeError, TypeError, ValueError
+        If there is no such setting, or a value is refused; no group has been changed then.
+    """
+    for group in engine.groups:
+        check_setting(group, name)
+    if name in ENGINE_SETTINGS:
+        engine.set_skips(checks.skips(value))
+        return
+    count = len(engine.groups)
+    values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
+    if name in SHARED and any(each is not values[0] and each != values[0] for each in values):
+        raise ValueError(f"{name}: expected one value, as all groups share it; got several")
+    engine.set_setting(range(count), name, values)

@@ -1,0 +1,127 @@
+"""Read the argument `params` of an optimiser: its arrays, their names, and their groups."""
+
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from typing import Any, NamedTuple
+
+from fastmomentum import checks
+from fastmomentum.backends import is_array
+from fastmomentum.optim.groups import SHARED, ParamGroup, make_group
+
+
+class Layout(NamedTuple):
+    """Hold the arrays and groups of the argument `params`.
+
+    Attributes
+    ----------
+    params : list of arrays
+        All groups' arrays, in order.
+    names : list of str
+        The names of the arrays in messages.
+    keys : list of str or None
+        The names that the user gave to the arrays; None if there are none.
+    groups : list of ParamGroup
+        The groups.
+    group_of : list of int
+        The number of each array's group.
+    single : bool
+        Whether the user passed one array.
+    """
+
+    params: list[Any]
+    names: list[str]
+    keys: list[str] | None
+    groups: list[ParamGroup]
+    group_of: list[int]
+    single: bool
+
+
+def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
+    """Return the arrays and groups of the argument `params`; `shared` has the other arguments.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `params` is none of an array, a sequence or mapping of arrays, and a sequence of groups, or if a setting is
+        refused.
+    """
+    if is_array(params):
+        return Layout([params], ["params"], None, [make_group(shared)], [0], True)
+    params = _to_list(params)
+    if isinstance(params, Mapping | Sequence) and not len(params):
+        raise ValueError("params: expected at least one array, or a group; got none")
+    if isinstance(params, Mapping):
+        arrays, names, keys = read_arrays("params", params)
+        return Layout(arrays, names, keys, [make_group(shared)], [0] * len(arrays), False)
+    if not isinstance(params, Sequence) or isinstance(params, str):
+        raise TypeError(
+            "params: expected an array, a sequence or a dict of arrays, or a sequence of dicts with 'params'; "
+            f"got {checks.describe(params)}. {checks.how_to_convert(params)}"
+        )
+    if not any(isinstance(entry, Mapping) for entry in params):
+        names = [f"params[{i}]" for i in range(len(params))]
+        return Layout(list(params), names, None, [make_group(shared)], [0] * len(params), False)
+    layout = Layout([], [], None, [], [], False)
+    for number, entry in enumerate(params):
+        layout = with_group(layout, f"params[{number}]", entry, shared)
+    return layout
+
+
+def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]) -> Layout:
+    """Return the layout with one more group, a dict with "params" and settings; `where` is its name in messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the group is malformed, if only some groups have names, or if two arrays have one name.
+    """
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{where}: expected a dict with 'params', as the others are; got {checks.describe(entry)}")
+    if "params" not in entry:
+        raise TypeError(f"{where}: expected a dict with 'params', its array or arrays; got one with {list(entry)}")
+    for name in entry:
+        if not isinstance(name, str):
+            raise TypeError(f"{where}: expected names of settings; got {name!r}")
+        if name in SHARED:
+            raise TypeError(f"{where}: expected no {name}, as all groups share it: pass it as an argument")
+    arrays, names, keys = read_arrays(f"{where}['params']", entry["params"])
+    if layout.groups and (keys is None) != (layout.keys is None) and arrays and layout.params:
+        raise TypeError(f"{where}['params']: expected names for the arrays of all groups, or of none")
+    all_keys = None if keys is None and layout.keys is None else [*(layout.keys or ()), *(keys or ())]
+    if all_keys is not None and len(set(all_keys)) != len(all_keys):
+        twice = next(key for key in all_keys if all_keys.count(key) > 1)
+        raise ValueError(f"{where}['params']: expected a name of its own for each array; got {twice!r} twice")
+    group = make_group({**shared, **{name: value for name, value in entry.items() if name != "params"}})
+    if layout.groups and group.update.state != layout.groups[0].update.state:
+        raise ValueError(f"{where}: expected settings under which the rule keeps the same state as in the other groups")
+    return Layout(
+        [*layout.params, *arrays],
+        [*layout.names, *names],
+        all_keys,
+        [*layout.groups, group],
+        [*layout.group_of, *[len(layout.groups)] * len(arrays)],
+        False,
+    )
+
+
+def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str] | None]:
+    """Return the arrays of one group, their names in messages, and the names that the user gave them, or None.
+
+    Raises
+    ------
+    TypeError
+        If it is none of an array, a sequence and a mapping of arrays.
+    """
+    if isinstance(arrays, Mapping):
+        for key in arrays:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: expected names of arrays; got {key!r}")
+        return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays)
+    found = [arrays] if is_array(arrays) else _to_list(arrays)
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {checks.describe(found)}")
+    return list(found), [f"{where}[{i}]" for i in range(len(found))], None
+
+
+def _to_list(params: Any) -> Any:
+    """Return an iterator, or the values of a dict, as a list, and anything else as it is."""
+    return list(params) if isinstance(params, Iterator | ValuesView) else params
