@@ -28,7 +28,7 @@ PLAIN = (float, int, bool, str, type(None))
 SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings that all groups share."""
 
-DEFAULTS: Mapping[str, Any] = {**OFF, **dict.fromkeys(SWITCHES, False), "restart": None}
+DEFAULTS: Mapping[str, Any] = {**OFF, **dict.fromkeys(SWITCHES, False), "restart": None, "lr": None, "momentum": 0.0}
 """The values of options that are not given."""
 
 FIXED = ("rule", "lookahead", "backend", "threads")
@@ -79,9 +79,9 @@ class ParamGroup:
         self.live = tuple(
             name
             for name, value in numbers.items()
-            if name in taken or callable(self._settings[name]) or (name in NORMS and value is not None)
+            if name in given or callable(self._settings[name]) or (name in NORMS and value is not None)
         )
-        self.values = [inf if numbers[name] is None else _kept(numbers[name]) for name in self.live]
+        self.values = [self._checked(name, numbers[name]) for name in self.live]
         self.places = {name: place for place, name in enumerate(self.live)}
         self.calls = [
             (place, name, self._settings[name])
@@ -176,7 +176,15 @@ class ParamGroup:
         off = self._off_value(name)
         if off is not None and self.values[self.places[name]] == off:
             return off, off
-        return (nextafter(off, inf), high) if off == low else (low, high)
+        # For a parameter that a chain has itself, the value that turns the option off stands for the chain's default.
+        stands_for_default = name in OFF and name != "dampening" and OFF[name] == low
+        return (nextafter(low, inf), high) if off == low or stands_for_default else (low, high)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """Return the value of a live setting as a number, inf for an option that is off without a number."""
+        if value is None or callable(self._settings[name]) or isinstance(value, scalars.DeviceScalar):
+            return inf if value is None else value
+        return checks.number(name, value, self.form.allowed.get(name) or RANGES.get(name, checks.FINITE))
 
     def _as_given(self, name: str, value: Any) -> Any:
         """Return a value as users give it: None for an option that is off without a number."""
@@ -399,11 +407,6 @@ def as_number(name: str, value: Any) -> Any:
         return float(value)
     except OverflowError:
         return inf
-
-
-def _kept(value: Any) -> Any:
-    """Return a number as a float; a number in device memory stays there."""
-    return value if isinstance(value, scalars.DeviceScalar) else float(value) + 0.0
 
 
 def _stored(name: str, value: Any) -> Any:

@@ -229,8 +229,8 @@ class Optimizer:
         AttributeError
             If there is no such setting.
         """
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name.startswith("_") or hasattr(type(self), name):
+            return super().__getattribute__(name)  # raises the error again that this attribute raised
         if name == "skip_nonfinite":
             return self._engine.skip_nonfinite
         groups = self._engine.groups
@@ -259,7 +259,7 @@ class Optimizer:
         engine = self._engine
         count = len(engine.groups)
         with one_caller(engine.lock):
-            if type(value) is float:
+            if type(value) is float and all([name in group.places for group in engine.groups]):
                 engine.set_setting(range(count), name, [value] * count)
             else:
                 set_settings(engine, name, value)

@@ -278,10 +278,10 @@ def test_save_keeps_symbolic_links_and_file_modes(tmp_path):
 
 def test_load_refuses_another_schema(tmp_path, monkeypatch):
     path = tmp_path / "run.npz"
-    monkeypatch.setattr(checkpoint, "SCHEMA", 4)
+    monkeypatch.setattr(checkpoint, "SCHEMA", 5)
     fm.Momentum(np.ones(3), lr=0.1).save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="schema: expected 1 or 2 or 3; got 4"):
+    with pytest.raises(ValueError, match="schema: expected 1 or 2 or 3 or 4; got 5"):
         fm.Momentum.load(path, np.ones(3))
 
 
@@ -373,7 +373,7 @@ def test_load_state_dict_refuses_what_does_not_fit_with_all_differences():
     refused(3, "dict")
     refused({}, "schema: missing", "state: missing")
     refused(saved | {"more": 1}, "more: unknown")
-    refused(saved | {"schema": 99}, "schema: expected 1 or 2 or 3; got 99")
+    refused(saved | {"schema": 99}, "schema: expected 1 or 2 or 3 or 4; got 99")
     refused(saved | {"rule": "ema", "started": [True]}, "rule: expected 'pytorch'; got 'ema'", "started: expected 2")
     refused(saved | {"state": saved["state"][:1]}, "state: expected 2 entries; got 1")
     wrong = [[np.zeros(4)], [np.zeros((2, 2), np.float32)]]
@@ -419,8 +419,8 @@ def test_load_state_dict_refuses_another_rule_of_the_same_name():
     "change",
     [
         {"steps": "x"}, {"steps": -3}, {"steps": 2.7}, {"steps": True}, {"skipped": None}, {"resets": [1]},
-        {"resets": None}, {"resets": [(1, 2)]}, {"started": ["False"]}, {"groups": [3]}, {"groups": None},
-        {"state": None}, {"state": [5]}, {"state": [[np.ma.ones(3)]]}, {"skip_nonfinite": 1},
+        {"resets": None}, {"resets": [(1, 2)]}, {"updates": ["1"]}, {"updates": [-1]}, {"updates": [True]}, {"groups": [3]}, {"groups": None},
+        {"state": None}, {"state": [5]}, {"state": [[np.ma.ones(3)]]}, {"skip_nonfinite": 0}, {"skip_nonfinite": "yes"},
     ],
     ids=str,
 )  # fmt: skip

@@ -58,8 +58,7 @@ def test_first_step_uses_the_dampening_of_the_array_s_group(backend):
     ("params", "error", "reason"),
     [
         ([], ValueError, "at least one"),
-        ([{"params": []}], ValueError, "at least one"),
-        ({}, TypeError, "sequence of dicts"),
+        ({}, ValueError, "at least one"),
         ("abc", TypeError, "sequence of dicts"),
         (3, TypeError, "sequence of dicts"),
         ([np.ones(3), {"params": np.ones(3)}], TypeError, r"params\[0\].*dict"),

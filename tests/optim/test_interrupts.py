@@ -37,7 +37,7 @@ def new(**settings):
 def contents(opt):
     """Return all numbers and all bytes of an optimiser."""
     saved = opt.state_dict()
-    numbers = [saved[name] for name in ("steps", "skipped", "resets", "value", "started")] + [opt.lr, opt.momentum]
+    numbers = [saved[name] for name in ("steps", "skipped", "resets", "value", "updates")] + [opt.lr, opt.momentum]
     arrays = [*opt.params, *opt.point, *(slot for state in saved["state"] for slot in state)]
     return numbers, b"".join(array.tobytes() for array in arrays)
 

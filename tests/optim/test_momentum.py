@@ -48,11 +48,11 @@ def test_lr_and_momentum_may_be_set():
         fm.step(q, v, g, lr=value[0], momentum=value[1])
         assert_all_same_bits((p, opt.velocity), (q, v))
     groups = fm.Momentum([{"params": np.ones(2)}, {"params": np.ones(2)}], lr=0.1)
-    assert groups.lr == 0.1
+    assert groups.lr == [0.1, 0.1]
     groups.lr = [0.1, 0.2]
     assert groups.lr == [0.1, 0.2]
     groups.lr = 0.3
-    assert groups.lr == 0.3
+    assert groups.lr == [0.3, 0.3]
 
 
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
@@ -197,10 +197,12 @@ def test_step_is_refused_inside_a_step():
 
 def test_a_misspelt_setting_is_refused():
     opt = fm.Momentum(np.ones(2), lr=0.1)
-    with pytest.raises(AttributeError, match=r"learning_rate: expected lr or momentum, .*Did you mean lr\?"):
+    with pytest.raises(AttributeError, match=r"learning_rate: expected a setting of rule 'pytorch'.*Did you mean lr\?"):
         opt.learning_rate = 0.5
-    with pytest.raises(AttributeError):
-        opt.steps = 5
+    with pytest.raises(AttributeError, match="params: expected a setting"):
+        opt.params = np.ones(2)
+    with pytest.raises(AttributeError, match="rule: expected by the constructor alone"):
+        opt.rule = "ema"
     opt.lr = 0.5
     assert (opt.lr, opt.steps) == (0.5, 0)
 

@@ -112,7 +112,10 @@ def write_array(array):
 
 
 def write_number(value):
-    return [write_number(each) for each in value] if isinstance(value, list) else float(value).hex()
+    """Return the number of one group, or of several that have the same one; a list if they differ."""
+    if isinstance(value, list):
+        return write_number(value[0]) if value.count(value[0]) == len(value) else [write_number(each) for each in value]
+    return float(value).hex()
 
 
 def snapshot(opt, record):
@@ -143,7 +146,16 @@ def load(path, record, backend=None):
     return fm.Momentum.load(path, params[0] if record["single"] else params, backend=backend, **again)
 
 
+def take_momentum_of_the_next_step(opt):
+    """Let Nesterov's folded form use the schedule's next value, as 0.1.0 did; now it takes this step's, as torch does."""
+    group = opt._engine.groups[0]
+    momentum = group.settings["momentum"]
+    if "momentum_next" in group.parameters and isinstance(momentum, fm.schedules.Schedule):
+        opt.momentum_next = lambda step: momentum(step + 1)
+
+
 def take_next_steps(opt, record):
+    take_momentum_of_the_next_step(opt)
     for step in record["next"]:
         if "report" in step:
             opt.report(float.fromhex(step["report"]))
