@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from math import inf
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,79 +24,15 @@ from fastmomentum.backends.base import (
     uninterrupted,
 )
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.optim.groups import ParamGroup, ask_groups
+from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.params import Layout
+from fastmomentum.optim.plan import FunctionCalls, PointRow, RowKey, Rows, StepPlan
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
 
 Record = tuple[int, str, str]
 """The record of a reset: the number of updates done before it, the reason, the scope."""
-
-PointRow = tuple[int, tuple[Any, ...]]
-"""A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
-
-
-class RowKey(NamedTuple):
-    """Identify a row of hyper-parameters that parameters share.
-
-    Attributes
-    ----------
-    group : int
-        The number of the group.
-    offset : int
-        What to add to the number of updates done to get the number of a parameter's update since its state was at rest;
-        0 for a rule that does not use it.
-    first : bool
-        Whether the parameters take their first step from rest, and the rule has other values for it.
-    """
-
-    group: int
-    offset: int
-    first: bool
-
-
-class Rows(NamedTuple):
-    """Hold the rows of hyper-parameters of one step."""
-
-    numbers: list[tuple[float, ...]]
-    keys: Sequence[RowKey]
-    groups: Sequence[ParamGroup]
-
-    def values(self, row: int) -> dict[str, Any]:
-        """Return the values of a row by the names that users give."""
-        return self.groups[self.keys[row].group].values_by_name(self.keys[row].first)
-
-
-class StepPlan(NamedTuple):
-    """Hold all that is decided before a step is carried out.
-
-    Attributes
-    ----------
-    groups : list of ParamGroup
-        The groups, with the rules of this step.
-    values : list of list of float
-        The values of each group's live settings.
-    row_of : list of int
-        For each parameter the number of its row of hyper-parameters, or NO_ROW if it has no gradient.
-    rows : Rows
-        The rows of hyper-parameters.
-    corrections : list of (slot, values)
-        The state of parameters without gradient, rescaled to the next lr.
-    points : list of (int, row)
-        The look-ahead points of parameters without gradient, for the next lr and momentum.
-    restart_points : list of (int, row)
-        The look-ahead points of all parameters, in case a restart is due after the update.
-    """
-
-    groups: list[ParamGroup]
-    values: list[list[float]]
-    row_of: list[int]
-    rows: Rows
-    corrections: list[tuple[Any, Any]]
-    points: list[PointRow]
-    restart_points: list[PointRow]
-
 
 class Engine:
     """Plan and carry out the steps of an optimiser, and every other change of it.
@@ -147,7 +83,7 @@ class Engine:
         self._executor: Executor
         self._fast: Callable[[list[Any]], bool] | None = None
         self._row_of: list[int] = []
-        self._keys: list[RowKey] = []
+        self._ask: FunctionCalls | None = None
         self._asked: list[list[float]] | None = None
         self.state = State(layout, self.backend)
         self.groups = [group.with_dtypes(self._dtypes_of(number)) for number, group in enumerate(self.groups)]
@@ -195,7 +131,7 @@ class Engine:
         steps = self.state.counter.steps
         step = steps - self._epoch
         asked, self._asked = self._asked, None
-        values = ask_groups(self.groups, step) if asked is None else asked
+        values = self._ask(step) if asked is None else asked
         groups, followed = [], []
         for group, own in zip(self.groups, values):
             following = group.ask_next(own, step) if group.needs_next else own
@@ -206,11 +142,9 @@ class Engine:
             followed.append(following)
         keys: dict[RowKey, int] = {}
         row_of = self._rows_of(groups, grads, steps, keys)
-        numbers = []
-        for key in keys:
-            group, given = groups[key.group], followed[key.group]
-            row = None if key.first else group.row(given, steps + key.offset)
-            numbers.append(group.exact_row(given, steps + key.offset, key.first) if row is None else row)
+        rows = Rows([*keys], groups)
+        if any(key.first for key in keys) or not rows.compute(followed, steps):
+            rows.compute_exactly(followed, steps)
         corrections: list[tuple[Any, Any]] = []
         points: list[PointRow] = []
         restart_points: list[PointRow] = []
@@ -221,7 +155,6 @@ class Engine:
         if self.restart is not None:
             restart_points = self._points(self._all, groups, self._step_after_reset(steps + 1))
         own_values = [following[: len(group.live)] for group, following in zip(groups, followed)]
-        rows = Rows(numbers, list(keys), groups)
         return StepPlan(groups, own_values, row_of, rows, corrections, points, restart_points)
 
     def _rows_of(
@@ -261,7 +194,7 @@ class Engine:
                 self._follow_up(plan)
         repeats = self.restart is None and not any(group.needs_next for group in self.groups)
         if at_first and repeats and any(is_active) and not any(key.first for key in plan.rows.keys):
-            self._keys = [*plan.rows.keys]
+            self._rows = plan.rows
             self._fast = self._run_with_new_values if self._is_live else self._run_again
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
@@ -279,20 +212,17 @@ class Engine:
 
     def _run_with_new_values(self, grads: list[Any]) -> bool:
         """Do one update in which only the values of settings are new; return False if it must be planned."""
-        groups, steps = self.groups, self.state.counter.steps
-        values = self._asked = ask_groups(groups, steps - self._epoch)
-        numbers = []
-        for group, offset, _ in self._keys:
-            row = groups[group].row(values[group], steps + offset)
-            if row is None:
-                return False
-            numbers.append(row)
-        for group, own in zip(groups, values):
+        steps = self.state.counter.steps
+        values = self._asked = self._ask(steps - self._epoch)
+        rows = self._rows
+        if not rows.compute(values, steps):
+            return False
+        for group, own in zip(self.groups, values):
             group.values = own
         if self._limits.clip_norms or self._limits.scales:
             self._update_limits()
-        self._executor.set_hyper(Rows(numbers, self._keys, groups))
-        done = self._run(grads)
+        self._executor.set_hyper(rows)
+        done = self._run(grads) if self._measures else self._executor.run(grads)
         if done:
             self._asked = None
             if not self._is_live:
@@ -303,8 +233,11 @@ class Engine:
         """Use these groups, which have been checked, with these values."""
         for group, own in zip(groups, values):
             group.values = own
-        self.groups = groups
-        self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
+        if groups is not self.groups or not self._ask:
+            self.groups, self._ask = groups, FunctionCalls(groups)
+            self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
+            # Whether state has to be written when lr or momentum changes.
+            self._follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
         self._update_limits()
 
     def _run(self, grads: list[Any]) -> bool:
@@ -416,20 +349,24 @@ class Engine:
         TypeError, ValueError
             If a value has a wrong type or is out of range.
         """
-        plain = [self.groups[number].with_value(name, value) for number, value in zip(numbers, values)]
+        groups = self.groups
+        plain = [groups[number].with_value(name, value) for number, value in zip(numbers, values)]
         if None in plain or self._follows_settings:
-            groups = list(self.groups)
+            groups = list(groups)
             step = self.schedule_step
             for number, value in zip(numbers, values):
                 groups[number] = groups[number].with_settings({name: value}, step)
             self.use_groups(groups)
             return
         fast, self._fast = self._fast, None
-        with uninterrupted() if len(plain) > 1 else nullcontext():
-            for number, own in zip(numbers, plain):
-                self.groups[number].values = own
-            if fast is not None:
-                self._fast = self._run_with_new_values
+        if len(plain) == 1:
+            groups[numbers[0]].values = plain[0]
+        else:
+            with uninterrupted():
+                for number, own in zip(numbers, plain):
+                    groups[number].values = own
+        if fast is not None:
+            self._fast = self._run_with_new_values
 
     def set_skips(self, skip_nonfinite: bool | int) -> None:
         """Skip updates with gradients that are not finite, or not, from the next update on."""
@@ -444,11 +381,6 @@ class Engine:
             self.state.counter.steps = steps
             self.state.updates = updates
         self.changes += 1
-
-    @property
-    def _follows_settings(self) -> bool:
-        """Whether state has to be written when lr or momentum changes."""
-        return self.update.gradient_slot != "p" or any([group.correct for group in self.groups])
 
     def use_groups(self, groups: list[ParamGroup]) -> None:
         """Use these settings from the next update on, after checking them; rescale state to lr if correct=True.
@@ -575,11 +507,12 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         if self.backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
-        left_out = ("_executor", "_row_of", "_keys", "_fast", "_executor_checks", "_stream", "_asked", "lock", "observer")
+        left_out = ("_executor", "_row_of", "_rows", "_ask", "_fast", "_executor_checks", "_stream", "_asked", "lock", "observer")
         with one_caller(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
-        self.lock, self._stream, self.observer, self._asked, self._keys = Lock(), None, None, None, []
+        self.lock, self._stream, self.observer, self._asked = Lock(), None, None, None
+        self._ask = FunctionCalls(self.groups)
         self._check_and_build([None] * len(self.group_of))

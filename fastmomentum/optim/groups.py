@@ -91,6 +91,11 @@ class ParamGroup:
         self._next = [
             (f"{name}_next", name) for name in SCHEDULED if f"{name}_next" in taken and self._takes_next_of(name)
         ]
+        self._constants = {
+            name: place
+            for name, place in self.places.items()
+            if not callable(self._settings[name]) and type(self.values[place]) is float
+        }
         self.limits = [self._limits(name) for name in self.live]
         inputs = [(name, *limits) for name, limits in zip(self.live, self.limits)]
         inputs += [(name, *inner_limits(self.update.allowed[name], self.narrowest)) for name, _ in self._next]
@@ -256,14 +261,14 @@ class ParamGroup:
 
     def with_value(self, name: str, value: float) -> list[float] | None:
         """Return the values with another number for one setting; None if that needs more than a check of its range."""
-        place = self.places.get(name)
-        if place is None or type(value) is not float or callable(self._settings[name]):
+        place = self._constants.get(name)
+        if place is None or type(value) is not float:
             return None
         low, high = self.limits[place]
-        if not low <= value <= high or type(self.values[place]) is not float:
+        if not low <= value <= high:
             return None
         values = self.values.copy()
-        values[place] = value + 0.0
+        values[place] = value
         return values if self.calls or self.row(values, 1) is not None else None
 
     def exact_row(self, values: Sequence[float], step: int, first: bool = False) -> tuple[float, ...]:
@@ -366,26 +371,10 @@ def ask_functions(settings: Mapping[str, Any], step: int, form: Rule) -> dict[st
     }
 
 
-def ask_groups(groups: Sequence[ParamGroup], step: int) -> list[list[float]]:
-    """Return the values of the live settings of all groups at this step; each function is called once.
-
-    Nothing is written, so that a function that raises an error leaves all groups as they are.
-    """
-    asked: dict[int, float] = {}
-    found = []
-    for group in groups:
-        values = group.values
-        if group.calls:
-            values = values.copy()
-            for place, name, function in group.calls:
-                key = id(function)
-                if key not in asked:
-                    number = function(step)
-                    number = number if type(number) is float else as_number(name, number)
-                    asked[key] = inf if number is None else number + 0.0
-                values[place] = asked[key]
-        found.append(values)
-    return found
+def live_number(name: str, value: Any) -> float:
+    """Return the value of a function of the step as a live value: a float, infinite for an option that is off."""
+    number = as_number(name, value)
+    return inf if number is None else number
 
 
 def as_number(name: str, value: Any) -> Any:

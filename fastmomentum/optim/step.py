@@ -1,7 +1,8 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import numpy as np
 from fastmomentum import backends, checks
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
-from fastmomentum.checks import Array
+from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import hyper_row
+from fastmomentum.rules.record import check_hyper, resolve_values
+from fastmomentum.rules.registry import find
+from fastmomentum.rules.row import Input, inner_limits, make_row
 
 
 def step(
@@ -22,7 +25,7 @@ def step(
     grad: Any,
     *,
     rule: str | Rule = "pytorch",
-    lr: float,
+    lr: float | None = None,
     momentum: float = 0.9,
     dampening: float = 0.0,
     nesterov: bool = False,
@@ -166,7 +169,7 @@ def _plan(
     dtype: np.dtype[Any],
     backend: str | None,
     threads: int | None,
-    lr: float,
+    lr: float | None,
     momentum: float,
     dampening: float,
     nesterov: bool,
@@ -177,17 +180,24 @@ def _plan(
     /,
     **hyper: float,
 ) -> tuple[Rule, Any, tuple[Any, ...]]:
-    """Return the rule, the kernel and the hyper-parameters of a step, once for each set of settings."""
+    """Return the rule, the kernel and the hyper-parameters of a step, once for each set of settings.
+
+    If only values are new, the rule and the kernel are those of the last step, and the row function checks the values.
+    """
+    clip = inf if clip_value is None else clip_value
+    values = (0.0 if lr is None else lr, momentum, dampening, weight_decay, decoupled_weight_decay, clip, *hyper.values())
+    if all([type(value) is float for value in values]):
+        off = (lr is None, False, dampening == 0.0, weight_decay == 0.0, decoupled_weight_decay == 0.0, clip == inf)
+        update, kernel, row_function = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+        row = row_function(values, 1) if row_function else None
+        if row is not None:
+            return update, kernel, row
     name = backends.choose(backend, ())
     checks.threads(threads)
-    for option in ("max_norm", "lookahead", "skip_nonfinite", "correct"):
-        if option in hyper:
-            raise TypeError(
-                f"{option}: expected for Momentum alone, which knows all gradients and steps; got {hyper[option]!r}"
-            )
+    _refuse_momentum_options(hyper)
     update, given = resolve_options(
         rule,
-        lr=lr,
+        **({} if lr is None else {"lr": lr}),
         momentum=momentum,
         dampening=dampening,
         nesterov=nesterov,
@@ -197,8 +207,53 @@ def _plan(
         clip_value=clip_value,
         **hyper,
     )
-    row = hyper_row(update, given, dtype)
+    row = check_hyper(update, given, dtype)
     return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+
+
+OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "clip_value")
+"""The numeric options of step(), in the order of its arguments."""
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _form(
+    rule: str | Rule,
+    dtype: np.dtype[Any],
+    backend: str | None,
+    threads: int | None,
+    nesterov: bool,
+    maximize: bool,
+    off: tuple[bool, ...],
+    *hyper: str,
+) -> tuple[Rule, Any, Any]:
+    """Return the rule, the kernel and the row function for values of which those in `off` turn their option off.
+
+    The row function is None if the arguments are refused, or it cannot be made: then the exact checks decide.
+    """
+    inputs = [name for name, is_off in zip(OPTIONS, off) if not is_off]
+    given = dict.fromkeys(inputs, 0.5) | dict.fromkeys(hyper, 1.0)  # any values that turn the options on
+    try:
+        _refuse_momentum_options(hyper)
+        update, used = resolve_options(rule, nesterov=nesterov, maximize=maximize, **given)
+        resolve_values(update, used, lambda name, value, allowed: value)
+        name = backends.choose(backend, ())
+        checks.threads(threads)
+    except (TypeError, ValueError, RuntimeError):
+        return find("sgd"), None, None
+    allowed = {name: update.allowed.get(name) or RANGES.get(name, FINITE) for name in given}
+    limits: list[Input] = [
+        (name, *inner_limits(allowed[name], dtype)) if name in given else (f"no {name}", None, None)
+        for name in (*OPTIONS, *hyper)
+    ]
+    row = make_row(update, tuple(limits), dtype)
+    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+
+
+def _refuse_momentum_options(hyper: Iterable[str]) -> None:
+    """Check that no option of Momentum is given, which needs to know all gradients and steps."""
+    for option in ("max_norm", "clip_norm", "lookahead", "skip_nonfinite", "correct"):
+        if option in hyper:
+            raise TypeError(f"{option}: expected for Momentum alone, which knows all gradients and steps")
 
 
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:

@@ -20,8 +20,12 @@ RowFunction = Callable[[Sequence[float], int], tuple[float, ...] | None]
 """``row(values, step)`` returns the hyper-parameters in double precision, or None if a value must be checked exactly."""
 
 
+Input = tuple[str, float | None, float | None]
+"""A value that a row function gets: its name, and the least and the greatest number that the function accepts."""
+
+
 @lru_cache(maxsize=1024)
-def make_row(record: Record, inputs: tuple[tuple[str, float, float], ...], dtype: np.dtype[Any]) -> RowFunction:
+def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) -> RowFunction:
     """Return the row function of a rule.
 
     Parameters
@@ -29,8 +33,9 @@ def make_row(record: Record, inputs: tuple[tuple[str, float, float], ...], dtype
     record : Record
         The rule.
     inputs : tuple of (str, float, float)
-        The name of each value that the function gets, with the least and the greatest number that it accepts. Some
-        values may only have to be checked; parameters that are not among the inputs have their defaults.
+        The name of each value that the function gets, with the least and the greatest number that it accepts; None
+        stands for no limit. Values that are no parameters of the rule are only checked, and parameters that are not
+        among the inputs have their defaults.
     dtype : dtype
         The narrowest dtype of the arrays, which the derived hyper-parameters must fit.
 
@@ -46,7 +51,7 @@ def make_row(record: Record, inputs: tuple[tuple[str, float, float], ...], dtype
     *variables, values = identifiers((*every, "values"), taken=("inf", *(f"derived_{i}" for i in range(99))))
     known = dict(zip(every, variables))
     namespace: dict[str, Any] = {"inf": inf}
-    given = [f"{low} <= {known[name]} <= {high}" for name, low, high in inputs]
+    given = [f"{low} <= {known[name]} <= {high}" for name, low, high in inputs if low is not None]
     defaults = {name: record.defaults.get(name, 0.0) for name in record.parameters if name not in (*names, STEP)}
     lines = [
         f"{known[name]} = {known[value] if isinstance(value, str) else float(value)}"
@@ -54,7 +59,7 @@ def make_row(record: Record, inputs: tuple[tuple[str, float, float], ...], dtype
     ]
     row, derived = [], []
     for place, (name, derive, sources) in enumerate(record.entries):
-        row.append(f"{known[name] if derive is None else f'derived_{place}'}, ")
+        row.append(f"{known[name]} + 0.0, " if derive is None else f"derived_{place}, ")  # + 0.0 turns -0 into +0
         if derive is not None:
             namespace[f"derive_{place}"] = derive
             lines.append(f"derived_{place} = derive_{place}({', '.join(known[source] for source in sources)})")

@@ -106,7 +106,7 @@ def run_one(rule: Rule, arrays: Sequence[DeviceArray], row: tuple[Any, ...], dev
         streams.let_wait(chosen, other)
     if size:
         head = head_of(addresses, arrays[0].dtype.itemsize)
-        launch(kernel, -(-size // TILE), chosen, addresses, size, head, row)
+        launch(kernel, -(-size // TILE), chosen, addresses, size, head, tuple(map(arrays[0].dtype.type, row)))
     for other in others:
         streams.let_wait(other, chosen)
 

@@ -27,7 +27,7 @@ class NumpyExecutor(HostExecutor):
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
-        self._hyper = {i: list(map(self._jobs[i].dtype.type, rows.numbers[self._row_of[i]])) for i in self._active}
+        self._hyper = {i: list(rows.numbers[self._row_of[i]]) for i in self._active}
 
     def sum_squares(self, grads: list[Any]) -> list[float]:
         """Return the sum of squares of each gradient."""
@@ -38,14 +38,15 @@ class NumpyExecutor(HostExecutor):
         for i, row in self._hyper.items():
             job = self._jobs[i]
             if name in job.update.hyper:
-                row[job.update.hyper.index(name)] = job.dtype.type(factors[i])
+                row[job.update.hyper.index(name)] = factors[i]
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums]:
         """Return the sums of the next step."""
         found = {}
         for i in self._active:
-            sums = measure(self._jobs[i].update)(self._jobs[i].arrays, grads[i], self._hyper[i])
-            found[i] = self._step_sums(i, sums)
+            job = self._jobs[i]
+            row = tuple(map(job.dtype.type, self._hyper[i]))
+            found[i] = self._step_sums(i, measure(job.update)(job.arrays, grads[i], row))
         return found
 
     def _update(self, grads: list[Any]) -> bool:

@@ -32,8 +32,9 @@ def make_kernel(rule: Rule) -> Kernel:
     def kernel(arrays: tuple[Array, ...], grad: Array, hyper: tuple[np.floating, ...]) -> bool:
         if any(starmap(np.may_share_memory, combinations((*arrays, grad), 2))):  # exact for contiguous arrays
             return False
+        cast = grad.dtype.type
         with np.errstate(all="ignore"):
-            results = update(*arrays, grad, *hyper)
+            results = update(*arrays, grad, *[cast(number) for number in hyper])
         # A result may be an input array itself (q ← p in heavy_ball): copy it before another result is written there.
         results = tuple(np.copy(result) if any(result is array for array in arrays) else result for result in results)
         for array, result in zip(arrays, results, strict=True):
