@@ -141,10 +141,6 @@ def test_messages_say_what_to_do():
         (lambda: fm.Momentum(np.ones((2, 3)).T, lr=0.1), "replace it everywhere by numpy.ascontiguousarray(...)"),
         (lambda: fm.Momentum(p, lr=0.1).step([g]), "got a list of 1. Pass the array inside of it"),
         (lambda: fm.step(p, [np.zeros(3)], g, lr=0.1), "got a list of 1. Pass the array inside of it"),
-        (
-            lambda: fm.Momentum({"w": p}, lr=0.1),
-            "got dict. For a dict d, list(d.values()) returns its arrays, in order",
-        ),
         (lambda: fm.Momentum(read_only(p), lr=0.1), "replace it everywhere by numpy.array(...), a copy"),
     ):
         with pytest.raises((TypeError, ValueError)) as raised:

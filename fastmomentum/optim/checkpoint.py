@@ -126,7 +126,9 @@ def restore(saved: SavedState, engine: Engine) -> None:
         for number, group in enumerate(engine.groups):
             packed = saved["groups"][number]
             settings = merge_settings(group, packed, {name: of[number] for name, of in saved["functions"].items()})
-            groups.append(restored_group(settings, saved["values"][number], saved["steps"], group))
+            is_new = bool(group.calls) or settings != group.settings
+            values = saved["values"][number]
+            groups.append(restored_group(settings, values, saved["steps"], group) if is_new else group)
         for name in SHARED if len(groups) > 1 else ():
             if len({repr(group.number(name)) for group in groups}) > 1:
                 raise ValueError(f"state_dict: expected one {name} for all groups; got several")
@@ -325,7 +327,8 @@ def _malformed(saved: SavedState) -> Iterator[str]:
             yield f"{key}: expected a list as state_dict() gives it; got {checks.describe(saved[key])}"
         elif key == "groups":
             for number, group in enumerate(saved[key]):
-                yield from (f"groups[{number}]: {name}: {why}" for name in group if (why := _unfit(name, group[name])))
+                others = [name for name in group if name in SCHEDULED or type(group[name]) not in PLAIN]
+                yield from (f"groups[{number}]: {name}: {why}" for name in others if (why := _unfit(name, group[name])))
 
 
 def _is_count(value: Any) -> bool:
@@ -344,7 +347,7 @@ def _unfit(name: str, value: Any) -> str:
         except ValueError as error:
             return str(error)
         return "" if callable(found) else f"expected a schedule of one number; got {found!r}, which has several"
-    if not (_is_number(value) or (name not in SCHEDULED and isinstance(value, bool | str))):
+    if not _is_number(value):
         return f"expected a number, None or a schedule's dict; got {checks.describe(value)}"
     return ""
 

@@ -127,7 +127,7 @@ def plan_conversion(
     step = engine.schedule_step
     changed = {**group.settings, "rule": rule, **settings, "dampening": 0.0, "correct": False}
     probe = make_group(changed, step)
-    source, target = convention_of("source", group.form), convention_of("target", probe.form)
+    source, target = convention_of("source", group.method), convention_of("target", probe.method)
     old, new = CONVENTIONS[source], CONVENTIONS[target]
     values = {name: engine.state.number(group.value(name, step)) or 0.0 for name in SCHEDULED}
     values["dampening"] = tau
@@ -154,6 +154,8 @@ def plan_conversion(
             f"lr: expected a number, or correct=True, as the state of {source!r} carries lr and that of "
             f"{target!r} does not; got a function of the step"
         )
+    if lr_now == 0 and not new.divides and new.keeps != NOTHING:
+        raise ValueError(f"lr: expected a finite number > 0, as the state of {target!r} holds lr; got {lr_now}")
     chosen = {
         "lr": lr,
         "momentum": mu,

@@ -131,6 +131,7 @@ class Engine:
         steps = self.state.counter.steps
         step = steps - self._epoch
         asked, self._asked = self._asked, None
+        self._ask = self._ask or FunctionCalls(self.groups)
         values = self._ask(step) if asked is None else asked
         groups, followed = [], []
         for group, own in zip(self.groups, values):
@@ -213,6 +214,7 @@ class Engine:
     def _run_with_new_values(self, grads: list[Any]) -> bool:
         """Do one update in which only the values of settings are new; return False if it must be planned."""
         steps = self.state.counter.steps
+        self._ask = self._ask or FunctionCalls(self.groups)
         values = self._asked = self._ask(steps - self._epoch)
         rows = self._rows
         if not rows.compute(values, steps):
@@ -233,8 +235,8 @@ class Engine:
         """Use these groups, which have been checked, with these values."""
         for group, own in zip(groups, values):
             group.values = own
-        if groups is not self.groups or not self._ask:
-            self.groups, self._ask = groups, FunctionCalls(groups)
+        if groups is not self.groups or not hasattr(self, "_is_live"):
+            self.groups, self._ask = groups, None
             self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
             # Whether state has to be written when lr or momentum changes.
             self._follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
@@ -249,16 +251,17 @@ class Engine:
 
     def _update_limits(self) -> None:
         """Work out what an update needs to know about the norms of gradients."""
-        clip_norms = [group.number("clip_norm") for group in self.groups]
-        scales = [group.scale for group in self.groups]
-        self._limits = NormLimits(
-            self.groups[0].number("max_norm"),
-            [inf if norm is None else norm for norm in clip_norms] if any(clip_norms) else None,
-            scales if any([scale != 1.0 for scale in scales]) else None,
-            bool(self.skip_nonfinite),
-            2**62 if self.skip_nonfinite is True else int(self.skip_nonfinite),
-        )
-        self._measures = bool(self.skip_nonfinite or self._limits.clip_norms or self._limits.max_norm is not None)
+        max_norm, skips = self.groups[0].number("max_norm"), self.skip_nonfinite
+        clip_norms: list[float] | None = [
+            inf if (norm := group.number("clip_norm")) is None else norm for group in self.groups
+        ]
+        clip_norms = None if set(clip_norms) == {inf} else clip_norms
+        scales = None
+        if max_norm is not None or clip_norms:
+            scales = [group.scale for group in self.groups]
+            scales = None if set(scales) == {1.0} else scales
+        self._limits = NormLimits(max_norm, clip_norms, scales, bool(skips), 2**62 if skips is True else int(skips))
+        self._measures = bool(skips or clip_norms) or max_norm is not None
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
@@ -312,9 +315,8 @@ class Engine:
             self.check_observable("restart")
         for group in groups:
             group.check()
-            if self.backend != "cuda":
-                group.refuse_device_scalars()
-            elif group.number("clip_norm") is not None:
+            group.check_device_scalars(self.backend != "cuda")
+            if self.backend == "cuda" and group.number("clip_norm") is not None:
                 raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
 
     def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
@@ -513,6 +515,5 @@ class Engine:
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
-        self.lock, self._stream, self.observer, self._asked = Lock(), None, None, None
-        self._ask = FunctionCalls(self.groups)
+        self.lock, self._stream, self.observer, self._asked, self._ask = Lock(), None, None, None, None
         self._check_and_build([None] * len(self.group_of))

@@ -63,57 +63,59 @@ class ParamGroup:
         self, settings: Mapping[str, Any], asked: Mapping[str, Any], dtypes: Sequence[np.dtype[Any]] = DTYPES
     ) -> None:
         self.dtypes = tuple(dtypes)
-        self._settings = {name: _stored(name, value) for name, value in settings.items()}
-        self.form = _form(self._settings)
-        numbers = {
-            name: asked.get(name, value) for name, value in self._settings.items() if not self._is_unused(name, value)
+        self.narrowest = self.dtypes[0] if len(self.dtypes) == 1 else min(self.dtypes, key=lambda dtype: dtype.itemsize)
+        self._settings = settings = {
+            name: value if type(value) in PLAIN else _stored(name, value) for name, value in settings.items()
         }
+        self.form = _form(settings)
+        self.correct = settings.get("correct", False)
+        functions = {name for name, value in settings.items() if callable(value)}
+        unused = {name for name in functions.intersection(SCHEDULED) if name not in self.form.parameters}
+        numbers = {name: asked.get(name, value) for name, value in settings.items() if name not in unused}
         options = {name: value for name, value in numbers.items() if name != "restart"}
         self.update, given = resolve_options(frozen_at_zero=True, **options)
-        self.correct = self._settings.get("correct", False)
-        self._check_device_scalars()
         taken = self.update.parameters
-        refuse_unknown(self.update, given)
+        if not given.keys() <= {*taken}:
+            refuse_unknown(self.update, given)
         if STEP in given:
             raise TypeError(f"{STEP}: expected none, as the optimiser counts the updates of each array")
         self.live = tuple(
-            name
-            for name, value in numbers.items()
-            if name in given or callable(self._settings[name]) or (name in NORMS and value is not None)
+            [
+                name
+                for name, value in numbers.items()
+                if name in given or name in functions or (name in NORMS and value is not None)
+            ]
         )
         self.values = [self._checked(name, numbers[name]) for name in self.live]
         self.places = {name: place for place, name in enumerate(self.live)}
-        self.calls = [
-            (place, name, self._settings[name])
-            for place, name in enumerate(self.live)
-            if callable(self._settings[name])
-        ]
-        self._next = [
-            (f"{name}_next", name) for name in SCHEDULED if f"{name}_next" in taken and self._takes_next_of(name)
-        ]
+        self.calls = [(self.places[name], name, settings[name]) for name in self.live if name in functions]
         self._constants = {
             name: place
             for name, place in self.places.items()
-            if not callable(self._settings[name]) and type(self.values[place]) is float
+            if name not in functions and type(self.values[place]) is float
         }
+        self._next = [(f"{name}_next", name) for name in functions.intersection(SCHEDULED) if self._takes_next_of(name)]
         self.limits = [self._limits(name) for name in self.live]
         inputs = [(name, *limits) for name, limits in zip(self.live, self.limits)]
         inputs += [(name, *inner_limits(self.update.allowed[name], self.narrowest)) for name, _ in self._next]
         self.row = make_row(self.update, tuple(inputs), self.narrowest)
+        self._lacks = [name for name in taken if name not in (*self.live, *self.update.defaults, STEP)]
 
     def __reduce__(self) -> tuple[type["ParamGroup"], tuple[Any, ...]]:
         return type(self), (self.settings, self._asked, self.dtypes)
-
-    @property
-    def narrowest(self) -> np.dtype[Any]:
-        """The narrowest dtype of the group's arrays."""
-        return min(self.dtypes, key=lambda dtype: dtype.itemsize)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings as the user gave them."""
         live = {name: self._as_given(name, self.values[place]) for name, place in self.places.items()}
         return {name: value if callable(value) else live.get(name, value) for name, value in self._settings.items()}
+
+    @property
+    def method(self) -> Rule:
+        """The rule with the stages of all options that are on, in its form with momentum even while momentum is 0."""
+        numbers = {**self.settings, **self._asked}
+        unused = [name for name, value in numbers.items() if callable(value) and name != "rule"]
+        return resolve_options(**{name: value for name, value in numbers.items() if name not in (*unused, "restart")})[0]
 
     @property
     def name(self) -> str:
@@ -155,15 +157,11 @@ class ParamGroup:
         count = len(leading_scales(self.update))
         return prod(self.exact_row(self.values, 1)[:count]) if count else 1.0
 
-    def _is_unused(self, name: str, value: Any) -> bool:
-        """Return whether this is a function of the step that the rule does not take, so that it is never called."""
-        return callable(value) and name in SCHEDULED and name not in self.form.parameters
-
     def _looks_ahead(self, name: str) -> bool:
         return bool(self._settings.get("lookahead") or (name == "lr" and self.correct))
 
     def _takes_next_of(self, name: str) -> bool:
-        return callable(self._settings.get(name)) and self._looks_ahead(name)
+        return f"{name}_next" in self.update.parameters and self._looks_ahead(name)
 
     def _off_value(self, name: str) -> float | None:
         """Return the value at which the rule is another one; None if there is no such value."""
@@ -310,12 +308,25 @@ class ParamGroup:
         TypeError, ValueError
             If a value is missing or out of range.
         """
-        self.exact_row([*self.values, *(self.values[self.places[name]] for _, name in self._next)], 1)
+        values = self.values
+        if self._next:
+            values = [*values, *[values[self.places[name]] for _, name in self._next]]
+        if self._lacks or self.row(values, 1) is None:
+            self.exact_row(values, 1)
 
-    def _check_device_scalars(self) -> None:
+    def check_device_scalars(self, is_on_host: bool) -> None:
+        """Check that the numbers in device memory among the settings are of use there.
+
+        Raises
+        ------
+        TypeError
+            If one is not.
+        """
         for name, value in self._settings.items():
-            if not isinstance(value, scalars.DeviceScalar):
+            if type(value) is not scalars.DeviceScalar:
                 continue
+            if is_on_host:
+                raise TypeError(f"{name}: expected a number, as the arrays are on the host; got {value.array}")
             if self.correct and name == "lr":
                 raise TypeError(
                     "lr: expected a number or a function of the step with correct=True, as a change of a number in "
@@ -324,30 +335,20 @@ class ParamGroup:
             if name in NORMS:
                 raise TypeError(f"{name}: expected a number or a function of the step; got {value.array}")
 
-    def refuse_device_scalars(self) -> None:
-        """Check that no setting is in device memory, as the arrays are on the host.
-
-        Raises
-        ------
-        TypeError
-            If one is.
-        """
-        for name, value in self._settings.items():
-            if isinstance(value, scalars.DeviceScalar):
-                raise TypeError(f"{name}: expected a number, as the arrays are on the host; got {value.array}")
-
 
 def _form(settings: Mapping[str, Any]) -> Rule:
     """Return the rule without the stages of options."""
-    switches = {name: settings.get(name, False) for name in ("nesterov", "lookahead", "correct")}
-    flags = {name: checks.boolean(name, value) for name, value in switches.items()}
-    return with_options(find(settings["rule"]), frozenset(), **flags)
+    names = ("nesterov", "lookahead", "correct")
+    flags = [value if (value := settings.get(name, False)) is False else checks.boolean(name, value) for name in names]
+    return with_options(find(settings["rule"]), frozenset(), *flags)
 
 
-def make_group(settings: Mapping[str, Any], step: int = 0) -> ParamGroup:
+def make_group(
+    settings: Mapping[str, Any], step: int = 0, dtypes: Sequence[np.dtype[Any]] = DTYPES
+) -> ParamGroup:
     """Return a group with these settings, after asking the functions of the step for their values at this step."""
-    stored = {name: _stored(name, value) for name, value in settings.items()}
-    return ParamGroup(stored, ask_functions(stored, step, _form(stored)))
+    functions = {name: _stored(name, value) for name, value in settings.items() if callable(value)}
+    return ParamGroup(settings, ask_functions(functions, step, _form(settings)) if functions else {}, dtypes)
 
 
 def restored_group(settings: Mapping[str, Any], values: Mapping[str, Any], step: int, like: ParamGroup) -> ParamGroup:

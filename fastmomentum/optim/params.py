@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastmomentum import checks
 from fastmomentum.backends import is_array
 from fastmomentum.optim.groups import SHARED, ParamGroup, make_group
@@ -45,13 +47,13 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
         refused.
     """
     if is_array(params):
-        return Layout([params], ["params"], None, [make_group(shared)], [0], True)
+        return Layout([params], ["params"], None, [make_group(shared, dtypes=_dtypes_of([params]))], [0], True)
     params = _to_list(params)
     if isinstance(params, Mapping | Sequence) and not len(params):
         raise ValueError("params: expected at least one array, or a group; got none")
     if isinstance(params, Mapping):
         arrays, names, keys = read_arrays("params", params)
-        return Layout(arrays, names, keys, [make_group(shared)], [0] * len(arrays), False)
+        return Layout(arrays, names, keys, [make_group(shared, dtypes=_dtypes_of(arrays))], [0] * len(arrays), False)
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence or a dict of arrays, or a sequence of dicts with 'params'; "
@@ -59,7 +61,8 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
         )
     if not any(isinstance(entry, Mapping) for entry in params):
         names = [f"params[{i}]" for i in range(len(params))]
-        return Layout(list(params), names, None, [make_group(shared)], [0] * len(params), False)
+        group = make_group(shared, dtypes=_dtypes_of(params))
+        return Layout(list(params), names, None, [group], [0] * len(params), False)
     layout = Layout([], [], None, [], [], False)
     for number, entry in enumerate(params):
         layout = with_group(layout, f"params[{number}]", entry, shared)
@@ -90,7 +93,8 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
     if all_keys is not None and len(set(all_keys)) != len(all_keys):
         twice = next(key for key in all_keys if all_keys.count(key) > 1)
         raise ValueError(f"{where}['params']: expected a name of its own for each array; got {twice!r} twice")
-    group = make_group({**shared, **{name: value for name, value in entry.items() if name != "params"}})
+    settings = {**shared, **{name: value for name, value in entry.items() if name != "params"}}
+    group = make_group(settings, dtypes=_dtypes_of(arrays))
     if layout.groups and group.update.state != layout.groups[0].update.state:
         raise ValueError(f"{where}: expected settings under which the rule keeps the same state as in the other groups")
     return Layout(
@@ -120,6 +124,12 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {checks.describe(found)}")
     return list(found), [f"{where}[{i}]" for i in range(len(found))], None
+
+
+def _dtypes_of(arrays: Sequence[Any]) -> Sequence[np.dtype[Any]]:
+    """Return the dtypes of these arrays, as far as they can be told before the arrays are checked."""
+    found = {array.dtype for array in arrays if isinstance(array, np.ndarray)}
+    return [dtype for dtype in checks.DTYPES if dtype in found] or checks.DTYPES
 
 
 def _to_list(params: Any) -> Any:

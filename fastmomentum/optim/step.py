@@ -187,7 +187,7 @@ def _plan(
     clip = inf if clip_value is None else clip_value
     values = (0.0 if lr is None else lr, momentum, dampening, weight_decay, decoupled_weight_decay, clip, *hyper.values())
     if all([type(value) is float for value in values]):
-        off = (lr is None, False, dampening == 0.0, weight_decay == 0.0, decoupled_weight_decay == 0.0, clip == inf)
+        off = (lr is None, False, dampening == 0.0, weight_decay == 0.0, decoupled_weight_decay == 0.0, clip_value is None)
         update, kernel, row_function = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
         row = row_function(values, 1) if row_function else None
         if row is not None:

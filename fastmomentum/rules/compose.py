@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from fastmomentum import checks
-from fastmomentum.checks import ABOVE_ZERO, UNIT_INTERVAL
+from fastmomentum.checks import AT_LEAST_ZERO, UNIT_INTERVAL
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
 from fastmomentum.rules.record import merge_ranges, resolve_values
@@ -289,13 +289,13 @@ def point_rule(rule: Rule) -> Rule:
 
 
 def carry_over(lr: float, lr_next: float) -> float:
-    """Return lr'/lr."""
-    return lr_next / lr
+    """Return lr'/lr; 1 if lr is 0, where the state is at rest."""
+    return lr_next / lr if lr else 1.0
 
 
 def stretch_by(lr: float, lr_next: float) -> float:
-    """Return lr'/lr − 1, with the rounding of the division alone if lr' and lr are close."""
-    return (lr_next - lr) / lr
+    """Return lr'/lr − 1, with the rounding of the division alone if lr' and lr are close; 0 if lr is 0."""
+    return (lr_next - lr) / lr if lr else 0.0
 
 
 def _carry_velocity(p: Any, v: Any, carry: Any) -> Any:
@@ -308,13 +308,13 @@ def _stretch_position(p: Any, q: Any, stretch: Any) -> Any:
 
 def _lr_correction(slot: str, initial: str) -> Stage:
     """Return the stage that rescales a slot for the next lr: a position if it starts as "param", else a velocity."""
-    ranges = {"lr": ABOVE_ZERO, "lr_next": ABOVE_ZERO}
+    ranges: dict[str, checks.Range] = {}
     function: Function
     if initial == "param":
         function, factor, derive = _stretch_position, "stretch", stretch_by
     else:
         function, factor, derive = _carry_velocity, "carry", carry_over
-        ranges["carry"] = ABOVE_ZERO  # a factor that the dtype rounds to 0 would lose the velocity
+        ranges["carry"] = AT_LEAST_ZERO  # a factor that the dtype rounds to 0 would lose the velocity
     return Stage(
         function,
         kind=LR_CORRECTION,

@@ -183,7 +183,9 @@ def check_hyper(record: Record, given: Mapping[str, object], dtype: np.dtype[Any
         row = [float(cast(value)) for value in arguments]
     for name, value, number in zip(record.hyper, arguments, row, strict=True):
         lost = math.isnan(number) or (math.isinf(number) and not any(map(math.isinf, values.values())))
-        if lost or (name in record.ranges and number not in record.range_of(name)):
+        if name in record.ranges:  # a factor that rounds to 0 would lose the state that it multiplies
+            lost = lost or number not in record.range_of(name) or (number == 0 != value)
+        if lost:
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
     return arguments
 
@@ -224,7 +226,7 @@ def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
     if name in given:
         return given[name]
     if name not in record.defaults:
-        raise TypeError(f"{name}: rule {record} needs this hyper-parameter; it was not given")
+        raise TypeError(f"{name}: expected {record.allowed[name]}, as rule {record} needs it; it was not given")
     default = record.defaults[name]
     return _default(record, default, given) if isinstance(default, str) else default
 

@@ -59,11 +59,23 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
     ]
     row, derived = [], []
     for place, (name, derive, sources) in enumerate(record.entries):
-        row.append(f"{known[name]} + 0.0, " if derive is None else f"derived_{place}, ")  # + 0.0 turns -0 into +0
-        if derive is not None:
-            namespace[f"derive_{place}"] = derive
-            lines.append(f"derived_{place} = derive_{place}({', '.join(known[source] for source in sources)})")
-            low, high = inner_limits(record.range_of(name) if name in record.ranges else FINITE, dtype)
+        if derive is None:
+            row.append(f"{known[name]} + 0.0, ")  # which turns -0 into +0
+            continue
+        low, high = inner_limits(record.range_of(name) if name in record.ranges else FINITE, dtype)
+        constants = [record.defaults[source] for source in sources if source in defaults and source in record.defaults]
+        if len(constants) == len(sources) and not any(isinstance(value, str) for value in constants):
+            number = derive(*map(float, constants))
+            if low <= number <= high:
+                row.append(f"{float(number)}, ")
+                continue
+        row.append(f"derived_{place}, ")
+        namespace[f"derive_{place}"] = derive
+        lines.append(f"derived_{place} = derive_{place}({', '.join(known[source] for source in sources)})")
+        if low == 0.0:  # a number that is not 0 must not become 0 when it is cast
+            low = float(np.finfo(dtype).tiny)
+            derived.append(f"(derived_{place} == 0.0 or {low} <= derived_{place} <= {high})")
+        else:
             derived.append(f"{low} <= derived_{place} <= {high}")
     body = [
         *([f"{''.join(f'{known[name]}, ' for name in names)} = {values}"] if names else []),
@@ -77,6 +89,7 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
     return row_function
 
 
+@lru_cache(maxsize=1024)
 def inner_limits(allowed: Range, dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return the least and the greatest number of this dtype in the range.
 

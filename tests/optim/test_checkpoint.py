@@ -374,7 +374,7 @@ def test_load_state_dict_refuses_what_does_not_fit_with_all_differences():
     refused({}, "schema: missing", "state: missing")
     refused(saved | {"more": 1}, "more: unknown")
     refused(saved | {"schema": 99}, "schema: expected 1 or 2 or 3 or 4; got 99")
-    refused(saved | {"rule": "ema", "started": [True]}, "rule: expected 'pytorch'; got 'ema'", "started: expected 2")
+    refused(saved | {"rule": "ema", "updates": [1]}, "rule: expected 'pytorch'; got 'ema'", "updates: expected 2")
     refused(saved | {"state": saved["state"][:1]}, "state: expected 2 entries; got 1")
     wrong = [[np.zeros(4)], [np.zeros((2, 2), np.float32)]]
     refused(saved | {"state": wrong, "steps": 7}, "state[0]", "(4,)", "state[1]", "float32")

@@ -170,7 +170,7 @@ def test_optimizer_asks_for_a_momentum_where_the_rule_has_no_default():
     opt = fm.Optimizer(p, "sgd", lr=0.5)
     opt.step(np.array([1.0]))
     assert p[0] == 0.5
-    with pytest.raises(TypeError, match="momentum: rule 'pytorch' needs this hyper-parameter"):
+    with pytest.raises(TypeError, match="momentum: expected a number in .0, 1., as rule 'pytorch' needs it"):
         fm.Optimizer(p, "pytorch", lr=0.5)
     assert isinstance(fm.Momentum(p, lr=0.1), fm.Optimizer)
     assert fm.Optimizer(p, lr=0.1, momentum=0.9).momentum == fm.Momentum(p, lr=0.1).momentum

@@ -205,7 +205,6 @@ def lr_squared(p, v, g, lr, mu):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"rule": "classical", "lr": 0.0}, ValueError, "lr: expected a finite number > 0"),
         ({"rule": fm.Rule(lr_squared), "lr": 0.1}, ValueError, "correct: expected a rule whose displacement"),
         (
             {"rule": fm.chain("heavy_ball", fm.stages.soft_threshold(0.1)), "lr": 0.1},
@@ -231,18 +230,35 @@ def test_correct_refuses_rules_and_rates_that_it_cannot_rescale(settings, error,
         fm.Momentum(np.ones(3), **{"correct": True, **settings})
 
 
-def test_correct_refuses_an_lr_of_zero_and_changes_nothing():
-    p = np.ones(3)
-    opt = fm.Momentum(p, rule="classical", lr=lambda step: 0.5 - 0.25 * step, correct=True)
-    opt.step(np.ones(3))
-    before = p.copy(), opt.velocity.copy()
-    with pytest.raises(ValueError, match="lr_next: expected a finite number > 0"):
-        opt.step(np.ones(3))
-    assert_same_bits(np.array([p, opt.velocity]), np.array(before))
-    with pytest.raises(ValueError, match="lr: expected a finite number > 0"):
-        opt.lr = 0.0
-    assert opt.steps == 1
-    assert_same_bits(np.array([p, opt.velocity]), np.array(before))
+@pytest.mark.parametrize("rule", ["classical", "heavy_ball"])
+def test_correct_starts_from_rest_where_lr_is_zero(rule):
+    """Check a warm-up from 0 and an annealing to 0, after which the state is at rest, against runs that start there."""
+    for rates in ((0.0, 0.25, 0.5, 0.5), (0.5, 0.25, 0.0, 0.5, 0.25)):
+        p = np.ones(3)
+        opt = fm.Momentum(p, rule=rule, lr=rates.__getitem__, momentum=0.5, correct=True)
+        fresh = None
+        for step, lr in enumerate(rates):
+            if lr == 0.0 or fresh is None:
+                q = p.copy()
+                fresh = fm.Momentum(q, rule=rule, lr=rates[step:].__getitem__, momentum=0.5, correct=True)
+            g = np.array([1.0, -0.5, 2.0]) + step
+            opt.step(g)
+            fresh.step(g)
+            assert_same_bits(p, q)
+
+
+def test_correct_needs_no_rate_after_the_last_step():
+    """Check that a table of four rates, and an annealing to 0 in four steps, serve four steps."""
+    for lr in ((0.4, 0.3, 0.2, 0.1).__getitem__, fm.schedules.Cosine(0.1, 0.0, steps=4)):
+        p, q = np.ones(3), np.ones(3)
+        opt = fm.Momentum(p, rule="classical", lr=lr, momentum=0.5, correct=True)
+        plain = fm.Momentum(q, rule="pytorch", lr=lr, momentum=0.5)
+        for step in range(4):
+            opt.step(np.full(3, 1.0 + step))
+            plain.step(np.full(3, 1.0 + step))
+        np.testing.assert_allclose(p, q, rtol=1e-15)
+        assert "steps=4" in repr(opt)
+        assert opt.state_dict()["steps"] == 4
 
 
 def test_correct_refuses_a_ratio_that_the_dtype_cannot_hold():
@@ -440,12 +456,13 @@ def walk(opt, point, steps=80):
     ids=lambda x: getattr(x, "__name__", x),
 )
 def test_nesterov_follows_the_lookahead_points_under_a_schedule(rule, lr):
-    """Check agreement to 1e-12, and disagreement without momentum_next.
+    """Check agreement to 1e-12 with the next step's momentum, and disagreement without momentum_next.
 
     The lr of the scaled forms is constant, as their folded form contains it.
     """
     settings = {"rule": rule, "lr": lr, "momentum": annealed}
     explicit = walk(fm.Momentum(START.copy(), lookahead=True, **settings), lambda opt: opt.point)
+    settings["momentum_next"] = lambda step: annealed(step + 1)
     folded = walk(fm.Momentum(START.copy(), nesterov=True, **settings), lambda opt: opt.params)
     assert abs(explicit - folded).max() < 1e-12
     p, v, path = START.copy(), np.zeros(3), []
