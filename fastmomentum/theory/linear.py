@@ -321,6 +321,15 @@ def powers(matrix: Floats, t: Ints) -> tuple[Floats, Ints]:
     return result, exponent
 
 
+def multiply_scaled(left: tuple[Floats, Ints], right: tuple[Floats, Ints]) -> tuple[Floats, Ints]:
+    """Return the products of matrices that are given, and returned, as :func:`powers` returns them; they broadcast.
+
+    (left mantissa · right mantissa) · 2^(left exponent + right exponent)
+    """
+    mantissa, shift = _split_exponent(left[0] @ right[0])
+    return mantissa, np.clip(left[1] + right[1] + shift, -MAX_EXPONENT, MAX_EXPONENT)
+
+
 def _split_exponent(matrix: Floats) -> tuple[Floats, Ints]:
     """Return each matrix divided by a power of 2, so that its largest entry is in [½, 1), and the exponents."""
     exponent = np.frexp(np.abs(matrix).max(axis=(-2, -1)))[1]
