@@ -202,13 +202,24 @@ class RowSettings:
         except Exception:
             return self.last.values
 
-    def numbers(self, step: int) -> dict[str, float]:
-        """Return all settings that are numbers as :meth:`last_values` does, and those that were not given."""
-        values = self.last_values(step)
-        update, given = resolve_options(**values)
-        off = {name: value for name, value in OFF.items() if value is not None}
-        known = {**off, **values, **resolve_values(update, given)}
-        return {name: value for name, value in known.items() if name not in NOT_NUMBERS}
+    def find(self, name: str, step: int) -> float:
+        """Return the value of a numeric setting as :meth:`last_values` does, its default if it was not given.
+
+        Raises
+        ------
+        AttributeError
+            If there is no such setting.
+        """
+        known = {name: value for name, value in self.last_values(step).items() if name not in NOT_NUMBERS}
+        if name not in known:
+            update, given = resolve_options(**self.last_values(step))
+            off = {name: value for name, value in OFF.items() if value is not None}
+            known = {**off, **known, **resolve_values(update, given)}
+        if name not in known:
+            hint = checks.did_you_mean(name, known)
+            raise AttributeError(f"{name}: expected one of the settings {', '.join(known)}{hint}")
+        value: float = known[name]
+        return value
 
     def _refuse_change_of_lr(self) -> None:
         if corrections_of(self.last.update):

@@ -182,7 +182,8 @@ class SparseRows:
         touched, total = gradients_by_row(rows, grads, self.param)
         with one_caller(self._lock):
             rule = self._settings.rule_at(self._steps)
-            swept = np.setdiff1d(self._products.rows_of_sweep(self._steps), touched)
+            swept = self._products.rows_of_sweep(self._steps)
+            swept = swept[(swept[:, None] != touched).all(axis=1)]
             total = np.concatenate([total, np.zeros((swept.size, *total.shape[1:]), total.dtype)])
             updated = np.concatenate([touched, swept])
             arrays = self._caught_up(updated)
@@ -353,17 +354,13 @@ class SparseRows:
     def __getattr__(self, name: str) -> float:
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name}")
-        numbers = self._settings.numbers(self._steps)
-        if name not in numbers:
-            hint = checks.did_you_mean(name, numbers)
-            raise AttributeError(f"{name}: expected one of the settings {', '.join(numbers)}{hint}")
-        return numbers[name]
+        return self._settings.find(name, self._steps)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_") or hasattr(type(self), name):
             super().__setattr__(name, value)
         else:
-            getattr(self, name)  # raises for an unknown name, as a misspelt setting would do nothing
+            self._settings.find(name, self._steps)  # a misspelt setting would do nothing
             self.change(**{name: value})
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import checks
-from fastmomentum.theory.linear import Floats, Ints, multiply_scaled, powers
+from fastmomentum.theory.linear import Floats, Ints, limit_exponent, powers, split_exponent
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -220,6 +220,15 @@ class StepProducts:
         first = starts[max(0, int(np.searchsorted(starts, steps - 1 - self._period, "right")) - 1)]
         if (np.diff(starts) <= 0).any() or starts[-1] > steps or (runs > 1 and seen.min(initial=steps) < first):
             yield f"products: expected runs that begin in order, from the updates seen by all rows to {steps} steps"
+
+
+def multiply_scaled(left: tuple[Floats, Ints], right: tuple[Floats, Ints]) -> tuple[Floats, Ints]:
+    """Return the products of matrices that are given, and returned, as `powers` returns them; they broadcast.
+
+    (left mantissa · right mantissa) · 2^(left exponent + right exponent)
+    """
+    mantissa, shift = split_exponent(left[0] @ right[0])
+    return mantissa, limit_exponent(left[1] + right[1] + shift)
 
 
 def _as_array(value: Any) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import fastmomentum as fm
 from fastmomentum.optim.step_products import SWEEP, StepProducts
 from tests.helpers.ids import label
+from tests.helpers.interrupts import is_interrupted
 from tests.helpers.reference import assert_all_same_bits, assert_same_bits, slots_of
 
 WIDTH = 2
@@ -67,6 +69,10 @@ def dense(param, touches, tables, **form):
             whole[row] += grad
         fm.step(param, state, whole, **form, **{name: table[step] for name, table in tables.items()})
     return param, *slots_of(state)
+
+
+def halving(step):
+    return 0.5 / 2**step
 
 
 def functions(tables):
@@ -360,11 +366,38 @@ def test_settings_that_need_another_state_are_refused():
     fm.SparseRows(np.ones((2, 1)), lr=lambda step: 0.5, rule="pytorch", correct=True)  # its state holds no lr
 
 
+@pytest.mark.parametrize("event", ["line", "opcode"])
+def test_an_interrupted_step_under_a_schedule_is_done_whole_or_not_at_all(event):
+    """Interrupt steps that begin a new run, in the middle of a block and at its end."""
+    touches = list(some_touches(40, np.float64, 12, seed=4))
+
+    def after(number):
+        opt = fm.SparseRows(start(40), lr=halving)
+        for touched, grads in touches[:number]:
+            opt.step(touched, grads)
+        return opt
+
+    def outcome(opt):
+        steps = opt.steps
+        opt.step([5], np.ones((1, WIDTH)))
+        opt.flush()
+        return steps, opt.param.tobytes(), opt.state[0].tobytes()
+
+    for number in (1, 3, 4, 7):
+        ends = {outcome(after(number)), outcome(after(number + 1))}
+        found = set()
+        for at in range(0, 10**5, 1 if event == "line" else 23):
+            opt = after(number)
+            if not is_interrupted(partial(opt.step, *touches[number]), at, event):
+                break
+            if not opt._lock.locked():
+                found.add(outcome(opt))
+                assert found <= ends, at
+        assert found == ends or event == "opcode"
+        assert at > 50
+
+
 # Saved runs
-
-
-def halving(step):
-    return 0.5 / 2**step
 
 
 def half_way(**settings):
