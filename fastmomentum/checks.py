@@ -167,7 +167,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def skips(value: object) -> bool | int:
-    """Return `value`, if it says whether to skip updates: True, False, or the number to skip in a row at most, from 1."""
+    """Return `value`, if it says which updates to skip: True, False, or at most how many in a row, from 1."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if not _is_integer(value):

@@ -21,19 +21,12 @@ A saved state is a dict:
     updates         for each array the number of updates since its state was at rest
     state           for each array a list of its state slots (copies), the look-ahead point among them
 
-The file is an uncompressed .npz without pickle, written as a whole or not at all. Every member has a checksum, so that
-reading a file with a flipped bit raises an error.
+:mod:`fastmomentum.optim.archive` writes it to a file and reads it.
 """
 
-import json
-import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from os import PathLike
-from pathlib import Path
-from secrets import token_hex
-from shutil import copymode
 from typing import Any
 
 import numpy as np
@@ -41,6 +34,7 @@ import numpy as np
 from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
+from fastmomentum.optim.archive import read_archive, write_archive
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup, restored_group
 from fastmomentum.optim.state import State
@@ -57,9 +51,6 @@ KEYS = (
 
 ARRAYS = "number of arrays"
 """The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
-
-META = "meta"
-"""The member of the file that holds everything except the arrays, as JSON."""
 
 
 def to_dict(engine: Engine) -> dict[str, Any]:
@@ -227,18 +218,16 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
         for settings, function in zip(groups, reattach_functions(name, functions.get(name), numbers, values)):
             if function is not None:
                 settings[name] = function
-    shared = {"rule": saved["rule"] if rule is None else rule, "skip_nonfinite": saved["skip_nonfinite"]}
-    if rule is None and shared["rule"] not in names():
-        raise TypeError(
-            f"rule: expected the rule that was saved as {saved['rule']}, as no rule has this name; got None"
-        )
+    shared = {"rule": choose_rule(saved, rule), "skip_nonfinite": saved["skip_nonfinite"]}
     if len(groups) == 1:
         return {"params": params, **shared, **groups[0]}
     arrays = [params] if is_array(params) else params
     counts = [settings[ARRAYS] for settings in saved["groups"]]
     if isinstance(arrays, Mapping):
         if saved["names"] is None or set(saved["names"]) != set(arrays):
-            raise ValueError(f"params: expected a dict with the names that were saved, {saved['names']}; got {[*arrays]}")
+            raise ValueError(
+                f"params: expected a dict with the names that were saved, {saved['names']}; got {[*arrays]}"
+            )
         rest = iter([(name, arrays[name]) for name in saved["names"]])
         members: list[Any] = [dict([next(rest) for _ in range(count)]) for count in counts]
     else:
@@ -250,6 +239,21 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
     ]
     shared |= {name: groups[0][name] for name in SHARED if name in groups[0]}
     return {"params": parts, "lr": groups[0].get("lr"), **shared}
+
+
+def choose_rule(saved: SavedState, rule: Any) -> Any:
+    """Return the rule that the user passed, or the name of the saved one if it is registered.
+
+    Raises
+    ------
+    TypeError
+        If there is neither.
+    """
+    if rule is None and saved["rule"] not in names():
+        raise TypeError(
+            f"rule: expected the rule that was saved as {saved['rule']}, as no rule has this name; got None"
+        )
+    return saved["rule"] if rule is None else rule
 
 
 def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
@@ -328,7 +332,7 @@ def _malformed(saved: SavedState) -> Iterator[str]:
         elif key == "groups":
             for number, group in enumerate(saved[key]):
                 others = [name for name in group if name in SCHEDULED or type(group[name]) not in PLAIN]
-                yield from (f"groups[{number}]: {name}: {why}" for name in others if (why := _unfit(name, group[name])))
+                yield from (f"groups[{number}]: {name}: {why}" for name in others if (why := why_unfit(group[name])))
 
 
 def _is_count(value: Any) -> bool:
@@ -339,7 +343,7 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def _unfit(name: str, value: Any) -> str:
+def why_unfit(value: Any) -> str:
     """Return why this cannot be the saved value of a setting; an empty text if it can."""
     if isinstance(value, Mapping):
         try:
@@ -385,29 +389,11 @@ def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
 
 
 def write_file(path: str | PathLike[str], saved: SavedState) -> None:
-    """Write a saved state to a file, and replace the file that exists.
-
-    A new file is written to the same folder, flushed to the disk, and then renamed to `path`, so that `path` holds the
-    whole old file or the whole new one at any moment.
-    """
-    path = Path(os.path.realpath(path))  # writing to a link writes to its target
+    """Write a saved state to a file, and replace the file that exists."""
     arrays = {f"state_{i}_{j}": slot for i, state in enumerate(saved["state"]) for j, slot in enumerate(state)}
     meta = {name: value for name, value in saved.items() if name != "state"}
     meta["slots"] = [len(state) for state in saved["state"]]
-    arrays[META] = np.frombuffer(json.dumps(meta, default=_to_number).encode(), np.uint8)
-    part = path.with_name(f".{token_hex(8)}.part")
-    try:
-        with open(part, "xb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            copymode(path, part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    write_archive(path, arrays, meta)
 
 
 def read_file(path: str | PathLike[str]) -> dict[str, Any]:
@@ -420,39 +406,13 @@ def read_file(path: str | PathLike[str]) -> dict[str, Any]:
     ValueError
         If it is damaged, or holds no saved state.
     """
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as members:
-                damaged = members.testzip()
-            if damaged is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                meta = json.loads(arrays[META].tobytes())
-                slots = meta.pop("slots")
-                state = [[arrays[f"state_{i}_{j}"] for j in range(count)] for i, count in enumerate(slots)]
-                if len(arrays.files) != 1 + sum(slots):
-                    raise ValueError("it holds more members than its table of contents says")
-        except Exception as error:  # zipfile, NumPy and json raise many kinds of errors for a damaged archive
-            raise ValueError(
-                f"{os.fspath(path)}: expected a whole file from Momentum.save; reading it raised {error!r}"
-            ) from error
+    return read_archive(path, "Momentum", _join)
+
+
+def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved state that :func:`write_file` took apart."""
+    slots = meta.pop("slots")
+    state = [[arrays[f"state_{i}_{j}"] for j in range(count)] for i, count in enumerate(slots)]
+    if len(arrays) != sum(slots):
+        raise ValueError("it holds more members than its table of contents says")
     return upgrade({**meta, "state": state, "resets": [tuple(reset) for reset in meta["resets"]]})
-
-
-def _to_number(value: Any) -> bool | int | float:
-    """Return a number of NumPy or of another package as a number that JSON has."""
-    item = value.item() if isinstance(value, np.generic) else value
-    return item if isinstance(item, bool | int | float) else float(item)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder, which holds the new name, to the disk, on systems on which folders can be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -34,6 +34,7 @@ from fastmomentum.rules.base import Rule
 Record = tuple[int, str, str]
 """The record of a reset: the number of updates done before it, the reason, the scope."""
 
+
 class Engine:
     """Plan and carry out the steps of an optimiser, and every other change of it.
 
@@ -509,7 +510,18 @@ class Engine:
     def __getstate__(self) -> dict[str, Any]:
         if self.backend == "cuda":
             raise TypeError("an optimiser of arrays on a device cannot be copied or pickled; save() writes its state")
-        left_out = ("_executor", "_row_of", "_rows", "_ask", "_fast", "_executor_checks", "_stream", "_asked", "lock", "observer")
+        left_out = (
+            "_executor",
+            "_row_of",
+            "_rows",
+            "_ask",
+            "_fast",
+            "_executor_checks",
+            "_stream",
+            "_asked",
+            "lock",
+            "observer",
+        )
         with one_caller(self.lock):
             return {name: value for name, value in self.__dict__.items() if name not in left_out}
 

@@ -115,7 +115,9 @@ class ParamGroup:
         """The rule with the stages of all options that are on, in its form with momentum even while momentum is 0."""
         numbers = {**self.settings, **self._asked}
         unused = [name for name, value in numbers.items() if callable(value) and name != "rule"]
-        return resolve_options(**{name: value for name, value in numbers.items() if name not in (*unused, "restart")})[0]
+        return resolve_options(**{name: value for name, value in numbers.items() if name not in (*unused, "restart")})[
+            0
+        ]
 
     @property
     def name(self) -> str:
@@ -343,9 +345,7 @@ def _form(settings: Mapping[str, Any]) -> Rule:
     return with_options(find(settings["rule"]), frozenset(), *flags)
 
 
-def make_group(
-    settings: Mapping[str, Any], step: int = 0, dtypes: Sequence[np.dtype[Any]] = DTYPES
-) -> ParamGroup:
+def make_group(settings: Mapping[str, Any], step: int = 0, dtypes: Sequence[np.dtype[Any]] = DTYPES) -> ParamGroup:
     """Return a group with these settings, after asking the functions of the step for their values at this step."""
     functions = {name: _stored(name, value) for name, value in settings.items() if callable(value)}
     return ParamGroup(settings, ask_functions(functions, step, _form(settings)) if functions else {}, dtypes)

@@ -8,8 +8,8 @@ from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import checkpoint, conversion
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.group_settings import GroupSettings, is_setting, set_settings
+from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.params import parse_params
 from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope

@@ -185,9 +185,24 @@ def _plan(
     If only values are new, the rule and the kernel are those of the last step, and the row function checks the values.
     """
     clip = inf if clip_value is None else clip_value
-    values = (0.0 if lr is None else lr, momentum, dampening, weight_decay, decoupled_weight_decay, clip, *hyper.values())
+    values = (
+        0.0 if lr is None else lr,
+        momentum,
+        dampening,
+        weight_decay,
+        decoupled_weight_decay,
+        clip,
+        *hyper.values(),
+    )
     if all([type(value) is float for value in values]):
-        off = (lr is None, False, dampening == 0.0, weight_decay == 0.0, decoupled_weight_decay == 0.0, clip_value is None)
+        off = (
+            lr is None,
+            False,
+            dampening == 0.0,
+            weight_decay == 0.0,
+            decoupled_weight_decay == 0.0,
+            clip_value is None,
+        )
         update, kernel, row_function = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
         row = row_function(values, 1) if row_function else None
         if row is not None:

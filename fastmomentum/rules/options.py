@@ -91,7 +91,7 @@ def with_options(
     return with_options_before(rule, stages) if stages else rule
 
 
-def resolve_options(rule: str | Rule, *, frozen_at_zero: bool = False, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
+def resolve_options(rule: str | Rule, frozen_at_zero: bool = False, /, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
     """Return the rule with the stages of its options, and the values of its hyper-parameters by name.
 
     Parameters

@@ -151,7 +151,9 @@ clip_grad_norm_ does."""
 
 def leading_scales(rule: Rule) -> list[Stage]:
     """Return the stages `scale` with which a chain begins: they undo the scale of a loss, and precede all clipping."""
-    return [*takewhile(lambda stage: (stage.functions, stage.hyper) == (scale.functions, scale.hyper), rule.stages_before)]
+    return [
+        *takewhile(lambda stage: (stage.functions, stage.hyper) == (scale.functions, scale.hyper), rule.stages_before)
+    ]
 
 
 def maximises(rule: Rule) -> bool:

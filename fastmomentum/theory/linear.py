@@ -308,20 +308,29 @@ def powers(matrix: Floats, t: Ints) -> tuple[Floats, Ints]:
     shape, size = np.broadcast_shapes(matrix.shape[:-2], t.shape), matrix.shape[-1]
     result = np.broadcast_to(np.eye(size), (*shape, size, size))
     exponent = np.zeros(shape, np.int64)
-    square, scale = _split_exponent(matrix)
     t = np.broadcast_to(t, shape)
-    while t.any():
+    if not t.any():
+        return result, exponent
+    square, scale = split_exponent(matrix)
+    while True:
         odd = t % 2 == 1
-        product, shift = _split_exponent(result @ square)
+        product, shift = split_exponent(result @ square)
         result = np.where(odd[..., None, None], product, result)
-        exponent = np.clip(exponent + np.where(odd, scale + shift, 0), -MAX_EXPONENT, MAX_EXPONENT)
-        square, shift = _split_exponent(square @ square)
-        scale = np.clip(2 * scale + shift, -MAX_EXPONENT, MAX_EXPONENT)
+        exponent = limit_exponent(exponent + np.where(odd, scale + shift, 0))
         t = t // 2
-    return result, exponent
+        if not t.any():
+            return result, exponent
+        square, shift = split_exponent(square @ square)
+        scale = limit_exponent(2 * scale + shift)
 
 
-def _split_exponent(matrix: Floats) -> tuple[Floats, Ints]:
+def limit_exponent(exponent: Ints) -> Ints:
+    """Return exponents of at most MAX_EXPONENT in size."""
+    limited: Ints = np.minimum(np.maximum(exponent, -MAX_EXPONENT), MAX_EXPONENT)  # a third of the time of np.clip
+    return limited
+
+
+def split_exponent(matrix: Floats) -> tuple[Floats, Ints]:
     """Return each matrix divided by a power of 2, so that its largest entry is in [½, 1), and the exponents."""
     exponent = np.frexp(np.abs(matrix).max(axis=(-2, -1)))[1]
     return np.ldexp(matrix, -exponent[..., None, None]), exponent.astype(np.int64)

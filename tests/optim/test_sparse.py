@@ -225,7 +225,8 @@ def test_refused_step_changes_nothing(change, error, reason):
         ({"clip_value": 1.0}, ValueError, "linear in p, state and g"),
         ({"lookahead": True}, TypeError, "lookahead: expected only by Momentum"),
         ({"max_norm": 1.0}, TypeError, "max_norm: expected only by Momentum"),
-        ({"lr": lambda step: 0.1}, TypeError, "lr: expected a finite number"),
+        ({"lr": "0.1"}, TypeError, "lr: expected a finite number, or a function of the step; got '0.1'"),
+        ({"lr": lambda step: -0.1}, ValueError, "lr: expected a finite number >= 0; got -0.1"),
         ({"momentum": 1.5}, ValueError, "momentum: expected a number in"),
         ({"beta": 0.5}, TypeError, "beta: rule 'pytorch' takes no such"),
         ({"backend": "cuda"}, (ValueError, RuntimeError), "cuda"),
@@ -325,7 +326,7 @@ def taken_up(opt, tmp_path):
     meta = json.loads(json.dumps({key: value for key, value in saved.items() if key not in ("state", "seen")}))
     with np.load(tmp_path / "rows.npz", allow_pickle=False) as found:
         state = [found[f"state_{i}"] for i in range(len(arrays) - 1)]
-        again = fm.SparseRows(found["param"], rule=opt._rule.settings["rule"], lr=9.0)
+        again = fm.SparseRows(found["param"], rule=opt._settings.given["rule"], lr=9.0)
         again.load_state_dict(meta | {"state": state, "seen": found["seen"]})
     return again
 
@@ -381,7 +382,7 @@ def test_a_saved_state_shares_no_memory():
     ("change", "error", "reason"),
     [
         (3, TypeError, "state_dict: expected a dict from state_dict.*; got 3"),
-        ({"schema": 2}, ValueError, "schema: expected 1; got 2"),
+        ({"schema": 3}, ValueError, "schema: expected 1 or 2; got 3"),
         ({"rule": "ema"}, ValueError, "rule: expected 'pytorch'; got 'ema'"),
         ({"made_of": "another"}, ValueError, "made_of: expected .*; got 'another'"),
         ({"more": 1}, ValueError, "more: unknown"),

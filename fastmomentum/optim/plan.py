@@ -1,0 +1,139 @@
+"""Decide what a step of an optimiser does, before it writes anything."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fastmomentum.optim.groups import ParamGroup, live_number
+
+PointRow = tuple[int, tuple[Any, ...]]
+"""A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
+
+
+class RowKey(NamedTuple):
+    """Identify a row of hyper-parameters that parameters share.
+
+    Attributes
+    ----------
+    group : int
+        The number of the group.
+    offset : int
+        What to add to the number of updates done to get the number of a parameter's update since its state was at rest;
+        0 for a rule that does not use it.
+    first : bool
+        Whether the parameters take their first step from rest, and the rule has other values for it.
+    """
+
+    group: int
+    offset: int
+    first: bool
+
+
+class Rows:
+    """Hold the rows of hyper-parameters of one step.
+
+    Attributes
+    ----------
+    numbers : list of tuple of float
+        The rows.
+    keys : list of RowKey
+        The key of each row.
+    groups : list of ParamGroup
+        The groups that the keys refer to.
+    """
+
+    __slots__ = ("groups", "keys", "numbers")
+
+    def __init__(self, keys: Sequence[RowKey], groups: Sequence[ParamGroup]) -> None:
+        self.numbers: list[tuple[float, ...]] = []
+        self.keys, self.groups = keys, groups
+
+    def compute(self, values: Sequence[Sequence[float]], steps: int) -> bool:
+        """Compute the rows from the values of all groups, after this number of updates.
+
+        Return False if a value needs more than a check of its range: an option goes on or off, for example.
+        """
+        numbers = []
+        for group, offset, _ in self.keys:
+            row = self.groups[group].row(values[group], steps + offset)
+            if row is None:
+                return False
+            numbers.append(row)
+        self.numbers = numbers
+        return True
+
+    def compute_exactly(self, values: Sequence[Sequence[float]], steps: int) -> None:
+        """Compute the rows, and check every value exactly.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value is missing or out of range.
+        """
+        self.numbers = [
+            self.groups[group].exact_row(values[group], steps + at, first) for group, at, first in self.keys
+        ]
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Return the values of a row by the names that users give."""
+        return self.groups[self.keys[row].group].values_by_name(self.keys[row].first)
+
+
+class StepPlan(NamedTuple):
+    """Hold all that is decided before a step is carried out.
+
+    Attributes
+    ----------
+    groups : list of ParamGroup
+        The groups, with the rules of this step.
+    values : list of list of float
+        The values of each group's live settings.
+    row_of : list of int
+        For each parameter the number of its row of hyper-parameters, or NO_ROW if it has no gradient.
+    rows : Rows
+        The rows of hyper-parameters.
+    corrections : list of (slot, values)
+        The state of parameters without gradient, rescaled to the next lr.
+    points : list of (int, row)
+        The look-ahead points of parameters without gradient, for the next lr and momentum.
+    restart_points : list of (int, row)
+        The look-ahead points of all parameters, in case a restart is due after the update.
+    """
+
+    groups: list[ParamGroup]
+    values: list[list[float]]
+    row_of: list[int]
+    rows: Rows
+    corrections: list[tuple[Any, Any]]
+    points: list[PointRow]
+    restart_points: list[PointRow]
+
+
+class FunctionCalls:
+    """Call the functions of the step of all groups, each once.
+
+    Parameters
+    ----------
+    groups : sequence of ParamGroup
+        The groups.
+    """
+
+    def __init__(self, groups: Sequence[ParamGroup]) -> None:
+        self._groups = groups
+        found: dict[int, tuple[Callable[[int], Any], str, list[tuple[int, int]]]] = {}
+        for number, group in enumerate(groups):
+            for place, name, function in group.calls:
+                found.setdefault(id(function), (function, name, []))[2].append((number, place))
+        self._calls = list(found.values())
+
+    def __call__(self, step: int) -> list[list[float]]:
+        """Return the values of the live settings of all groups at this step; nothing is written."""
+        values = [group.values for group in self._groups]
+        if self._calls:
+            values = [own.copy() for own in values]
+            for function, name, places in self._calls:
+                value = function(step)
+                if type(value) is not float:
+                    value = live_number(name, value)
+                for group, place in places:
+                    values[group][place] = value
+        return values
