@@ -119,7 +119,7 @@ class StepCounter:
 
     def _use(self, cells: npt.NDArray[np.int64]) -> None:
         self._cells = cells
-        self._memory: memoryview[int] = memoryview(cells)  # type: ignore[assignment]  # five times as fast to read
+        self._memory: Any = cells.data  # five times as fast to read as the array
 
     def expect_calls(self, calls: int) -> None:
         """Set how many calls of kernels make up one step."""
@@ -143,7 +143,7 @@ class StepCounter:
     @property
     def steps(self) -> int:
         """The number of updates done."""
-        steps = self._memory[1, 0]
+        steps: int = self._memory[1, 0]
         return steps + self._on_device()[0] if self._on_device else steps
 
     @steps.setter
@@ -172,7 +172,8 @@ class StepRows(Protocol):
         Each row, in the order of the rule's hyper-parameters, in double precision; executors cast them.
     """
 
-    numbers: Sequence[tuple[float, ...]]
+    numbers: list[tuple[float, ...]]
+    keys: Any
 
     def values(self, row: int) -> dict[str, Any]:
         """Return the values of a row by the names that users give."""

@@ -79,10 +79,10 @@ def to_dict(engine: Engine) -> dict[str, Any]:
     }
 
 
-def upgrade(saved: SavedState) -> SavedState:
+def upgrade(saved: SavedState) -> dict[str, Any]:
     """Return a saved state of any schema in the form of the present one."""
     if (schema := saved.get("schema", SCHEMA)) == SCHEMA or schema not in READABLE or "started" not in saved:
-        return saved
+        return dict(saved)
     known = {name: value for name, value in saved.items() if name != "started"}
     started, steps = saved["started"], saved.get("steps")
     updates = [steps if each else 0 for each in started] if isinstance(started, list) else started
@@ -225,9 +225,7 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
     counts = [settings[ARRAYS] for settings in saved["groups"]]
     if isinstance(arrays, Mapping):
         if saved["names"] is None or set(saved["names"]) != set(arrays):
-            raise ValueError(
-                f"params: expected a dict with the names that were saved, {saved['names']}; got {[*arrays]}"
-            )
+            raise ValueError(f"params: expected a dict with the saved names, {saved['names']}; got {[*arrays]}")
         rest = iter([(name, arrays[name]) for name in saved["names"]])
         members: list[Any] = [dict([next(rest) for _ in range(count)]) for count in counts]
     else:

@@ -58,7 +58,7 @@ class Engine:
     threads : int
         The number of threads asked for.
     skip_nonfinite : bool or int
-        Whether an update is skipped if any gradient holds a NaN or an infinity, or how many in a row are skipped at most.
+        Whether an update is skipped if any gradient holds a NaN or an infinity; a number limits the skips in a row.
     observer : Observer or None
         The observer of every update that records a trace.
     gradient_restart : GradientRestart or None
@@ -253,16 +253,17 @@ class Engine:
     def _update_limits(self) -> None:
         """Work out what an update needs to know about the norms of gradients."""
         max_norm, skips = self.groups[0].number("max_norm"), self.skip_nonfinite
-        clip_norms: list[float] | None = [
-            inf if (norm := group.number("clip_norm")) is None else norm for group in self.groups
-        ]
-        clip_norms = None if set(clip_norms) == {inf} else clip_norms
-        scales = None
-        if max_norm is not None or clip_norms:
-            scales = [group.scale for group in self.groups]
-            scales = None if set(scales) == {1.0} else scales
-        self._limits = NormLimits(max_norm, clip_norms, scales, bool(skips), 2**62 if skips is True else int(skips))
-        self._measures = bool(skips or clip_norms) or max_norm is not None
+        clip_norms = [inf if (norm := group.number("clip_norm")) is None else norm for group in self.groups]
+        clips = max_norm is not None or any([norm != inf for norm in clip_norms])
+        scales = [group.scale if clips else 1.0 for group in self.groups]
+        self._limits = NormLimits(
+            max_norm,
+            clip_norms if any([norm != inf for norm in clip_norms]) else None,
+            scales if any([scale != 1.0 for scale in scales]) else None,
+            bool(skips),
+            2**62 if skips is True else int(skips),
+        )
+        self._measures = clips or bool(skips)
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
@@ -362,12 +363,9 @@ class Engine:
             self.use_groups(groups)
             return
         fast, self._fast = self._fast, None
-        if len(plain) == 1:
-            groups[numbers[0]].values = plain[0]
-        else:
-            with uninterrupted():
-                for number, own in zip(numbers, plain):
-                    groups[number].values = own
+        with uninterrupted() if len(plain) > 1 else nullcontext():
+            for number, own in zip(numbers, plain):
+                groups[number].values = own or groups[number].values
         if fast is not None:
             self._fast = self._run_with_new_values
 

@@ -13,7 +13,7 @@ from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.device_array import is_on_device
 from fastmomentum.checks import DTYPES, RANGES
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.options import NORMS, OFF, SWITCHES, resolve_options, with_options
+from fastmomentum.rules.options import NORMS, OFF, SWITCHES, resolve, resolve_options, with_options
 from fastmomentum.rules.record import STEP, check_hyper, refuse_unknown, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.row import inner_limits, make_row
@@ -73,7 +73,7 @@ class ParamGroup:
         unused = {name for name in functions.intersection(SCHEDULED) if name not in self.form.parameters}
         numbers = {name: asked.get(name, value) for name, value in settings.items() if name not in unused}
         options = {name: value for name, value in numbers.items() if name != "restart"}
-        self.update, given = resolve_options(frozen_at_zero=True, **options)
+        self.update, given = resolve(options.pop("rule"), options, frozen_at_zero=True)
         taken = self.update.parameters
         if not given.keys() <= {*taken}:
             refuse_unknown(self.update, given)
@@ -138,7 +138,7 @@ class ParamGroup:
 
     @cached_property
     def keeps_state(self) -> bool:
-        """Whether an update changes the state: at momentum 0 some rules leave it alone, and such updates do not count."""
+        """Whether an update changes the state: at momentum 0 some rules leave it alone."""
         core = self.update.core
         return not core.slots or any(slot in part.writes for part in core.parts for slot in core.slots)
 
@@ -293,7 +293,8 @@ class ParamGroup:
         given = {name: value for name, value in zip(names, values) if name in taken}
         given |= {STEP: float(step)} if STEP in taken else {}
         given |= {name: value for name, value in self.update.first.items() if first and name in taken}
-        return [check_hyper(self.update, given, dtype) for dtype in self.dtypes][0]
+        first_row, *_ = [check_hyper(self.update, given, dtype) for dtype in self.dtypes]
+        return first_row
 
     def values_by_name(self, first: bool) -> dict[str, Any]:
         """Return the values of all parameters of the rule, numbers in device memory among them."""

@@ -33,7 +33,7 @@ def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
     TypeError, ValueError
         If there is no such scheme, or if the scheme "schedule" is given without a schedule.
     """
-    value = groups[0].number("restart")
+    value: str | int | None = groups[0].number("restart")
     if value is None or value in (GRADIENT, FUNCTION, SCHEDULE):
         functions = [function for group in groups for _, _, function in group.calls]
         if value == SCHEDULE and not any(isinstance(function, schedules.Schedule) for function in functions):

@@ -1,5 +1,6 @@
 """Resolve a rule and the options of step() and Momentum to one composed rule and the values of its hyper-parameters."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -91,15 +92,13 @@ def with_options(
     return with_options_before(rule, stages) if stages else rule
 
 
-def resolve_options(rule: str | Rule, frozen_at_zero: bool = False, /, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
+def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
     """Return the rule with the stages of its options, and the values of its hyper-parameters by name.
 
     Parameters
     ----------
     rule : str or Rule
         The rule.
-    frozen_at_zero : bool
-        Whether momentum 0 leaves the velocity as it is, for the rules of torch, as optimisers do it.
     **chosen
         lr, momentum, any of :data:`SWITCHES` and :data:`OFF`, and the rule's other hyper-parameters. An option with the
         value that turns it off adds no stage; a chain whose stage has a default keeps that default. lr and momentum are
@@ -110,6 +109,14 @@ def resolve_options(rule: str | Rule, frozen_at_zero: bool = False, /, **chosen:
     TypeError, ValueError
         If an option is out of range, or the rule has no form for it. :func:`fastmomentum.rules.record.hyper_row` checks
         the hyper-parameters of the rule itself.
+    """
+    return resolve(rule, chosen, frozen_at_zero=False)
+
+
+def resolve(rule: str | Rule, chosen: Mapping[str, Any], frozen_at_zero: bool) -> tuple[Rule, dict[str, Any]]:
+    """Return the rule and values of :func:`resolve_options`.
+
+    If `frozen_at_zero`, as for optimisers, momentum 0 leaves the velocity as it is, for the rules of torch.
     """
     chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
     nesterov, maximize, lookahead, correct = (checks.boolean(name, chosen.pop(name)) for name in SWITCHES)

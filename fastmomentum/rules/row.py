@@ -17,7 +17,7 @@ from fastmomentum.rules.assemble import define, identifiers
 from fastmomentum.rules.record import STEP, Record
 
 RowFunction = Callable[[Sequence[float], int], tuple[float, ...] | None]
-"""``row(values, step)`` returns the hyper-parameters in double precision, or None if a value must be checked exactly."""
+"""``row(values, step)`` returns the hyper-parameters in double precision; None if a value must be checked exactly."""
 
 
 Input = tuple[str, float | None, float | None]

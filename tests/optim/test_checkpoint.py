@@ -419,7 +419,8 @@ def test_load_state_dict_refuses_another_rule_of_the_same_name():
     "change",
     [
         {"steps": "x"}, {"steps": -3}, {"steps": 2.7}, {"steps": True}, {"skipped": None}, {"resets": [1]},
-        {"resets": None}, {"resets": [(1, 2)]}, {"updates": ["1"]}, {"updates": [-1]}, {"updates": [True]}, {"groups": [3]}, {"groups": None},
+        {"resets": None}, {"resets": [(1, 2)]}, {"updates": ["1"]}, {"updates": [-1]},
+        {"updates": [True]}, {"groups": [3]}, {"groups": None},
         {"state": None}, {"state": [5]}, {"state": [[np.ma.ones(3)]]}, {"skip_nonfinite": 0}, {"skip_nonfinite": "yes"},
     ],
     ids=str,

@@ -147,7 +147,7 @@ def load(path, record, backend=None):
 
 
 def take_momentum_of_the_next_step(opt):
-    """Let Nesterov's folded form use the schedule's next value, as 0.1.0 did; now it takes this step's, as torch does."""
+    """Let Nesterov's folded form use the schedule's next value, as 0.1.0 did; now it takes this step's."""
     group = opt._engine.groups[0]
     momentum = group.settings["momentum"]
     if "momentum_next" in group.parameters and isinstance(momentum, fm.schedules.Schedule):

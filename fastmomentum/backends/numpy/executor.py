@@ -45,7 +45,7 @@ class NumpyExecutor(HostExecutor):
         found = {}
         for i in self._active:
             job = self._jobs[i]
-            row = tuple(map(job.dtype.type, self._hyper[i]))
+            row = tuple([job.dtype.type(number) for number in self._hyper[i]])
             found[i] = self._step_sums(i, measure(job.update)(job.arrays, grads[i], row))
         return found
 

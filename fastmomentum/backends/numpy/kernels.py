@@ -3,7 +3,7 @@
 Each operation allocates a temporary array, as a formula in plain NumPy does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, starmap
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastmomentum.backends.base import cached_kernel
 from fastmomentum.rules.base import Rule
 
 Array = npt.NDArray[np.floating]
-Kernel = Callable[[tuple[Array, ...], Array, tuple[np.floating, ...]], bool]
+Kernel = Callable[[tuple[Array, ...], Array, Sequence[float]], bool]
 """``kernel((param, *state), grad, hyper) -> bool``."""
 
 
@@ -29,7 +29,7 @@ def make_kernel(rule: Rule) -> Kernel:
     """
     update = rule.build()
 
-    def kernel(arrays: tuple[Array, ...], grad: Array, hyper: tuple[np.floating, ...]) -> bool:
+    def kernel(arrays: tuple[Array, ...], grad: Array, hyper: Sequence[float]) -> bool:
         if any(starmap(np.may_share_memory, combinations((*arrays, grad), 2))):  # exact for contiguous arrays
             return False
         cast = grad.dtype.type
