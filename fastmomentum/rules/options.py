@@ -1,6 +1,5 @@
 """Resolve a rule and the options of step() and Momentum to one composed rule and the values of its hyper-parameters."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -113,12 +112,12 @@ def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, An
     return resolve(rule, chosen, frozen_at_zero=False)
 
 
-def resolve(rule: str | Rule, chosen: Mapping[str, Any], frozen_at_zero: bool) -> tuple[Rule, dict[str, Any]]:
+def resolve(rule: str | Rule, chosen: dict[str, Any], frozen_at_zero: bool) -> tuple[Rule, dict[str, Any]]:
     """Return the rule and values of :func:`resolve_options`.
 
     If `frozen_at_zero`, as for optimisers, momentum 0 leaves the velocity as it is, for the rules of torch.
     """
-    chosen = dict.fromkeys(SWITCHES, False) | OFF | chosen
+    chosen = {**dict.fromkeys(SWITCHES, False), **OFF, **chosen}
     nesterov, maximize, lookahead, correct = (checks.boolean(name, chosen.pop(name)) for name in SWITCHES)
     form = (nesterov, lookahead, correct)
     update = full = with_options(find(rule), frozenset(), *form)
