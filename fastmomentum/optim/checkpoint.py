@@ -24,6 +24,7 @@ A saved state is a dict:
 :mod:`fastmomentum.optim.archive` writes it to a file and reads it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from os import PathLike
@@ -89,7 +90,29 @@ def upgrade(saved: SavedState) -> dict[str, Any]:
     added = {"skipped_in_a_row": 0, "value": None, "names": None, "updates": updates}
     groups = saved.get("groups")
     values: list[dict[str, Any]] = [{} for _ in groups] if isinstance(groups, list) else []
-    return added | {"values": values} | known | {"schema": SCHEMA}
+    found = added | {"values": values} | known | {"schema": SCHEMA}
+    if saved.get("made_of") == EMA_CORRECTED and not [*_malformed(found)]:
+        return _without_weights(found)
+    return found
+
+
+EMA_CORRECTED = (
+    "ema_corrected(lr, momentum, keep) from {'keep': ('momentum',)}, defaults {}, "
+    "state [('velocity', 'zero'), ('weight', 'zero')]"
+)
+"""The description of the rule "ema_corrected" up to schema 3, where an array held the weight 1 − β^t."""
+
+
+def _without_weights(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved state of the rule "ema_corrected" with counts of updates in place of arrays of weights."""
+    counts, states = [], []
+    betas = [group.get("momentum") for group in saved["groups"] for _ in range(group.get(ARRAYS, 0))]
+    for most, beta, (velocity, weight) in zip(saved["updates"], betas, saved["state"]):
+        left = 1.0 - float(weight.reshape(-1)[0]) if weight.size else 0.0
+        is_known = isinstance(beta, float) and 0 < beta < 1 and 0 < left < 1
+        counts.append(min(most, round(math.log(left) / math.log(beta))) if is_known else most)
+        states.append([velocity])
+    return {**saved, "updates": counts, "state": states, "made_of": find("ema_corrected").description}
 
 
 def load_dict(saved: SavedState, engine: Engine) -> None:

@@ -9,7 +9,7 @@ from fastmomentum import checks
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import corrections_of
 from fastmomentum.rules.options import OFF, SWITCHES, resolve_options
-from fastmomentum.rules.record import hyper_row, resolve_values
+from fastmomentum.rules.record import STEP, hyper_row, resolve_values
 from fastmomentum.theory.linear import Floats, LinearForm
 
 Setting = float | Callable[[int], float]
@@ -88,6 +88,8 @@ def linearise(values: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
         If a value has a wrong type or is out of range, or the rule is not linear.
     """
     update, given = resolve_options(**values)
+    if STEP in update.parameters:
+        raise ValueError(f"rule: expected one that is linear in p, state and g at every step; got {update}")
     hyper = hyper_row(update, given, dtype)
     size = 1 + len(update.state)
     try:

@@ -14,7 +14,7 @@ from fastmomentum.optim.restart import Reset
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import hyper_row
+from fastmomentum.rules.record import STEP, hyper_row
 from fastmomentum.rules.registry import find
 
 Floats = npt.NDArray[np.float64]
@@ -253,6 +253,8 @@ class Trace:
         arrays = (param, *(slot.copy() for slot in check_state(self.update, state, param)))
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if name in self.update.parameters}
         _, given = resolve_options(**self._settings, lr=lr, momentum=momentum)
+        if STEP in self.update.parameters:
+            chosen[STEP] = float(self._done + 1)
         row = hyper_row(self.update, given | chosen, param.dtype)
         g = np.zeros_like(param) if grad is None else checks.array("grad", grad, like=param, write=False)
         measure = reductions.measure(self.update)
