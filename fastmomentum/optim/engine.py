@@ -144,7 +144,10 @@ class Engine:
             if fast is None or len(grads) != len(self.group_of) or not fast(grads):
                 if len(grads) != len(self.group_of):
                     grads = checks.sequence("grads", grads, len(self.group_of))
-                self._carry_out_step(grads, self._plan_step(grads))
+                is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
+                read = grads if is_usual else self.state.read(grads)
+                if read is grads or fast is None or not fast(read):
+                    self._carry_out_step(read, self._plan_step(read))
 
     def _plan_step(self, grads: list[Any]) -> StepPlan:
         """Return the plan of a step with other arrays or hyper-parameters than the last one."""
@@ -209,10 +212,7 @@ class Engine:
     def _check_and_build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
-        jobs = [
-            ArrayUpdate(self.state.arrays_of(i), self.groups[group].update, group)
-            for i, group in enumerate(self.group_of)
-        ]
+        jobs = [ArrayUpdate(self.state.arrays_of(i), self.groups[k].update, k) for i, k in enumerate(self.group_of)]
         self._active, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
         self._executor = backends.make_executor(
             self.backend, jobs, written, self.state.counter, self.threads, self.state.device
@@ -244,7 +244,7 @@ class Engine:
         """
         if groups[0].settings.get("restart") is not None and check_restart(groups) == GRADIENT:
             self.check_observable("restart")
-        used = {(number, param.dtype) for number, param in zip(self.group_of, self.state.params)}
+        used = {(number, checks.real_dtype(param.dtype)) for number, param in zip(self.group_of, self.state.params)}
         for number, group in enumerate(groups):
             if self.backend != "cuda":
                 group.refuse_device_scalars()

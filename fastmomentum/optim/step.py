@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import Array
@@ -101,21 +102,26 @@ def step(
         param, state, grad, backend = *_views(param, state, grad), "cuda"
     elif stream is not None:
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
-    param = checks.array("param", param)
+    param = checks.array("param", param, dense=not on_device)
     # fmt: off
     settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
                 decoupled_weight_decay, maximize, clip_value)
     # fmt: on
     try:
-        update, kernel, row = _plan(*settings, **hyper)
+        update, kernel, row, is_complex = _plan(*settings, **hyper)
     except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
-        update, kernel, row = _plan.__wrapped__(*settings, **hyper)
-    arrays = (param, *check_state(update, state, param))
-    grad = checks.array("grad", grad, like=param, write=False)
+        update, kernel, row, is_complex = _plan.__wrapped__(*settings, **hyper)
+    dense = not on_device and not param.flags.c_contiguous
+    arrays = (param, *check_state(update, state, param, dense))
+    if type(grad) is not np.ndarray and not on_device:
+        grad = host_arrays.read("grad", grad)
+    grad = checks.array("grad", grad, like=param, write=False, dense=dense)
     if on_device:
         _launch(update, (*arrays, grad), row, stream)
         return
-    if param.ndim != 1:
+    if dense or is_complex:
+        arrays, grad = tuple(map(host_arrays.flat_view, arrays)), host_arrays.flat_view(grad)
+    elif param.ndim != 1:
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
     done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
     if not (kernel(arrays, grad, row) if done is None else done):
@@ -176,8 +182,11 @@ def _plan(
     clip_value: float | None,
     /,
     **hyper: float,
-) -> tuple[Rule, Any, tuple[Any, ...]]:
-    """Return the rule, the kernel and the hyper-parameters of a step, once for each set of settings."""
+) -> tuple[Rule, Any, tuple[Any, ...], bool]:
+    """Return the rule, the kernel and the hyper-parameters of a step, and whether `dtype` is complex.
+
+    All is computed once for each set of settings.
+    """
     name = backends.choose(backend, ())
     checks.threads(threads)
     for option in ("max_norm", "lookahead", "skip_nonfinite", "correct"):
@@ -197,8 +206,9 @@ def _plan(
         clip_value=clip_value,
         **hyper,
     )
-    row = hyper_row(update, given, dtype)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+    real = checks.real_dtype(dtype)
+    row = hyper_row(update, given, real)
+    return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row, dtype.kind == "c"
 
 
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
@@ -237,9 +247,9 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """
     if not isinstance(arrays, list | tuple | Sequence):
         raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
-    # A copy is contiguous, as the checks require.
-    copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
-    given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
+    # A copy in C order has no holes, as the checks require.
+    copies = [array.copy(order="C") if isinstance(array, np.ndarray) else array for array in arrays]
+    given: list[Any] = [checks.array(f"arrays[{i}]", array, dense=True) for i, array in enumerate(copies)]
     if not given:
         raise ValueError("arrays: expected at least one; got none")
     for i, array in enumerate(given):

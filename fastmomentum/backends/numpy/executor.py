@@ -4,6 +4,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from fastmomentum.backends.base import ArrayUpdate, HostExecutor, RowFunction, StepCounter, sum_in_order, uninterrupted
+from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.numpy.kernels import kernel
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
@@ -18,6 +19,7 @@ class NumpyExecutor(HostExecutor):
     def __init__(self, jobs: Sequence[ArrayUpdate], counter: StepCounter) -> None:
         self._jobs, self._counter = jobs, counter
         self._kernels = [kernel(job.update) for job in jobs]
+        self._flat = [tuple(map(flat_view, job.arrays)) for job in jobs]
 
     def select(self, active: Sequence[bool]) -> None:
         """Update the parameters that are active until the next call."""
@@ -30,7 +32,7 @@ class NumpyExecutor(HostExecutor):
 
     def sum_squares(self, grads: list[Any]) -> float:
         """Return the sum of squares of all gradients."""
-        return sum_in_order(sum_of_squares(grads[i]) for i in self._rows)
+        return sum_in_order(sum_of_squares(flat_view(grads[i])) for i in self._rows)
 
     def set_clip_factor(self, factor: float) -> None:
         """Set the clip factor."""
@@ -40,14 +42,14 @@ class NumpyExecutor(HostExecutor):
         """Return the sums of the next step."""
         found = {}
         for i in self._rows:
-            sums = measure(self._jobs[i].update)(self._jobs[i].arrays, grads[i], self._hyper[i])
+            sums = measure(self._jobs[i].update)(self._flat[i], flat_view(grads[i]), self._hyper[i])
             found[i] = self._step_sums(i, sums)
         return found
 
     def _update(self, grads: list[Any]) -> bool:
         with uninterrupted():
             for i in self._rows:
-                if not self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]):
+                if not self._kernels[i](self._flat[i], flat_view(grads[i]), self._hyper[i]):
                     return False
             self._counter.steps += 1
         return True
