@@ -7,6 +7,7 @@ writes to an array, so a refused call has changed nothing. Parameters, states an
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from itertools import combinations
 from math import isfinite
 from numbers import Real
@@ -210,6 +211,7 @@ def dtype(value: object) -> np.dtype[Any]:
     raise TypeError(f"dtype: expected float32 or float64; got {value!r}")
 
 
+@cache
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of the real and imaginary parts of a complex dtype, and any other dtype unchanged."""
     return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
@@ -274,9 +276,8 @@ def array(name: str, value: Any, *, like: Array | None = None, write: bool = Tru
 def _has_layout(value: Array, like: Array | None, write: bool, dense: bool) -> bool:
     """Return whether an array of the right dtype and shape lies in memory as :func:`array` requires."""
     flags = value.flags
-    if dense and not (is_dense(value) if like is None else _same_strides(value, like)):
-        return False
-    return (dense or flags.c_contiguous) and flags.aligned and (flags.writeable or not write)
+    in_order = (_same_strides(value, like) if like is not None else is_dense(value)) if dense else flags.c_contiguous
+    return in_order and flags.aligned and (flags.writeable or not write)
 
 
 def _plain(name: str, value: object) -> Array:
