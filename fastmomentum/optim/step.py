@@ -47,14 +47,18 @@ def step(
     Parameters
     ----------
     param : array
-        float32 or float64, C-contiguous, of any shape; it is written. A NumPy array, or an array in the memory of a
-        CUDA device: Numba's, CuPy's, a torch tensor, anything with ``__cuda_array_interface__`` or DLPack.
+        An array of any shape; it is written. A NumPy array of float32, float64, complex64 or complex128, of any dense
+        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements. Or
+        a C-contiguous array of float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor,
+        anything with ``__cuda_array_interface__`` or DLPack.
     state : array, tuple of arrays, or None
-        The state that the rule declares, like `param` in dtype and shape; it is written. For most rules it is the
-        velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first a
-        copy of `param`; None for sgd.
+        The state that the rule declares, like `param` in dtype, shape and strides; it is written. For most rules it is
+        the velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first
+        a copy of `param`; None for sgd.
     grad : array
-        Like `param`; it is only read. NaN and infinities in it propagate as in NumPy.
+        Like `param` in dtype, shape and strides; it is only read. NaN and infinities in it propagate as in NumPy. An
+        array of another library in host memory is read without a copy: a torch tensor, a JAX array, anything with the
+        buffer protocol or DLPack. For a `param` without dimensions, a NumPy scalar serves, too.
     rule : str, Rule or chain
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float
@@ -87,6 +91,12 @@ def step(
     ------
     TypeError, ValueError
         If an argument has a wrong type or value; nothing has been written then.
+
+    Notes
+    -----
+    The real and imaginary parts of complex numbers are updated as two real numbers, as torch.optim.Adam does. Rules
+    that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
+    and the signs in signum and lion, act on each part.
 
     Examples
     --------
@@ -221,7 +231,7 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     Parameters
     ----------
     arrays : sequence of ndarray
-        Arrays of one dtype, float32 or float64, contiguous or not; they are copied.
+        Arrays of one dtype: float32, float64, complex64 or complex128. They may have any strides, as they are copied.
 
     Returns
     -------

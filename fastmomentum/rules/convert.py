@@ -112,7 +112,7 @@ def convert(
     Parameters
     ----------
     state : ndarray, None, or list of these
-        The state of `source`, as ``opt.state`` has it; float32 or float64. It is not changed.
+        The state of `source`, as ``opt.state`` has it: real or complex, of any dense layout. It is not changed.
     source, target : str or Rule
         The rules; the look-ahead forms are named "classical_lookahead", "pytorch_lookahead", "ema_lookahead".
     lr, momentum, dampening : float
@@ -124,7 +124,7 @@ def convert(
     Returns
     -------
     state : ndarray, None, or list of these
-        New arrays, computed in double precision, in the dtype of the given ones.
+        New arrays, computed in double precision, with the dtype and strides of the given ones.
     lr, momentum : float
         The settings of the target.
 
