@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum.backends.step_sums import StepSums
-from fastmomentum.checks import describe
+from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.stages import maximises
 
@@ -212,9 +212,8 @@ class ArrayUpdate(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of all its arrays."""
-        dtype: np.dtype[Any] = self.arrays[0].dtype
-        return dtype
+        """The dtype in which all its arrays are updated; of complex arrays that of their parts."""
+        return real_dtype(self.arrays[0].dtype)
 
 
 class Executor(Protocol):

@@ -123,7 +123,10 @@ class Engine:
             if fast is None or len(grads) != len(self.group_of) or not fast(grads):
                 if len(grads) != len(self.group_of):
                     grads = checks.sequence("grads", grads, len(self.group_of))
-                self._carry_out_step(grads, self._plan_step(grads))
+                is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
+                read = grads if is_usual else self.state.read(grads)
+                if read is grads or fast is None or not fast(read):
+                    self._carry_out_step(read, self._plan_step(read))
 
     def _plan_step(self, grads: list[Any]) -> StepPlan:
         """Return the plan of a step with other arrays or hyper-parameters than the last one."""
@@ -213,23 +216,25 @@ class Engine:
         return self._run if self._measures else self._executor.run
 
     def _run_with_new_values(self, grads: list[Any]) -> bool:
-        """Do one update in which only the values of settings are new; return False if it must be planned."""
-        steps = self.state.counter.steps
+        """Do one update in which only the values of settings are new; return False if it must be planned.
+
+        The values are kept for the plan, so that no function of the step is called twice.
+        """
+        steps, rows = self.state.counter.steps, self._rows
         self._ask = self._ask or FunctionCalls(self.groups)
-        values = self._asked = self._ask(steps - self._epoch)
-        rows = self._rows
-        if not rows.compute(values, steps):
-            return False
-        for group, own in zip(self.groups, values):
-            group.values = own
-        if self._limits.clip_norms or self._limits.scales:
-            self._update_limits()
-        self._executor.set_hyper(rows)
-        done = self._run(grads) if self._measures else self._executor.run(grads)
-        if done:
-            self._asked = None
-            if not self._is_live:
-                self._fast = self._run_again
+        values, self._asked = self._asked or self._ask(steps - self._epoch), None
+        done = False
+        if rows.compute(values, steps):
+            for group, own in zip(self.groups, values):
+                group.values = own
+            if self._limits.clip_norms or self._limits.scales:
+                self._update_limits()
+            self._executor.set_hyper(rows)
+            done = self._run(grads) if self._measures else self._executor.run(grads)
+        if not done:
+            self._asked = values
+        elif not self._is_live:
+            self._fast = self._run_again
         return done
 
     def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]]) -> None:
@@ -275,10 +280,7 @@ class Engine:
     def _check_and_build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
-        jobs = [
-            ArrayUpdate(self.state.arrays_of(i), self.groups[group].update, group)
-            for i, group in enumerate(self.group_of)
-        ]
+        jobs = [ArrayUpdate(self.state.arrays_of(i), self.groups[k].update, k) for i, k in enumerate(self.group_of)]
         self._row_of, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
         self._executor = backends.make_executor(
             self.backend, jobs, written, self.state.counter, self.threads, self.state.device
@@ -292,7 +294,8 @@ class Engine:
 
     def _dtypes_of(self, group: int) -> list[np.dtype[Any]]:
         """Return the dtypes of a group's arrays."""
-        found = {param.dtype for number, param in zip(self.group_of, self.state.params) if number == group}
+        params = [param for number, param in zip(self.group_of, self.state.params) if number == group]
+        found = {checks.real_dtype(param.dtype) for param in params}
         return [dtype for dtype in checks.DTYPES if dtype in found]
 
     def check_arrays(self) -> None:

@@ -30,8 +30,9 @@ class Momentum(Optimizer):
     max_norm : float, optional
         Limit of the Euclidean norm of all gradients, as one vector: the update multiplies them by
         f = min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does, but does not write to the arrays of
-        gradients. The norm is summed in double precision in a fixed order. As in torch, a NaN in a gradient makes f
-        NaN, and an infinite norm makes f 0 (in float64, squares overflow from 1e154 on).
+        gradients. The norm of complex gradients is that of all real and imaginary parts, which is the complex norm. It
+        is summed in double precision in a fixed order: within an array, in the order of addresses. As in torch, a NaN
+        in a gradient makes f NaN, and an infinite norm makes f 0 (in float64, squares overflow from 1e154 on).
     skip_nonfinite : bool
         Skip the whole update, so that parameters, state and :attr:`steps` stay as they are, if any gradient holds a NaN
         or an infinity. :attr:`skipped` counts the skipped updates.

@@ -80,7 +80,8 @@ class Optimizer:
         ----------
         grads : array, or sequence of arrays or None
             One array if `params` is one array; else one for each array of all groups, in order. An array whose gradient
-            is None keeps its values and its state.
+            is None keeps its values and its state. As for :func:`fastmomentum.step`, gradients have the strides of
+            their parameters, and may be arrays of other libraries.
         stream : optional
             As for :func:`fastmomentum.step`.
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
-from fastmomentum.checks import Array, array, describe
+from fastmomentum.backends.host_arrays import flat_view, read
+from fastmomentum.checks import Array, array, describe, real_dtype
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
 from fastmomentum.optim.params import Layout
 from fastmomentum.rules.base import Rule
@@ -18,12 +19,14 @@ from fastmomentum.rules.record import hyper_row
 ALL_ROWS = slice(None)
 """All rows of an array, also of one that has no axis."""
 
-INITIAL = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}
+INITIAL = {"zero": "numpy.zeros_like(param)", "param": "numpy.array(param)"}
 """The expression with which a user makes each initial value of a slot, for messages."""
 
 
-def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
+def check_state(rule: Rule, value: object, like: Array, dense: bool) -> tuple[Array, ...]:
     """Return the state slots of one parameter, as `rule` declares them, from None, an array, or a tuple of arrays.
+
+    `like` is the parameter; `dense` says whether it is on the host and not C-contiguous.
 
     Raises
     ------
@@ -32,14 +35,14 @@ def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
     """
     slots = rule.slots
     if len(slots) == 1 and value is not None and not isinstance(value, tuple):
-        return (array("state", value, like=like),)
+        return (array("state", value, like=like, dense=dense),)
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
         each = ", ".join(f"{slot} (initially {INITIAL[initial]})" for slot, initial in rule.state)
-        meaning = f", like param in dtype and shape: {each}" if slots else ""
+        meaning = f", like param in dtype, shape and layout: {each}" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {describe(value)}")
-    return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
+    return tuple(array(f"state[{i}]", slot, like=like, dense=dense) for i, slot in enumerate(given))
 
 
 class State:
@@ -109,7 +112,14 @@ class State:
         self._counts = counts
 
     def _array(self, name: str, value: Any, like: Any = None, write: bool = True) -> Any:
-        return checks.array(name, self._arrays.view(name, value), like=like, write=write)
+        dense = self._backend != "cuda" and not (like is not None and like.flags.c_contiguous)
+        return array(name, self._arrays.view(name, value), like=like, write=write, dense=dense)
+
+    def read(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients, with ndarrays for arrays of other libraries in host memory."""
+        if self._backend == "cuda":
+            return grads
+        return [grad if grad is None else read(name, grad) for name, grad in zip(self._grad_names, grads)]
 
     def check_arrays(self, grads: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int64]]:
         """Check all arrays, these gradients among them.
@@ -177,7 +187,7 @@ class State:
             for i in which:
                 group = groups[group_of[i]]
                 values = [self._arrays.number(group.value(name, step)) for name in SCHEDULED]
-                found.append((i, tuple(self.params[i].dtype.type(value) for value in values)))
+                found.append((i, tuple(map(real_dtype(self.params[i].dtype).type, values))))
             return found
 
     def write_points(self, rule: Rule, rows: Iterable[tuple[int, tuple[Any, ...]]], stream: Any = None) -> None:
@@ -194,10 +204,11 @@ class State:
         with self._arrays.on(self.device):
             for number, stage in corrections_of(rule):
                 slot = self.slots[i][number]
-                (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
+                copies = self._arrays.fetch(self.params[i]), self._arrays.fetch(slot)
+                (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, real_dtype(copies[0].dtype))
                 with np.errstate(all="ignore"):
-                    values = stage.function(self._arrays.fetch(self.params[i]), self._arrays.fetch(slot), factor)
-                found.append((slot, values))
+                    values = stage.function(*map(flat_view, copies), factor)
+                found.append((slot, values.view(copies[0].dtype).reshape(copies[0].shape)))
         return found
 
     def write(self, slots: Iterable[tuple[Any, Any]]) -> None:
@@ -212,12 +223,12 @@ class State:
             return self._arrays.number(value) if hasattr(value, "owner") else value
 
     def fetch_slots(self) -> list[list[Any]]:
-        """Return copies of the state slots, on the host."""
+        """Return copies of the state slots, on the host and in C order."""
         with self._arrays.on(self.device):
             return [[self._arrays.fetch(values) for values in slots] for slots in self.slots]
 
     def fetch_params(self) -> list[Any]:
-        """Return copies of the parameters, on the host."""
+        """Return copies of the parameters, on the host and in C order."""
         with self._arrays.on(self.device):
             return [self._arrays.fetch(param) for param in self.params]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import FINITE, RANGES, Array
@@ -49,14 +50,18 @@ def step(
     Parameters
     ----------
     param : array
-        float32 or float64, C-contiguous, of any shape; it is written. A NumPy array, or an array in the memory of a
-        CUDA device: Numba's, CuPy's, a torch tensor, anything with ``__cuda_array_interface__`` or DLPack.
+        An array of any shape; it is written. A NumPy array of float32, float64, complex64 or complex128, of any dense
+        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements. Or
+        a C-contiguous array of float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor,
+        anything with ``__cuda_array_interface__`` or DLPack.
     state : array, tuple of arrays, or None
-        The state that the rule declares, like `param` in dtype and shape; it is written. For most rules it is the
-        velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first a
-        copy of `param`; None for sgd.
+        The state that the rule declares, like `param` in dtype, shape and strides; it is written. For most rules it is
+        the velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first
+        a copy of `param`; None for sgd.
     grad : array
-        Like `param`; it is only read. NaN and infinities in it propagate as in NumPy.
+        Like `param` in dtype, shape and strides; it is only read. NaN and infinities in it propagate as in NumPy. An
+        array of another library in host memory is read without a copy: a torch tensor, a JAX array, anything with the
+        buffer protocol or DLPack. For a `param` without dimensions, a NumPy scalar serves, too.
     rule : str, Rule or chain
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float
@@ -90,6 +95,12 @@ def step(
     TypeError, ValueError
         If an argument has a wrong type or value; nothing has been written then.
 
+    Notes
+    -----
+    The real and imaginary parts of complex numbers are updated as two real numbers, as torch.optim.Adam does. Rules
+    that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
+    and the signs in signum and lion, act on each part.
+
     Examples
     --------
     >>> import numpy as np, fastmomentum as fm
@@ -104,21 +115,26 @@ def step(
         param, state, grad, backend = *_views(param, state, grad), "cuda"
     elif stream is not None:
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
-    param = checks.array("param", param)
+    param = checks.array("param", param, dense=not on_device)
     # fmt: off
     settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
                 decoupled_weight_decay, maximize, clip_value)
     # fmt: on
     try:
-        update, kernel, row = _plan(*settings, **hyper)
+        update, kernel, row, is_complex = _plan(*settings, **hyper)
     except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
-        update, kernel, row = _plan.__wrapped__(*settings, **hyper)
-    arrays = (param, *check_state(update, state, param))
-    grad = checks.array("grad", grad, like=param, write=False)
+        update, kernel, row, is_complex = _plan.__wrapped__(*settings, **hyper)
+    dense = not on_device and not param.flags.c_contiguous
+    arrays = (param, *check_state(update, state, param, dense))
+    if type(grad) is not np.ndarray and not on_device:
+        grad = host_arrays.read("grad", grad)
+    grad = checks.array("grad", grad, like=param, write=False, dense=dense)
     if on_device:
         _launch(update, (*arrays, grad), row, stream)
         return
-    if param.ndim != 1:
+    if dense or is_complex:
+        arrays, grad = tuple(map(host_arrays.flat_view, arrays)), host_arrays.flat_view(grad)
+    elif param.ndim != 1:
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
     done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
     if not (kernel(arrays, grad, row) if done is None else done):
@@ -179,34 +195,22 @@ def _plan(
     clip_value: float | None,
     /,
     **hyper: float,
-) -> tuple[Rule, Any, tuple[Any, ...]]:
-    """Return the rule, the kernel and the hyper-parameters of a step, once for each set of settings.
+) -> tuple[Rule, Any, tuple[Any, ...], bool]:
+    """Return the rule, the kernel and the hyper-parameters of a step, and whether `dtype` is complex.
 
-    If only values are new, the rule and the kernel are those of the last step, and the row function checks the values.
+    All is computed once for each set of settings. If only values are new, the rule and the kernel are those of the last
+    step, and the row function checks the values.
     """
     clip = inf if clip_value is None else clip_value
-    values = (
-        0.0 if lr is None else lr,
-        momentum,
-        dampening,
-        weight_decay,
-        decoupled_weight_decay,
-        clip,
-        *hyper.values(),
-    )
+    rate, decays = 0.0 if lr is None else lr, (weight_decay, decoupled_weight_decay)
+    values = (rate, momentum, dampening, *decays, clip, *hyper.values())
     if all([type(value) is float for value in values]):
-        off = (
-            lr is None,
-            False,
-            dampening == 0.0,
-            weight_decay == 0.0,
-            decoupled_weight_decay == 0.0,
-            clip_value is None,
-        )
+        decay_is_off = (weight_decay == 0.0, decoupled_weight_decay == 0.0)
+        off = (lr is None, False, dampening == 0.0, *decay_is_off, clip_value is None)
         update, kernel, row_function = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
         row = row_function(values, 1) if row_function else None
         if row is not None:
-            return update, kernel, row
+            return update, kernel, row, dtype.kind == "c"
     name = backends.choose(backend, ())
     checks.threads(threads)
     _refuse_momentum_options(hyper)
@@ -222,8 +226,9 @@ def _plan(
         clip_value=clip_value,
         **hyper,
     )
-    row = check_hyper(update, given, dtype)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+    real = checks.real_dtype(dtype)
+    row = check_hyper(update, given, real)
+    return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row, dtype.kind == "c"
 
 
 OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "clip_value")
@@ -255,13 +260,14 @@ def _form(
         checks.threads(threads)
     except (TypeError, ValueError, RuntimeError):
         return find("sgd"), None, None
+    real = checks.real_dtype(dtype)
     allowed = {name: update.allowed.get(name) or RANGES.get(name, FINITE) for name in given}
     limits: list[Input] = [
-        (name, *inner_limits(allowed[name], dtype)) if name in given else (f"no {name}", None, None)
+        (name, *inner_limits(allowed[name], real)) if name in given else (f"no {name}", None, None)
         for name in (*OPTIONS, *hyper)
     ]
-    row = make_row(update, tuple(limits), dtype)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+    row = make_row(update, tuple(limits), real)
+    return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row
 
 
 def _refuse_momentum_options(hyper: Iterable[str]) -> None:
@@ -281,7 +287,7 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     Parameters
     ----------
     arrays : sequence of ndarray
-        Arrays of one dtype, float32 or float64, contiguous or not; they are copied.
+        Arrays of one dtype: float32, float64, complex64 or complex128. They may have any strides, as they are copied.
 
     Returns
     -------
@@ -307,9 +313,9 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """
     if not isinstance(arrays, list | tuple | Sequence):
         raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
-    # A copy is contiguous, as the checks require.
-    copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
-    given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
+    # A copy in C order has no holes, as the checks require.
+    copies = [array.copy(order="C") if isinstance(array, np.ndarray) else array for array in arrays]
+    given: list[Any] = [checks.array(f"arrays[{i}]", array, dense=True) for i, array in enumerate(copies)]
     if not given:
         raise ValueError("arrays: expected at least one; got none")
     for i, array in enumerate(given):

@@ -50,7 +50,7 @@ EXPECTED = json.loads((SAVED / "expected.json").read_text())
 ROWS = [name for name in EXPECTED if "_rows_" in name]
 # 0.1.0 named a chain without a name after its first function alone; later versions name it after all of them.
 REFUSED = "release_0_1_0_unnamed_chain.npz"
-# Until schema 3 the rule ema_corrected had an array of weights c, which were summed in the arrays' dtype. Later versions
+# Until schema 3 the rule ema_corrected had an array of weights c, summed in the arrays' dtype. Later versions
 # compute c = 1 − β^t from the number of updates, so the last digits differ.
 WEIGHED = "schema_3_ema_corrected.npz"
 LOADED = [name for name in EXPECTED if name not in (*ROWS, REFUSED, WEIGHED)]
