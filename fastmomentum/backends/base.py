@@ -321,7 +321,8 @@ class HostExecutor:
         if squares is None:
             return False
         counter = self._counter
-        if limits.skip and not is_finite(sum_in_order(squares), grads) and counter.in_a_row < limits.most_skips:
+        finite = not limits.skip or is_finite(sum_in_order(squares), grads)
+        if not finite and counter.in_a_row < limits.most_skips:
             counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
             return True
         if limits.scales:
@@ -335,7 +336,7 @@ class HostExecutor:
             factor = at_most_one(limits.max_norm / (math.sqrt(sum_in_order(squares)) + 1e-6))
             self.set_factors("norm_factor", [factor] * len(squares))
         done = self.run(grads)
-        if done:
+        if done and finite:
             counter.in_a_row = 0
         return done
 

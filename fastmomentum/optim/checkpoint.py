@@ -10,6 +10,7 @@ A saved state is a dict:
     skipped_in_a_row  the number of updates skipped since the last one that was done
     skip_nonfinite  whether updates may be skipped, or how many in a row at most
     resets          a list of (step, reason, scope)
+    last_reset      the number of updates done before the last reset of everything
     value           the objective last reported, or None
     names           the names of the arrays, or None
     groups          for each group its settings and the number of its arrays; a schedule is saved as the dict that
@@ -38,6 +39,7 @@ from fastmomentum.backends.base import one_caller
 from fastmomentum.optim.archive import read_archive, write_archive
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup, restored_group
+from fastmomentum.optim.restart import ALL
 from fastmomentum.optim.state import State
 from fastmomentum.rules.registry import find, names
 
@@ -47,7 +49,7 @@ SCHEMA = 4
 READABLE = (1, 2, 3, SCHEMA)
 KEYS = (
     *("schema", "rule", "made_of", "steps", "skipped", "skipped_in_a_row", "skip_nonfinite"),
-    *("resets", "value", "names", "groups", "functions", "values", "updates", "state"),
+    *("resets", "last_reset", "value", "names", "groups", "functions", "values", "updates", "state"),
 )
 
 ARRAYS = "number of arrays"
@@ -68,6 +70,7 @@ def to_dict(engine: Engine) -> dict[str, Any]:
         "skipped_in_a_row": state.counter.in_a_row,
         "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in state.resets],
+        "last_reset": state.last_reset,
         "value": state.value,
         "names": None if state.names is None else list(state.names),
         "groups": [
@@ -87,7 +90,9 @@ def upgrade(saved: SavedState) -> dict[str, Any]:
     known = {name: value for name, value in saved.items() if name != "started"}
     started, steps = saved["started"], saved.get("steps")
     updates = [steps if each else 0 for each in started] if isinstance(started, list) else started
-    added = {"skipped_in_a_row": 0, "value": None, "names": None, "updates": updates}
+    resets: Any = saved.get("resets")
+    last_reset = max((step for step, _, scope in resets if scope == ALL), default=0) if _are_resets(resets) else 0
+    added = {"skipped_in_a_row": 0, "last_reset": last_reset, "value": None, "names": None, "updates": updates}
     groups = saved.get("groups")
     values: list[dict[str, Any]] = [{} for _ in groups] if isinstance(groups, list) else []
     found = added | {"values": values} | known | {"schema": SCHEMA}
@@ -328,11 +333,11 @@ def refuse(differences: Iterable[str], what: str = "this optimiser") -> None:
 
 def _malformed(saved: SavedState) -> Iterator[str]:
     """Yield a sentence for each entry that does not have the form that :func:`to_dict` gives it."""
-    for key in ("steps", "skipped", "skipped_in_a_row"):
+    for key in ("steps", "skipped", "skipped_in_a_row", "last_reset"):
         if not _is_count(saved[key]):
             yield f"{key}: expected a whole number from 0 to 2**62; got {checks.describe(saved[key])}"
     forms: dict[str, Callable[[Any], bool]] = {
-        "resets": lambda reset: isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str],
+        "resets": lambda reset: _are_resets([reset]),
         "groups": lambda group: isinstance(group, Mapping) and ARRAYS in group and "rule" not in group,
         "values": lambda values: isinstance(values, Mapping) and all(map(_is_number, values.values())),
         "updates": _is_count,
@@ -354,6 +359,12 @@ def _malformed(saved: SavedState) -> Iterator[str]:
             for number, group in enumerate(saved[key]):
                 others = [name for name in group if name in SCHEDULED or type(group[name]) not in PLAIN]
                 yield from (f"groups[{number}]: {name}: {why}" for name in others if (why := why_unfit(group[name])))
+
+
+def _are_resets(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str] for reset in value
+    )
 
 
 def _is_count(value: Any) -> bool:

@@ -84,7 +84,10 @@ def convert_run(
         state, _, _ = plans[number].apply(slots[0] if slots else None, param)
         states.append([] if state is None else [state])
     arguments = _arguments([plan.after.settings for plan in plans], engine, single)
-    unchanged = {name: saved[name] for name in ("steps", "skipped", "skipped_in_a_row", "resets", "value", "updates")}
+    unchanged = {
+        name: saved[name]
+        for name in ("steps", "skipped", "skipped_in_a_row", "resets", "last_reset", "value", "updates")
+    }
     return arguments | shared, unchanged | {"state": states}
 
 

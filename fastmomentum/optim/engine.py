@@ -5,6 +5,7 @@ writes. A plain step is one call of compiled code, so no signal can interrupt it
 effect after them.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from math import inf
@@ -69,7 +70,14 @@ class Engine:
         The lock that is held in a step and in every other change, by :func:`~fastmomentum.backends.base.one_caller`.
     """
 
-    def __init__(self, layout: Layout, backend: str | None, threads: int | None, skip_nonfinite: bool | int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        backend: str | None,
+        threads: int | None,
+        skip_nonfinite: bool | int,
+        keep_resets: int | None = None,
+    ) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
         self.backend = backends.choose(backend, layout.params)
         self.threads = cpu_threads.threads_by_default if threads is None else threads
@@ -83,10 +91,10 @@ class Engine:
         self._stream: object = None
         self._executor: Executor
         self._fast: Callable[[list[Any]], bool] | None = None
-        self._row_of: list[int] = []
+        self._row_of: list[int] | None = None
         self._ask: FunctionCalls | None = None
         self._asked: list[list[float]] | None = None
-        self.state = State(layout, self.backend)
+        self.state = State(layout, self.backend, keep_resets)
         self.groups = [group.with_dtypes(self._dtypes_of(number)) for number, group in enumerate(self.groups)]
         self._check_and_build([None] * len(self.group_of))
         self.check_groups(self.groups)
@@ -204,7 +212,7 @@ class Engine:
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
         if plan.row_of != self._row_of:
-            self._row_of = []  # if a signal interrupts the selection, the next step selects again
+            self._row_of = None  # if a signal interrupts the selection, the next step selects again
             self._executor.select(plan.row_of)
             self._row_of = plan.row_of
         self._executor.set_hyper(plan.rows)
@@ -281,7 +289,7 @@ class Engine:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
         jobs = [ArrayUpdate(self.state.arrays_of(i), self.groups[k].update, k) for i, k in enumerate(self.group_of)]
-        self._row_of, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
+        self._row_of, self._fast, self._executor_checks = None, None, False  # until the new executor is complete
         self._executor = backends.make_executor(
             self.backend, jobs, written, self.state.counter, self.threads, self.state.device
         )
@@ -321,8 +329,19 @@ class Engine:
         for group in groups:
             group.check()
             group.check_device_scalars(self.backend != "cuda")
-            if self.backend == "cuda" and group.number("clip_norm") is not None:
-                raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
+            if self.backend == "cuda":
+                self._check_norms_on_device(group)
+
+    def _check_norms_on_device(self, group: ParamGroup) -> None:
+        if group.number("clip_norm") is not None:
+            raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
+        if group.number("max_norm") is not None and group.scale != 1.0:
+            raise TypeError(
+                "max_norm: expected None with a chain that begins with a scale, as the arrays are on a device, where "
+                "norms are those of the gradients themselves"
+            )
+        if type(self.skip_nonfinite) is int:
+            raise TypeError("skip_nonfinite: expected True or False, as the arrays are on a device; got a number")
 
     def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
         """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
@@ -334,16 +353,22 @@ class Engine:
 
     def _step_after_reset(self, steps: int) -> int:
         """Return the schedules' step after a reset of everything that follows `steps` updates."""
-        return steps - epoch(self.restart, [(steps, "", ALL)])
+        return steps - epoch(self.restart, steps)
 
     def _reset(self, which: Sequence[int], rows: slice, record: Record, points: Sequence[PointRow]) -> None:
         self._fast = None
         self.changes += 1
         self.state.initialise(self.update, which, rows)
+        state = self.state
         if rows is ALL_ROWS:
-            self.state.updates = [0 if i in which else count for i, count in enumerate(self.state.updates)]
-        self.state.resets = [*self.state.resets, record]
-        self._epoch = epoch(self.restart, self.state.resets)
+            updates = list(state.updates)
+            for i in which:
+                updates[i] = 0
+            state.updates = updates
+        state.resets.append(record)
+        if record[2] == ALL:
+            state.last_reset = record[0]
+        self._epoch = epoch(self.restart, state.last_reset)
         self._write([], points)
 
     def set_setting(self, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
@@ -371,6 +396,44 @@ class Engine:
                 groups[number].values = own or groups[number].values
         if fast is not None:
             self._fast = self._run_with_new_values
+
+    def add_group(self, layout: Layout) -> None:
+        """Update the arrays of one more group, the last one of `layout`, from the next step on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a setting or an array is refused; nothing has been changed then.
+        """
+        new = range(len(self.group_of), len(layout.group_of))
+        self._use_state(self.state.with_arrays(layout), layout.groups, layout.group_of)
+        points = self._points(new, self.groups, self.schedule_step)
+        with uninterrupted():
+            self.state.initialise(self.update, new, ALL_ROWS)
+            self._write([], points)
+
+    def replace(self, i: int, param: Any) -> None:
+        """Update this array in place of parameter i, whose state goes along."""
+        self._use_state(self.state.with_param(i, param), self.groups, self.group_of)
+
+    def _use_state(self, state: State, groups: list[ParamGroup], group_of: list[int]) -> None:
+        """Use another state with these groups, or go on as before if an array or a setting is refused."""
+        if self.observer is not None:
+            raise RuntimeError(
+                "expected no trace in progress, as it records the arrays that there were; call its stop()"
+            )
+        before = self.state, self.groups, self.group_of
+        with uninterrupted():
+            try:
+                self.state, self.groups, self.group_of = state, groups, group_of
+                self._check_and_build([None] * len(group_of))
+                used = [group.with_dtypes(self._dtypes_of(number)) for number, group in enumerate(groups)]
+                self.check_groups(used)
+                self._set_groups(used)
+            except BaseException:
+                self.state, self.groups, self.group_of = before
+                self._fast, self._executor_checks, self._row_of = None, False, None
+                raise
 
     def set_skips(self, skip_nonfinite: bool | int) -> None:
         """Skip updates with gradients that are not finite, or not, from the next update on."""
@@ -451,7 +514,7 @@ class Engine:
             restart = check_restart(groups)
             self.observe(self.observer, GradientRestart() if restart == GRADIENT else None)
             self.restart = restart
-            self._epoch = epoch(restart, self.state.resets)
+            self._epoch = epoch(restart, self.state.last_reset)
 
     def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool | int) -> None:
         """Continue from a saved state, which has been checked, with these settings."""
@@ -463,7 +526,8 @@ class Engine:
             self.loads += 1
             state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
             state.counter.in_a_row = saved["skipped_in_a_row"]
-            state.resets, state.updates = list(saved["resets"]), saved["updates"]
+            state.resets, state.last_reset = deque(saved["resets"], state.resets.maxlen), saved["last_reset"]
+            state.updates = saved["updates"]
             state.value, self.skip_nonfinite = saved["value"], skip_nonfinite
             self._set_groups(groups)
             state.write(slots)
@@ -506,7 +570,7 @@ class Engine:
         """Let these observers, or none, see every update from now on."""
         self.observer, self.gradient_restart = observer, gradient_restart
         self._executor.observe_with(self._observers)
-        self._row_of, self._fast = [], None
+        self._row_of, self._fast = None, None
 
     def __getstate__(self) -> dict[str, Any]:
         if self.backend == "cuda":

@@ -10,9 +10,9 @@ from fastmomentum.optim import checkpoint, conversion
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.group_settings import GroupSettings, is_setting, set_settings
 from fastmomentum.optim.groups import SHARED
-from fastmomentum.optim.params import parse_params
+from fastmomentum.optim.params import Layout, parse_params, with_group
 from fastmomentum.optim.recorder import start_trace
-from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope
+from fastmomentum.optim.restart import ALL, FUNCTION, Reset, group_index, reset_scope
 from fastmomentum.optim.trace import Trace
 from fastmomentum.rules.base import Rule
 
@@ -65,12 +65,14 @@ class Optimizer:
         backend: str | None = None,
         threads: int | None = None,
         skip_nonfinite: bool | int = False,
+        keep_resets: int | None = None,
         **settings: Any,
     ) -> None:
         threads, skip_nonfinite = checks.threads(threads), checks.skips(skip_nonfinite)
         given = {"rule": rule, **({} if lr is None else {"lr": lr}), **settings}
         layout = parse_params(params, given)
-        self._engine = Engine(layout, backend, threads, skip_nonfinite)
+        keep_resets = None if keep_resets is None else checks.integer("keep_resets", keep_resets)
+        self._engine = Engine(layout, backend, threads, skip_nonfinite, keep_resets)
         self._single, self._given = layout.single, given
 
     def step(self, grads: Any, stream: Any = None) -> None:
@@ -275,14 +277,88 @@ class Optimizer:
         )
 
     def _one_or_all(self, values: list[Any]) -> Any:
-        return values[0] if self._single else list(values)
+        if self._single:
+            return values[0]
+        names = self._engine.state.names
+        return list(values) if names is None else dict(zip(names, values))
+
+    def add_group(self, group: Mapping[str, Any]) -> None:
+        """Update more arrays from the next step on.
+
+        Parameters
+        ----------
+        group : mapping
+            {"params": ..., "lr": ..., ...}, as for the constructor; settings that it leaves out are those that the
+            constructor got. Its arrays have names if those of the other groups do.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array or a setting is refused; nothing has been changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum([np.ones(2)], lr=0.5)
+        >>> opt.step([np.ones(2)])
+        >>> opt.add_group({"params": np.ones(1), "lr": 0.25})
+        >>> opt.step([None, np.ones(1)])
+        >>> opt.params, opt.lr
+        ([array([0.5, 0.5]), array([0.75])], [0.5, 0.25])
+        """
+        engine = self._engine
+        with one_caller(engine.lock):
+            state = engine.state
+            layout = Layout(state.given, state.array_names, state.names, engine.groups, engine.group_of, False)
+            now = engine.groups[0].settings
+            shared = self._given | {name: now[name] for name in SHARED if name in now}
+            engine.add_group(with_group(layout, f"groups[{len(engine.groups)}]", group, shared))
+            self._single = False
+
+    def replace(self, array: int | str, param: Any) -> None:
+        """Update another array in place of one of the parameters, whose state goes along.
+
+        Parameters
+        ----------
+        array : int or str
+            The number of the parameter, counted through all groups, or its name.
+        param : array
+            The array to update from the next step on, of the same shape and dtype. It is not written to now.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such parameter, or the array does not fit; nothing has been changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), lr=0.5, momentum=0.5)
+        >>> opt.step(np.ones(2))
+        >>> moved = opt.params.copy()
+        >>> opt.replace(0, moved)
+        >>> opt.step(np.ones(2))
+        >>> moved
+        array([-0.25, -0.25])
+        """
+        with one_caller(self._engine.lock):
+            self._engine.replace(self._number_of("array", array), param)
+
+    def _number_of(self, what: str, array: Any) -> int:
+        """Return the number of the parameter that a number or a name stands for."""
+        names = self._engine.state.names
+        if isinstance(array, str) and names is not None:
+            if array not in names:
+                raise ValueError(f"{what}: expected the name of a parameter; got {array!r}")
+            return names.index(array)
+        return group_index(what, array, len(self._engine.group_of))
 
     def reset(
         self,
         reason: str,
         *,
         group: int | None = None,
-        array: int | None = None,
+        array: int | str | None = None,
         rows: int | slice | tuple[int, int] | None = None,
     ) -> None:
         """Set the state back to its initial values: v ← 0, or q ← p for a rule that keeps the previous position.
@@ -295,7 +371,8 @@ class Optimizer:
         reason : str
             The reason; :attr:`resets` holds it with the number of updates done.
         group, array : int, optional
-            The number of the only group, or of the only array, counted through all groups, to reset.
+            The number of the only group, or of the only array, counted through all groups, to reset; an array may be
+            given by its name.
         rows : int, slice or (int, int), optional
             The only rows of `array` to reset, along its first axis: one row, a slice without a step, or (start, stop),
             for new rows of an embedding, for example. `array` may be left out if there is one array.
@@ -323,6 +400,7 @@ class Optimizer:
             raise ValueError("reason: expected a str that says why; got an empty one")
         engine = self._engine
         shapes = [param.shape for param in engine.state.params]
+        array = self._number_of("array", array) if isinstance(array, str) else array
         scope = reset_scope(engine.group_of, len(engine.groups), shapes, group, array, rows)
         with one_caller(engine.lock):
             engine.reset(scope.which, scope.rows, (self.steps, str(reason), scope.text))

@@ -1,6 +1,8 @@
 """The state of an optimiser: its arrays, and the other values that a checkpoint holds."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -58,30 +60,34 @@ class State:
         The state slots of each parameter; the optimiser owns these arrays.
     names : list of str or None
         The names that the user gave to the parameters.
+    array_names : list of str
+        The names of the parameters in messages.
     counter : StepCounter
         The numbers of updates done and skipped.
-    resets : list of (int, str, str)
+    resets : deque of (int, str, str)
         For each reset the number of updates done before it, the reason, and the scope.
+    last_reset : int
+        The number of updates done before the last reset of everything.
     value : float or None
         The objective that was reported last.
     device : int
         The CUDA device of the arrays; 0 on the host.
     """
 
-    def __init__(self, layout: Layout, backend: str) -> None:
-        self.given, self.names, self._names, self._backend = layout.params, layout.keys, layout.names, backend
-        indices = range(len(self.given)) if layout.keys is None else map(repr, layout.keys)
-        self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in indices]
+    def __init__(self, layout: Layout, backend: str, keep_resets: int | None = None) -> None:
+        self.given, self.names, self.array_names, self._backend = layout.params, layout.keys, layout.names, backend
+        self._grad_names = _names_of_grads(layout)
         self._slot_names = layout.groups[0].update.slots
         self._arrays = backends.arrays_of(backend)
-        params = [self._array(name, p) for name, p in zip(self._names, self.given)]
-        self.device = self._arrays.one_device(self._names, params)
+        params = [self._array(name, p) for name, p in zip(self.array_names, self.given)]
+        self.device = self._arrays.one_device(self.array_names, params)
         with self._arrays.on(self.device):
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
         self.counter = StepCounter()
         self._updates, self._counted, self._counts = [0] * len(params), 0, [False] * len(params)
-        self.resets: list[tuple[int, str, str]] = []
+        self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
+        self.last_reset = 0
         self.value: float | None = None
 
     @property
@@ -111,6 +117,49 @@ class State:
         self.updates = self.updates
         self._counts = counts
 
+    def with_arrays(self, layout: Layout) -> "State":
+        """Return this state with the arrays that `layout` has after its own; the counters are shared.
+
+        The slots of new arrays have undefined values, which :meth:`initialise` writes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a kernel cannot work on a new array.
+        """
+        count = len(self.given)
+        new = State(layout._replace(params=layout.params[count:], names=layout.names[count:]), self._backend)
+        found = copy(self)
+        found.given, found.names, found.array_names = layout.params, layout.keys, layout.names
+        found._grad_names = _names_of_grads(layout)
+        found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
+        found.updates = [*self.updates, *new.updates]
+        found._counts = [*self._counts, *[False] * len(new.params)]
+        return found
+
+    def with_param(self, i: int, param: Any) -> "State":
+        """Return this state with another array as parameter i; the state slots have the layout of the new array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the array has another shape or dtype, or a kernel cannot work on it.
+        """
+        name, old = self.array_names[i], self.params[i]
+        new = self._array(name, param)
+        if (new.dtype, new.shape) != (old.dtype, old.shape):
+            raise ValueError(f"{name}: expected {describe(old)}, as before; got {describe(new)}")
+        slots = self.slots[i]
+        if getattr(new, "strides", None) != getattr(old, "strides", None):
+            slots = tuple(self._arrays.empty_like(new) for _ in slots)
+            for target, source in zip(slots, self.slots[i]):
+                self._arrays.copy(target, source)
+        found = copy(self)
+        found.given, found.params = list(self.given), list(self.params)
+        found.given[i], found.params[i] = param, new
+        found.slots = [*self.slots[:i], slots, *self.slots[i + 1 :]]
+        return found
+
     def _array(self, name: str, value: Any, like: Any = None, write: bool = True) -> Any:
         dense = self._backend != "cuda" and not (like is not None and like.flags.c_contiguous)
         return array(name, self._arrays.view(name, value), like=like, write=write, dense=dense)
@@ -136,9 +185,9 @@ class State:
         TypeError, ValueError
             If an array has a wrong dtype, shape or layout, or shares memory with an array that is written.
         """
-        self.params = [self._array(name, param) for name, param in zip(self._names, self.given)]
-        written = dict(zip(self._names, self.params))
-        for name, param, slots in zip(self._names, self.params, self.slots):
+        self.params = [self._array(name, param) for name, param in zip(self.array_names, self.given)]
+        written = dict(zip(self.array_names, self.params))
+        for name, param, slots in zip(self.array_names, self.params, self.slots):
             for slot, values in zip(self._slot_names, slots):
                 written[f"the {slot} of {name}"] = self._array(f"the {slot} of {name}", values, param)
         plain = [
@@ -238,3 +287,9 @@ class State:
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
         self._arrays = backends.arrays_of(self._backend)
+
+
+def _names_of_grads(layout: Layout) -> list[str]:
+    """Return the names of the gradients in messages."""
+    indices = range(len(layout.params)) if layout.keys is None else map(repr, layout.keys)
+    return ["grads"] if layout.single else [f"grads[{i}]" for i in indices]

@@ -21,7 +21,7 @@ from fastmomentum.backends.base import (
     group_by_code,
 )
 from fastmomentum.backends.cpu import threads
-from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, SIZE, dtype_code
+from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, OBJECTS, SIZE, dtype_code
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
 from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
@@ -139,7 +139,8 @@ class CpuExecutor(HostExecutor):
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
         self._headers = [job.arrays[0].view() for job in jobs]  # the table holds their addresses
-        self._table = np.array([_table_row(i, *each) for i, each in enumerate(zip(jobs, self._headers))], np.int64)
+        rows = [_table_row(i, *each) for i, each in enumerate(zip(jobs, self._headers))]
+        self._table = np.array(rows, np.int64) if rows else np.zeros((0, OBJECTS), np.int64)
         self._key, self._order = group_by_code(jobs)
 
     def select(self, row_of: Sequence[int]) -> None:
