@@ -176,15 +176,6 @@ def boolean(name: str, value: object) -> bool:
     return bool(value)
 
 
-def skips(value: object) -> bool | int:
-    """Return `value`, if it says which updates to skip: True, False, or at most how many in a row, from 1."""
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if not _is_integer(value):
-        raise TypeError(f"skip_nonfinite: expected True, False or a whole number >= 1; got {describe(value)}")
-    return integer("skip_nonfinite", value, 1)
-
-
 def threads(value: object) -> int | None:
     """Return `value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
     if value is None:
@@ -249,12 +240,6 @@ def _same_strides(value: Array, like: Array) -> bool:
 def reversed_axes(value: Array) -> tuple[int, ...]:
     """Return the axes along which addresses fall."""
     return tuple([axis for axis, stride in enumerate(value.strides) if stride < 0 and value.shape[axis] > 1])
-
-
-def empty_like(value: Array) -> Array:
-    """Return a new array of the same shape, dtype and strides, with undefined values."""
-    found = np.empty_like(value)  # it has the same order of axes, but reverses none
-    return found if value.flags.c_contiguous else np.flip(found, reversed_axes(value))
 
 
 def array(name: str, value: Any, *, like: Array | None = None, write: bool = True, dense: bool = False) -> Array:

@@ -202,6 +202,11 @@ class NormLimits(NamedTuple):
     skip: bool
     most_skips: int
 
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped to a norm."""
+        return self.max_norm is not None or self.clip_norms is not None
+
 
 class ArrayUpdate(NamedTuple):
     """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number."""

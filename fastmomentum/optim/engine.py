@@ -5,10 +5,8 @@ writes. A plain step is one call of compiled code, so no signal can interrupt it
 effect after them.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from math import inf
 from threading import Lock
 from typing import Any
 
@@ -19,15 +17,15 @@ from fastmomentum.backends.base import (
     NO_ROW,
     ArrayUpdate,
     Executor,
-    NormLimits,
     Observer,
     one_caller,
     uninterrupted,
 )
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.norms import check_groups, check_on_host, norm_limits
 from fastmomentum.optim.params import Layout
-from fastmomentum.optim.plan import FunctionCalls, PointRow, RowKey, Rows, StepPlan
+from fastmomentum.optim.plan import FunctionCalls, PointRow, RowKey, Rows, StepPlan, assign_rows, groups_at
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
@@ -81,6 +79,7 @@ class Engine:
         self.groups, self.group_of = layout.groups, layout.group_of
         self.backend = backends.choose(backend, layout.params)
         self.threads = cpu_threads.threads_by_default if threads is None else threads
+        self.check_skips(skip_nonfinite)
         self.skip_nonfinite = skip_nonfinite
         self.lock = Lock()
         self.loads = self.changes = 0
@@ -95,16 +94,16 @@ class Engine:
         self._ask: FunctionCalls | None = None
         self._asked: list[list[float]] | None = None
         self.state = State(layout, self.backend, keep_resets)
-        self.groups = [group.with_dtypes(self._dtypes_of(number)) for number, group in enumerate(self.groups)]
-        self._check_and_build([None] * len(self.group_of))
-        self.check_groups(self.groups)
-        points = self._points(self._all, self.groups, 0)
-        self.state.initialise(self.update, self._all, ALL_ROWS)
-        self._set_groups(self.groups)
-        self._write([], points)
+        self.groups = [group.with_dtypes(self.dtypes_of(number)) for number, group in enumerate(self.groups)]
+        self.check_and_build([None] * len(self.group_of))
+        check_groups(self.backend, self.groups)
+        points = self.points(self.all_params, self.groups, 0)
+        self.state.initialise(self.update, self.all_params, ALL_ROWS)
+        self.set_groups(self.groups)
+        self.write_state([], points)
 
     @property
-    def _all(self) -> range:
+    def all_params(self) -> range:
         """The numbers of all parameters."""
         return range(len(self.group_of))
 
@@ -144,46 +143,23 @@ class Engine:
         step = steps - self._epoch
         asked, self._asked = self._asked, None
         self._ask = self._ask or FunctionCalls(self.groups)
-        values = self._ask(step) if asked is None else asked
-        groups, followed = [], []
-        for group, own in zip(self.groups, values):
-            following = group.ask_next(own, step) if group.needs_next else own
-            if group.row(following, 1) is None:  # an option goes on or off, or a value must be checked exactly
-                group = group.at(own)
-                following = group.ask_next(group.values, step)
-            groups.append(group)
-            followed.append(following)
+        groups, values = groups_at(self.groups, self._ask(step) if asked is None else asked, step)
         keys: dict[RowKey, int] = {}
-        row_of = self._rows_of(groups, grads, steps, keys)
+        row_of = assign_rows(groups, self.group_of, grads, self.state, keys)
         rows = Rows([*keys], groups)
-        if any(key.first for key in keys) or not rows.compute(followed, steps):
-            rows.compute_exactly(followed, steps)
+        if any(key.first for key in keys) or not rows.compute(values, steps):
+            rows.compute_exactly(values, steps)
         corrections: list[tuple[Any, Any]] = []
         points: list[PointRow] = []
         restart_points: list[PointRow] = []
         if scheduled and NO_ROW in row_of:
             idle = [i for i, row in enumerate(row_of) if row == NO_ROW]
-            corrections = self._lr_corrections(idle, groups, step + 1)
-            points = self._points(idle, groups, step + 1)
+            corrections = self.lr_corrections(idle, groups, step + 1)
+            points = self.points(idle, groups, step + 1)
         if self.restart is not None:
-            restart_points = self._points(self._all, groups, self._step_after_reset(steps + 1))
-        own_values = [following[: len(group.live)] for group, following in zip(groups, followed)]
+            restart_points = self.points(self.all_params, groups, self.step_after_reset(steps + 1))
+        own_values = [own[: len(group.live)] for group, own in zip(groups, values)]
         return StepPlan(groups, own_values, row_of, rows, corrections, points, restart_points)
-
-    def _rows_of(
-        self, groups: Sequence[ParamGroup], grads: Sequence[Any], steps: int, keys: dict[RowKey, int]
-    ) -> list[int]:
-        """Return for each parameter the number of its row, and add the row to `keys`; NO_ROW without a gradient."""
-        updates, found = self.state.updates, []
-        for i, (number, grad) in enumerate(zip(self.group_of, grads)):
-            if grad is None:
-                found.append(NO_ROW)
-                continue
-            group = groups[number]
-            offset = updates[i] + 1 - steps if group.uses_step else 0
-            first = not updates[i] and group.differs_at_first and not self.state.is_moving(i, self.update)
-            found.append(keys.setdefault(RowKey(number, offset, first), len(keys)))
-        return found
 
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and the writes that follow it."""
@@ -199,7 +175,7 @@ class Engine:
                 [active and plan.groups[number].keeps_state for active, number in zip(is_active, self.group_of)]
             )
             at_first = self._executor_checks and self._run_plan(grads, plan)
-            if not at_first and not self._run_plan(self._check_and_build(grads), plan):
+            if not at_first and not self._run_plan(self.check_and_build(grads), plan):
                 raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
             if self.skip_nonfinite and follows and self.state.counter.skipped != before:
                 return
@@ -236,7 +212,7 @@ class Engine:
             for group, own in zip(self.groups, values):
                 group.values = own
             if self._limits.clip_norms or self._limits.scales:
-                self._update_limits()
+                self.update_limits()
             self._executor.set_hyper(rows)
             done = self._run(grads) if self._measures else self._executor.run(grads)
         if not done:
@@ -253,8 +229,8 @@ class Engine:
             self.groups, self._ask = groups, None
             self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
             # Whether state has to be written when lr or momentum changes.
-            self._follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
-        self._update_limits()
+            self.follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
+        self.update_limits()
 
     def _run(self, grads: list[Any]) -> bool:
         """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
@@ -263,29 +239,19 @@ class Engine:
             return self._executor.run_clipped(grads, self._limits._replace(max_norm=max_norm))
         return self._executor.run(grads)
 
-    def _update_limits(self) -> None:
-        """Work out what an update needs to know about the norms of gradients."""
-        max_norm, skips = self.groups[0].number("max_norm"), self.skip_nonfinite
-        clip_norms = [inf if (norm := group.number("clip_norm")) is None else norm for group in self.groups]
-        clips = max_norm is not None or any([norm != inf for norm in clip_norms])
-        scales = [group.scale if clips else 1.0 for group in self.groups]
-        self._limits = NormLimits(
-            max_norm,
-            clip_norms if any([norm != inf for norm in clip_norms]) else None,
-            scales if any([scale != 1.0 for scale in scales]) else None,
-            bool(skips),
-            2**62 if skips is True else int(skips),
-        )
-        self._measures = clips or bool(skips)
+    def update_limits(self) -> None:
+        """Work out again what an update needs to know about the norms of gradients."""
+        self._limits = norm_limits(self.groups, self.skip_nonfinite)
+        self._measures = self._limits.clips or self._limits.skip
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
-        self._write(plan.corrections, plan.points)
+        self.write_state(plan.corrections, plan.points)
         reason = restart_due(self.restart, self.groups, self.schedule_step, self.gradient_restart)
         if reason:
-            self._reset(self._all, ALL_ROWS, (self.state.counter.steps, reason, ALL), plan.restart_points)
+            self.write_reset(self.all_params, ALL_ROWS, (self.state.counter.steps, reason, ALL), plan.restart_points)
 
-    def _check_and_build(self, grads: Sequence[Any]) -> list[Any]:
+    def check_and_build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
         jobs = [ArrayUpdate(self.state.arrays_of(i), self.groups[k].update, k) for i, k in enumerate(self.group_of)]
@@ -300,7 +266,7 @@ class Engine:
         self._executor_checks = self._executor.checks and are_plain
         return plain
 
-    def _dtypes_of(self, group: int) -> list[np.dtype[Any]]:
+    def dtypes_of(self, group: int) -> list[np.dtype[Any]]:
         """Return the dtypes of a group's arrays."""
         params = [param for number, param in zip(self.group_of, self.state.params) if number == group]
         found = {checks.real_dtype(param.dtype) for param in params}
@@ -316,46 +282,12 @@ class Engine:
         """
         self.state.check_arrays([None] * len(self.group_of))
 
-    def check_groups(self, groups: Sequence[ParamGroup]) -> None:
-        """Check that the kernels of all arrays can take these settings.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a setting has a wrong type or value.
-        """
-        if groups[0].number("restart") is not None and check_restart(groups) == GRADIENT:
-            self.check_observable("restart")
-        for group in groups:
-            group.check()
-            group.check_device_scalars(self.backend != "cuda")
-            if self.backend == "cuda":
-                self._check_norms_on_device(group)
-
-    def _check_norms_on_device(self, group: ParamGroup) -> None:
-        if group.number("clip_norm") is not None:
-            raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
-        if group.number("max_norm") is not None and group.scale != 1.0:
-            raise TypeError(
-                "max_norm: expected None with a chain that begins with a scale, as the arrays are on a device, where "
-                "norms are those of the gradients themselves"
-            )
-        if type(self.skip_nonfinite) is int:
-            raise TypeError("skip_nonfinite: expected True or False, as the arrays are on a device; got a number")
-
-    def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
-        """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
-        self.check_arrays()
-        step = self._step_after_reset(record[0]) if record[2] == ALL else self.schedule_step
-        points = self._points(which, self.groups, step)
-        with uninterrupted():
-            self._reset(which, rows, record, points)
-
-    def _step_after_reset(self, steps: int) -> int:
+    def step_after_reset(self, steps: int) -> int:
         """Return the schedules' step after a reset of everything that follows `steps` updates."""
         return steps - epoch(self.restart, steps)
 
-    def _reset(self, which: Sequence[int], rows: slice, record: Record, points: Sequence[PointRow]) -> None:
+    def write_reset(self, which: Sequence[int], rows: slice, record: Record, points: Sequence[PointRow]) -> None:
+        """Write the initial state to these rows, then look-ahead points, and keep the record of the reset."""
         self._fast = None
         self.changes += 1
         self.state.initialise(self.update, which, rows)
@@ -369,116 +301,13 @@ class Engine:
         if record[2] == ALL:
             state.last_reset = record[0]
         self._epoch = epoch(self.restart, state.last_reset)
-        self._write([], points)
-
-    def set_setting(self, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
-        """Use these values of a setting in the groups with these numbers, from the next update on, or in none of them.
-
-        If correct=True, state that holds lr is rescaled.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a value has a wrong type or is out of range.
-        """
-        groups = self.groups
-        plain = [groups[number].with_value(name, value) for number, value in zip(numbers, values)]
-        if None in plain or self._follows_settings:
-            groups = list(groups)
-            step = self.schedule_step
-            for number, value in zip(numbers, values):
-                groups[number] = groups[number].with_settings({name: value}, step)
-            self.use_groups(groups)
-            return
-        fast, self._fast = self._fast, None
-        with uninterrupted() if len(plain) > 1 else nullcontext():
-            for number, own in zip(numbers, plain):
-                groups[number].values = own or groups[number].values
-        if fast is not None:
-            self._fast = self._run_with_new_values
-
-    def add_group(self, layout: Layout) -> None:
-        """Update the arrays of one more group, the last one of `layout`, from the next step on.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a setting or an array is refused; nothing has been changed then.
-        """
-        new = range(len(self.group_of), len(layout.group_of))
-        self._use_state(self.state.with_arrays(layout), layout.groups, layout.group_of)
-        points = self._points(new, self.groups, self.schedule_step)
-        with uninterrupted():
-            self.state.initialise(self.update, new, ALL_ROWS)
-            self._write([], points)
-
-    def replace(self, i: int, param: Any) -> None:
-        """Update this array in place of parameter i, whose state goes along."""
-        self._use_state(self.state.with_param(i, param), self.groups, self.group_of)
-
-    def _use_state(self, state: State, groups: list[ParamGroup], group_of: list[int]) -> None:
-        """Use another state with these groups, or go on as before if an array or a setting is refused."""
-        if self.observer is not None:
-            raise RuntimeError(
-                "expected no trace in progress, as it records the arrays that there were; call its stop()"
-            )
-        before = self.state, self.groups, self.group_of
-        with uninterrupted():
-            try:
-                self.state, self.groups, self.group_of = state, groups, group_of
-                self._check_and_build([None] * len(group_of))
-                used = [group.with_dtypes(self._dtypes_of(number)) for number, group in enumerate(groups)]
-                self.check_groups(used)
-                self._set_groups(used)
-            except BaseException:
-                self.state, self.groups, self.group_of = before
-                self._fast, self._executor_checks, self._row_of = None, False, None
-                raise
-
-    def set_skips(self, skip_nonfinite: bool | int) -> None:
-        """Skip updates with gradients that are not finite, or not, from the next update on."""
-        self._fast, self.skip_nonfinite = None, skip_nonfinite
-        self._update_limits()
-
-    def set_steps(self, steps: int) -> None:
-        """Continue as if this number of updates had been done."""
-        self._fast = None
-        updates = self.state.updates
-        with uninterrupted():
-            self.state.counter.steps = steps
-            self.state.updates = updates
-        self.changes += 1
-
-    def use_groups(self, groups: list[ParamGroup]) -> None:
-        """Use these settings from the next update on, after checking them; rescale state to lr if correct=True.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a setting has a wrong type or value, or the rule keeps other state with it.
-        """
-        step = self.schedule_step if self._follows_settings else 0
-        self.check_groups(groups)
-        for group in groups:
-            if group.update.state != self.update.state:
-                raise ValueError(
-                    f"expected settings under which the rule keeps the state {self.update.slots}; got {group.update}, "
-                    f"which keeps {group.update.slots}"
-                )
-        corrections = self._lr_corrections(self._all, groups, step)
-        points = self._points(self._all, groups, step)
-        if corrections:
-            self.check_arrays()
-        self._fast = None
-        with uninterrupted():
-            self._write(corrections, points)
-            self._set_groups(groups)
+        self.write_state([], points)
 
     @property
     def _is_scheduled(self) -> bool:
         return any([bool(group.calls) for group in self.groups])
 
-    def _write(self, corrections: Sequence[tuple[Any, Any]], points: Sequence[PointRow]) -> None:
+    def write_state(self, corrections: Sequence[tuple[Any, Any]], points: Sequence[PointRow]) -> None:
         """Write state that is rescaled to another lr, then look-ahead points."""
         if corrections:
             self.changes += 1
@@ -486,7 +315,7 @@ class Engine:
         if points:
             self.state.write_points(self.update, points, self._stream)
 
-    def _lr_corrections(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
+    def lr_corrections(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
         """Return the state of these parameters, rescaled to the lr that `groups` have at this step."""
         found: list[tuple[Any, Any]] = []
         if not any([group.correct for group in self.groups]):
@@ -498,13 +327,13 @@ class Engine:
                 found += self.state.lr_corrections(i, before.update, lr, lr_next)
         return found
 
-    def _points(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[PointRow]:
+    def points(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[PointRow]:
         """Return the values that the look-ahead points of these parameters are computed from; [] without look-ahead."""
         if groups[0].update.gradient_slot == "p":
             return []
         return self.state.point_rows(which, groups, self.group_of, step)
 
-    def _set_groups(self, groups: list[ParamGroup]) -> None:
+    def set_groups(self, groups: list[ParamGroup]) -> None:
         """Use these settings, which have been checked."""
         if [group.update.structure for group in groups] != [group.update.structure for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
@@ -516,42 +345,20 @@ class Engine:
             self.restart = restart
             self._epoch = epoch(restart, self.state.last_reset)
 
-    def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool | int) -> None:
-        """Continue from a saved state, which has been checked, with these settings."""
-        self.check_groups(groups)
-        self.check_arrays()
-        state = self.state
-        slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
-        with uninterrupted():
-            self.loads += 1
-            state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
-            state.counter.in_a_row = saved["skipped_in_a_row"]
-            state.resets, state.last_reset = deque(saved["resets"], state.resets.maxlen), saved["last_reset"]
-            state.updates = saved["updates"]
-            state.value, self.skip_nonfinite = saved["value"], skip_nonfinite
-            self._set_groups(groups)
-            state.write(slots)
-
-    def write_points(self) -> None:
-        """Compute and write all look-ahead points."""
-        self.state.write_points(self.update, self._points(self._all, self.groups, self.schedule_step), self._stream)
-
-    def report(self, value: float, record: Record) -> bool:
-        """Store the objective and return whether it has risen; if it has, reset everything, with this record."""
-        risen = self.state.value is not None and value > self.state.value
-        points: list[PointRow] = []
-        if risen:
-            self.check_arrays()
-            points = self._points(self._all, self.groups, self._step_after_reset(record[0]))
-        with uninterrupted():
-            if risen:
-                self._reset(self._all, ALL_ROWS, record, points)
-            self.state.value = value
-        return risen
-
     @property
     def _observers(self) -> list[Observer]:
         return [observer for observer in (self.gradient_restart, self.observer) if observer is not None]
+
+    def check_skips(self, skip_nonfinite: bool | int) -> None:
+        """Check that skips in a row can be limited: not on a device, which no step waits for.
+
+        Raises
+        ------
+        TypeError
+            If they cannot.
+        """
+        if self.backend == "cuda" and type(skip_nonfinite) is int:
+            raise TypeError("skip_nonfinite: expected True or False, as the arrays are on a device; got a number")
 
     def check_observable(self, name: str) -> None:
         """Check that updates can be observed, as the argument or method `name` needs.
@@ -561,10 +368,7 @@ class Engine:
         TypeError
             If the arrays are on a device.
         """
-        if self.backend == "cuda":
-            raise TypeError(
-                f"{name}: expected arrays on the host; got some on a device, which a step does not wait for"
-            )
+        check_on_host(name, self.backend)
 
     def observe(self, observer: Observer | None, gradient_restart: GradientRestart | None) -> None:
         """Let these observers, or none, see every update from now on."""
@@ -593,4 +397,4 @@ class Engine:
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
         self.lock, self._stream, self.observer, self._asked, self._ask = Lock(), None, None, None, None
-        self._check_and_build([None] * len(self.group_of))
+        self.check_and_build([None] * len(self.group_of))

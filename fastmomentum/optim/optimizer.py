@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
-from fastmomentum.optim import checkpoint, conversion
+from fastmomentum.optim import changes, checkpoint, conversion
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.group_settings import GroupSettings, is_setting, set_settings
+from fastmomentum.optim.group_settings import GroupSettings, grads_in_order, is_setting, set_settings
 from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.params import Layout, parse_params, with_group
 from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, group_index, reset_scope
 from fastmomentum.optim.trace import Trace
+from fastmomentum.optim.values import skips
 from fastmomentum.rules.base import Rule
 
 Setting = float | Callable[[int], float]
@@ -68,7 +69,7 @@ class Optimizer:
         keep_resets: int | None = None,
         **settings: Any,
     ) -> None:
-        threads, skip_nonfinite = checks.threads(threads), checks.skips(skip_nonfinite)
+        threads, skip_nonfinite = checks.threads(threads), skips(skip_nonfinite)
         given = {"rule": rule, **({} if lr is None else {"lr": lr}), **settings}
         layout = parse_params(params, given)
         keep_resets = None if keep_resets is None else checks.integer("keep_resets", keep_resets)
@@ -105,20 +106,8 @@ class Optimizer:
         if self._single:
             self._engine.step([grads], stream)
         else:
-            given = list(grads) if type(grads) is list else self._in_order(grads)
+            given = list(grads) if type(grads) is list else grads_in_order(self._engine, grads)
             self._engine.step(given, stream)
-
-    def _in_order(self, grads: Any) -> list[Any]:
-        """Return the gradients in the order of the parameters; a mapping holds them by the names of the parameters."""
-        state = self._engine.state
-        if state.names is None or not isinstance(grads, Mapping):
-            return checks.sequence("grads", grads, len(state.given))
-        known = set(state.names)
-        for name in grads:
-            if name not in known:
-                hint = checks.did_you_mean(str(name), state.names)
-                raise ValueError(f"grads: expected names of parameters; got {name!r}{hint}")
-        return [grads.get(name) for name in state.names]
 
     @property
     def params(self) -> Any:
@@ -190,7 +179,7 @@ class Optimizer:
     def steps(self, value: int) -> None:
         steps = checks.integer("steps", value)
         with one_caller(self._engine.lock):
-            self._engine.set_steps(steps)
+            changes.set_steps(self._engine, steps)
 
     @property
     def skipped(self) -> int:
@@ -263,7 +252,7 @@ class Optimizer:
         count = len(engine.groups)
         with one_caller(engine.lock):
             if type(value) is float and all([name in group.places for group in engine.groups]):
-                engine.set_setting(range(count), name, [value] * count)
+                changes.set_setting(engine, range(count), name, [value] * count)
             else:
                 set_settings(engine, name, value)
 
@@ -312,7 +301,7 @@ class Optimizer:
             layout = Layout(state.given, state.array_names, state.names, engine.groups, engine.group_of, False)
             now = engine.groups[0].settings
             shared = self._given | {name: now[name] for name in SHARED if name in now}
-            engine.add_group(with_group(layout, f"groups[{len(engine.groups)}]", group, shared))
+            changes.add_group(engine, with_group(layout, f"groups[{len(engine.groups)}]", group, shared))
             self._single = False
 
     def replace(self, array: int | str, param: Any) -> None:
@@ -342,7 +331,7 @@ class Optimizer:
         array([-0.25, -0.25])
         """
         with one_caller(self._engine.lock):
-            self._engine.replace(self._number_of("array", array), param)
+            changes.replace(self._engine, self._number_of("array", array), param)
 
     def _number_of(self, what: str, array: Any) -> int:
         """Return the number of the parameter that a number or a name stands for."""
@@ -403,19 +392,7 @@ class Optimizer:
         array = self._number_of("array", array) if isinstance(array, str) else array
         scope = reset_scope(engine.group_of, len(engine.groups), shapes, group, array, rows)
         with one_caller(engine.lock):
-            engine.reset(scope.which, scope.rows, (self.steps, str(reason), scope.text))
-
-    @property
-    def restart(self) -> str | int | None:
-        """The restart scheme.
-
-        Examples
-        --------
-        >>> import numpy as np, fastmomentum as fm
-        >>> fm.Momentum(np.ones(2), lr=0.1, restart="gradient").restart
-        'gradient'
-        """
-        return self._engine.restart
+            changes.reset(engine, scope.which, scope.rows, (self.steps, str(reason), scope.text))
 
     def report(self, value: float) -> bool:
         """Report the objective at the current parameters, for ``restart="function"``; reset everything if it has risen.
@@ -449,12 +426,14 @@ class Optimizer:
         Reset(step=2, reason='function scheme: the objective rose from 0 to 0.81', scope='all')
         """
         value = checks.number("value", value, checks.FINITE)
-        if self.restart != FUNCTION:
-            raise ValueError(f"restart: expected 'function' for an optimiser to report to; got {self.restart!r}")
+        if self._engine.restart != FUNCTION:
+            raise ValueError(
+                f"restart: expected 'function' for an optimiser to report to; got {self._engine.restart!r}"
+            )
         with one_caller(self._engine.lock):
             before = self._engine.state.value or 0.0
             reason = f"function scheme: the objective rose from {before:.6g} to {value:.6g}"
-            return self._engine.report(value, (self.steps, reason, ALL))
+            return changes.report(self._engine, value, (self.steps, reason, ALL))
 
     @property
     def resets(self) -> list[Reset]:

@@ -29,7 +29,8 @@ def keep_averaged(momentum: float) -> float:
 
 def weight_of_average(momentum: float, step: float) -> float:
     """Return 1 − β^t, the sum of the weights of t gradients in an exponential average."""
-    return 1.0 - float(momentum**step)
+    weight: float = 1.0 - momentum**step
+    return weight
 
 
 def keep_second(beta2: float) -> float:

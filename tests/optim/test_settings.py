@@ -467,7 +467,8 @@ def test_groups_may_be_added_and_begin_at_rest():
     assert opt.lr == [0.1, 0.1, 0.5]
     assert list(opt.params) == ["a", "b", "c"]
     for group, error in (
-        ({"params": {"a": start()}}, ValueError), ({"params": start()}, TypeError), ({"params": {"d": arrays[0]}}, ValueError),
+        ({"params": {"a": start()}}, ValueError), ({"params": start()}, TypeError),
+        ({"params": {"d": arrays[0]}}, ValueError),
         ({"params": {"d": start()}, "lr": -1.0}, ValueError), ({"params": {"d": start()}, "max_norm": 1.0}, TypeError),
         ({"params": {"d": start().astype(int)}}, TypeError), (3, TypeError), ({}, TypeError),
     ):  # fmt: skip

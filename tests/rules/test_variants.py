@@ -61,7 +61,8 @@ def test_a_variant_has_the_bits_of_its_formula(rule, dtype, backend, size):
 @pytest.mark.parametrize("rule", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_variant_is_a_scalar_function_and_a_kernel_for_compiled_code(rule, dtype):
-    hyper = fm.jit.hyper(rule, dtype, lr=0.1, **({} if rule == "aggmo" else {"momentum": 0.8}))
+    given = {"aggmo": {}, "ema_corrected": {"momentum": 0.8, "step": 3}}.get(rule, {"momentum": 0.8})
+    hyper = fm.jit.hyper(rule, dtype, lr=0.1, **given)
     (g,) = gradients(33, 1, dtype, kind="awkward")
     start = np.linspace(-1, 1, 33).astype(dtype)
     rest = [np.full(33, 0.25, dtype) for _ in range(SLOTS.get(rule, 1))]
@@ -70,7 +71,7 @@ def test_a_variant_is_a_scalar_function_and_a_kernel_for_compiled_code(rule, dty
     found = [np.array(row, dtype) for row in zip(*(point(*row) for row in zip(start, zip(*rest), g)))]
     swept = [start.copy(), *(slot.copy() for slot in rest)]
     fm.jit.kernel(rule)(*swept, g, *hyper)
-    wanted = by_hand(rule, start, rest, g, dtype, lr=0.1, momentum=0.8)
+    wanted = by_hand(rule, start, rest, g, dtype, 3, lr=0.1, momentum=0.8)
     for mine, kernel, expected in zip(found, swept, wanted, strict=True):
         assert_same_bits(mine, expected)
         assert_same_bits(kernel, expected)
