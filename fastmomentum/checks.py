@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
-from itertools import combinations
 from math import isfinite
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, TypeGuard
@@ -242,6 +241,12 @@ def reversed_axes(value: Array) -> tuple[int, ...]:
     return tuple([axis for axis, stride in enumerate(value.strides) if stride < 0 and value.shape[axis] > 1])
 
 
+def empty_like(value: Array) -> Array:
+    """Return a new array of the same shape, dtype and strides, with undefined values."""
+    found = np.empty_like(value)  # it has the same order of axes, but reverses none
+    return found if value.flags.c_contiguous else np.flip(found, reversed_axes(value))
+
+
 def array(name: str, value: Any, *, like: Array | None = None, write: bool = True, dense: bool = False) -> Array:
     """Return `value` as a plain ndarray on the same memory, if a kernel may work on it.
 
@@ -351,14 +356,6 @@ def describe(value: object) -> str:
         return repr(value)
     kind = type(value).__name__
     return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else kind
-
-
-def refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
-    """Raise a ValueError that names two of these dense arrays that share memory; the caller found that two do."""
-    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
-        if np.may_share_memory(first, second):
-            raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
-    raise AssertionError("no two of these arrays share memory")
 
 
 def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 0) -> npt.NDArray[np.int64]:

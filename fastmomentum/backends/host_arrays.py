@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum.checks import describe, real_dtype, reversed_axes
+from fastmomentum.checks import empty_like as empty_like
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import point_rule
 
@@ -92,12 +93,6 @@ def point(rule: Rule, arrays: tuple[Array, ...], row: tuple[np.floating, ...], s
     param, velocity, target = map(flat_view, arrays)
     with np.errstate(all="ignore"):
         *_, target[...] = point_rule(rule).update(param, velocity, target, param, *row)
-
-
-def empty_like(value: Array) -> Array:
-    """Return a new array of the same shape, dtype and strides, with undefined values."""
-    found = np.empty_like(value)  # it has the same order of axes, but reverses none
-    return found if value.flags.c_contiguous else np.flip(found, reversed_axes(value))
 
 
 def copy(target: Array, source: Array, rows: slice = slice(None)) -> None:

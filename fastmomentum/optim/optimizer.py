@@ -235,15 +235,8 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         """Use another value of a setting from the next update on: a number, a function of the step, or a list of them.
 
-        A list has a value for each group. All values are checked at once, and if one is refused, none is used. state,
-        steps and other attributes are not settings; steps can be assigned, too.
-
-        Raises
-        ------
-        AttributeError
-            If there is no such setting, or it cannot be changed.
-        TypeError, ValueError
-            If a value has a wrong type or is out of range.
+        A list has a value for each group. All values are checked at once, and if one is refused, none is used. Of the
+        other attributes only steps can be assigned.
         """
         if name[0] == "_" or name == "steps":
             super().__setattr__(name, value)
@@ -260,10 +253,8 @@ class Optimizer:
         engine = self._engine
         taken = [name for name in ("lr", "momentum") if name in engine.groups[0].parameters]
         settings = "".join(f"{name}={getattr(self, name)!r}, " for name in taken)
-        return (
-            f"{type(self).__name__}(rule={engine.groups[0].name!r}, {settings}arrays={len(engine.group_of)}, "
-            f"steps={self.steps})"
-        )
+        rule, arrays = engine.groups[0].name, len(engine.group_of)
+        return f"{type(self).__name__}(rule={rule!r}, {settings}arrays={arrays}, steps={self.steps})"
 
     def _one_or_all(self, values: list[Any]) -> Any:
         if self._single:

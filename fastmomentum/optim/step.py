@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import combinations
 from math import inf
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -138,7 +139,7 @@ def step(
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
     done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
     if not (kernel(arrays, grad, row) if done is None else done):
-        checks.refuse_overlap(("param", *update.slots, "grad"), (*arrays, grad))
+        _refuse_overlap(("param", *update.slots, "grad"), (*arrays, grad))
 
 
 def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
@@ -275,6 +276,14 @@ def _refuse_momentum_options(hyper: Iterable[str]) -> None:
     for option in ("max_norm", "clip_norm", "lookahead", "skip_nonfinite", "correct"):
         if option in hyper:
             raise TypeError(f"{option}: expected for Momentum alone, which knows all gradients and steps")
+
+
+def _refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
+    """Raise a ValueError that names two of these dense arrays that share memory; the caller found that two do."""
+    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
+        if np.may_share_memory(first, second):
+            raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
+    raise AssertionError("no two of these arrays share memory")
 
 
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
