@@ -5,7 +5,6 @@ Every change checks everything before it writes anything, so that a refused chan
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from fastmomentum.backends.base import uninterrupted
@@ -28,21 +27,19 @@ def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Seque
     TypeError, ValueError
         If a value has a wrong type or is out of range.
     """
-    groups = engine.groups
+    if len(numbers) == 1 and engine.set_value(numbers[0], name, values[0]):
+        return
+    groups = list(engine.groups)
     plain = [groups[number].with_value(name, value) for number, value in zip(numbers, values)]
     if None in plain or engine.follows_settings:
-        groups = list(groups)
         step = engine.schedule_step
         for number, value in zip(numbers, values):
             groups[number] = groups[number].with_settings({name: value}, step)
         use_groups(engine, groups)
         return
-    fast, engine._fast = engine._fast, None
-    with uninterrupted() if len(plain) > 1 else nullcontext():
-        for number, own in zip(numbers, plain):
-            groups[number].values = own or groups[number].values
-    if fast is not None:
-        engine._fast = engine._run_with_new_values
+    with uninterrupted():
+        for number, value in zip(numbers, values):
+            engine.set_value(number, name, value)
 
 
 def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:

@@ -205,13 +205,14 @@ class Engine:
         The values are kept for the plan, so that no function of the step is called twice.
         """
         steps, rows = self.state.counter.steps, self._rows
-        self._ask = self._ask or FunctionCalls(self.groups)
+        if self._ask is None:
+            self._ask = FunctionCalls(self.groups)
         values, self._asked = self._asked or self._ask(steps - self._epoch), None
         done = False
         if rows.compute(values, steps):
             for group, own in zip(self.groups, values):
                 group.values = own
-            if self._limits.clip_norms or self._limits.scales:
+            if self._measures:
                 self.update_limits()
             self._executor.set_hyper(rows)
             done = self._run(grads) if self._measures else self._executor.run(grads)
@@ -220,6 +221,25 @@ class Engine:
         elif not self._is_live:
             self._fast = self._run_again
         return done
+
+    def set_value(self, number: int, name: str, value: float) -> bool:
+        """Use a number for a setting of one group from the next update on; return False if that needs more.
+
+        If there is one group, its hyper-parameters are written now. Otherwise the next step writes those of all groups.
+        """
+        group = self.groups[number]
+        values = group.with_value(name, value)
+        if values is None or self.follows_settings:
+            return False
+        fast, self._fast = self._fast, None  # a step that is interrupted here plans the next one
+        group.values = values
+        if fast is not None:
+            if self._is_live or self._measures or len(self.groups) > 1:
+                fast = self._run_with_new_values
+            elif self._rows.compute([values], 0):
+                self._executor.set_hyper(self._rows)
+            self._fast = fast
+        return True
 
     def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]]) -> None:
         """Use these groups, which have been checked, with these values."""

@@ -242,11 +242,8 @@ class Optimizer:
             super().__setattr__(name, value)
             return
         engine = self._engine
-        count = len(engine.groups)
         with one_caller(engine.lock):
-            if type(value) is float and all([name in group.places for group in engine.groups]):
-                changes.set_setting(engine, range(count), name, [value] * count)
-            else:
+            if len(engine.groups) > 1 or not engine.set_value(0, name, value):
                 set_settings(engine, name, value)
 
     def __repr__(self) -> str:

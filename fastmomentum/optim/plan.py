@@ -130,15 +130,13 @@ class FunctionCalls:
 
     def __call__(self, step: int) -> list[list[float]]:
         """Return the values of the live settings of all groups at this step; nothing is written."""
-        values = [group.values for group in self._groups]
-        if self._calls:
-            values = [own.copy() for own in values]
-            for function, name, places in self._calls:
-                value = function(step)
-                if type(value) is not float:
-                    value = live_number(name, value)
-                for group, place in places:
-                    values[group][place] = value
+        values = [group.values.copy() for group in self._groups]
+        for function, name, places in self._calls:
+            value = function(step)
+            if type(value) is not float:
+                value = live_number(name, value)
+            for group, place in places:
+                values[group][place] = value
         return values
 
 

@@ -17,8 +17,7 @@ from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
 from fastmomentum.rules.record import check_hyper, resolve_values
-from fastmomentum.rules.registry import find
-from fastmomentum.rules.row import Input, inner_limits, make_row
+from fastmomentum.rules.row import Input, RowFunction, inner_limits, make_row
 
 
 def step(
@@ -202,16 +201,16 @@ def _plan(
     All is computed once for each set of settings. If only values are new, the rule and the kernel are those of the last
     step, and the row function checks the values.
     """
-    clip = inf if clip_value is None else clip_value
-    rate, decays = 0.0 if lr is None else lr, (weight_decay, decoupled_weight_decay)
-    values = (rate, momentum, dampening, *decays, clip, *hyper.values())
-    if all([type(value) is float for value in values]):
-        decay_is_off = (weight_decay == 0.0, decoupled_weight_decay == 0.0)
-        off = (lr is None, False, dampening == 0.0, *decay_is_off, clip_value is None)
-        update, kernel, row_function = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
-        row = row_function(values, 1) if row_function else None
-        if row is not None:
-            return update, kernel, row, dtype.kind == "c"
+    rate, clip = 0.0 if lr is None else lr, inf if clip_value is None else clip_value
+    if type(rate) is type(momentum) is type(dampening) is type(weight_decay) is type(decoupled_weight_decay) is float:
+        off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
+        form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+        are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
+        if form is not None and are_floats:
+            update, kernel, is_complex, row_of = form
+            row = row_of((rate, momentum, dampening, weight_decay, decoupled_weight_decay, clip, *hyper.values()), 1)
+            if row is not None:
+                return update, kernel, row, is_complex
     name = backends.choose(backend, ())
     checks.threads(threads)
     _refuse_momentum_options(hyper)
@@ -246,10 +245,10 @@ def _form(
     maximize: bool,
     off: tuple[bool, ...],
     *hyper: str,
-) -> tuple[Rule, Any, Any]:
-    """Return the rule, the kernel and the row function for values of which those in `off` turn their option off.
+) -> tuple[Rule, Any, bool, RowFunction] | None:
+    """Return the rule, the kernel, whether `dtype` is complex, and the row function; `off` says which options are off.
 
-    The row function is None if the arguments are refused, or it cannot be made: then the exact checks decide.
+    The result is None if the arguments are refused; then the exact checks say why.
     """
     inputs = [name for name, is_off in zip(OPTIONS, off) if not is_off]
     given = dict.fromkeys(inputs, 0.5) | dict.fromkeys(hyper, 1.0)  # any values that turn the options on
@@ -260,15 +259,15 @@ def _form(
         name = backends.choose(backend, ())
         checks.threads(threads)
     except (TypeError, ValueError, RuntimeError):
-        return find("sgd"), None, None
+        return None
     real = checks.real_dtype(dtype)
     allowed = {name: update.allowed.get(name) or RANGES.get(name, FINITE) for name in given}
     limits: list[Input] = [
         (name, *inner_limits(allowed[name], real)) if name in given else (f"no {name}", None, None)
         for name in (*OPTIONS, *hyper)
     ]
-    row = make_row(update, tuple(limits), real)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row
+    kernel = None if name == "cuda" else backends.one_array_kernel(name, update, real)
+    return update, kernel, dtype.kind == "c", make_row(update, tuple(limits), real)
 
 
 def _refuse_momentum_options(hyper: Iterable[str]) -> None:
