@@ -17,6 +17,26 @@ from fastmomentum.optim.restart import ALL
 from fastmomentum.optim.state import ALL_ROWS, State
 
 
+def set_value(engine: Engine, number: int, name: str, value: float) -> bool:
+    """Use a number for a setting of one group from the next update on; return False if that needs more.
+
+    If there is one group, its hyper-parameters are written now. Otherwise the next step writes those of all groups.
+    """
+    group = engine.groups[number]
+    values = group.with_value(name, value)
+    if values is None or engine.follows_settings:
+        return False
+    fast, engine._fast = engine._fast, None  # a step that is interrupted here plans the next one
+    group.values = values
+    if fast is not None:
+        if engine._is_live or engine._measures or len(engine.groups) > 1:
+            fast = engine._run_with_new_values
+        elif engine._rows.compute([values], 0):
+            engine._executor.set_hyper(engine._rows)
+        engine._fast = fast
+    return True
+
+
 def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
     """Use these values of a setting in the groups with these numbers, from the next update on, or in none of them.
 
@@ -27,7 +47,7 @@ def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Seque
     TypeError, ValueError
         If a value has a wrong type or is out of range.
     """
-    if len(numbers) == 1 and engine.set_value(numbers[0], name, values[0]):
+    if len(numbers) == 1 and set_value(engine, numbers[0], name, values[0]):
         return
     groups = list(engine.groups)
     plain = [groups[number].with_value(name, value) for number, value in zip(numbers, values)]
@@ -39,7 +59,7 @@ def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Seque
         return
     with uninterrupted():
         for number, value in zip(numbers, values):
-            engine.set_value(number, name, value)
+            set_value(engine, number, name, value)
 
 
 def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:
@@ -108,8 +128,7 @@ def _use_state(engine: Engine, state: State, groups: list[ParamGroup], group_of:
 
 def set_skips(engine: Engine, skip_nonfinite: bool | int) -> None:
     """Skip updates with gradients that are not finite, or not, from the next update on."""
-    engine.check_skips(skip_nonfinite)
-    engine._fast, engine.skip_nonfinite = None, skip_nonfinite
+    engine._fast, engine.skip_nonfinite = None, engine.check_skips(skip_nonfinite)
     engine.update_limits()
 
 

@@ -35,7 +35,7 @@ Record = tuple[int, str, str]
 
 
 class Engine:
-    """Plan and carry out the steps of an optimiser, and every other change of it.
+    """Plan and carry out the steps of an optimiser; :mod:`fastmomentum.optim.changes` has its other changes.
 
     If only gradients and the values of settings have changed since the last step, a step takes the fast path: the new
     hyper-parameters are computed, and one call of compiled code checks all arrays and does the update. If other arrays
@@ -79,8 +79,7 @@ class Engine:
         self.groups, self.group_of = layout.groups, layout.group_of
         self.backend = backends.choose(backend, layout.params)
         self.threads = cpu_threads.threads_by_default if threads is None else threads
-        self.check_skips(skip_nonfinite)
-        self.skip_nonfinite = skip_nonfinite
+        self.skip_nonfinite = self.check_skips(skip_nonfinite)
         self.lock = Lock()
         self.loads = self.changes = 0
         self.observer: Observer | None = None
@@ -164,7 +163,7 @@ class Engine:
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and the writes that follow it."""
         follows = bool(plan.corrections or plan.points) or self.restart is not None
-        # Asking whether an update was skipped waits for a device, so it is done only if the writes depend on it.
+        # Asking whether an update was skipped waits for a device.
         before = self.state.counter.skipped if self.skip_nonfinite and follows else 0
         is_active = [row != NO_ROW for row in plan.row_of]
         with uninterrupted() if follows else nullcontext():
@@ -221,25 +220,6 @@ class Engine:
         elif not self._is_live:
             self._fast = self._run_again
         return done
-
-    def set_value(self, number: int, name: str, value: float) -> bool:
-        """Use a number for a setting of one group from the next update on; return False if that needs more.
-
-        If there is one group, its hyper-parameters are written now. Otherwise the next step writes those of all groups.
-        """
-        group = self.groups[number]
-        values = group.with_value(name, value)
-        if values is None or self.follows_settings:
-            return False
-        fast, self._fast = self._fast, None  # a step that is interrupted here plans the next one
-        group.values = values
-        if fast is not None:
-            if self._is_live or self._measures or len(self.groups) > 1:
-                fast = self._run_with_new_values
-            elif self._rows.compute([values], 0):
-                self._executor.set_hyper(self._rows)
-            self._fast = fast
-        return True
 
     def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]]) -> None:
         """Use these groups, which have been checked, with these values."""
@@ -369,8 +349,8 @@ class Engine:
     def _observers(self) -> list[Observer]:
         return [observer for observer in (self.gradient_restart, self.observer) if observer is not None]
 
-    def check_skips(self, skip_nonfinite: bool | int) -> None:
-        """Check that skips in a row can be limited: not on a device, which no step waits for.
+    def check_skips(self, skip_nonfinite: bool | int) -> bool | int:
+        """Return the argument, after checking that skips in a row can be limited: not on a device.
 
         Raises
         ------
@@ -379,6 +359,7 @@ class Engine:
         """
         if self.backend == "cuda" and type(skip_nonfinite) is int:
             raise TypeError("skip_nonfinite: expected True or False, as the arrays are on a device; got a number")
+        return skip_nonfinite
 
     def check_observable(self, name: str) -> None:
         """Check that updates can be observed, as the argument or method `name` needs.

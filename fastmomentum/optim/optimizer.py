@@ -26,16 +26,16 @@ class Optimizer:
 
     Parameters
     ----------
-    params : array, sequence of arrays, or sequence of dict
+    params : array, sequence or dict of arrays, or sequence of groups
         The parameters, as for :func:`fastmomentum.step`, all on the host or all on one device; they are updated in
-        place. A dict {"params": ..., "lr": ..., ...} is a group: its settings replace the arguments of the same names.
-        A group may have its own value of every setting except rule, lookahead, max_norm, restart, skip_nonfinite,
-        backend and threads.
+        place. A dict of arrays gives each a name. A group is a dict {"params": ..., "lr": ..., ...}, whose "params" is
+        any of these: its settings replace the arguments of the same names. A group may have its own value of every
+        setting except rule, lookahead, max_norm, restart, skip_nonfinite, backend and threads.
     rule : str or Rule
         The update rule; :func:`fastmomentum.rules.names` lists the names.
-    lr : float, callable, or a scalar in device memory
-        Learning rate, ≥ 0. A callable is called with the number of updates done, 0 for the first one, and returns the
-        value for the next update.
+    lr : float, callable, or a scalar in device memory, optional
+        Learning rate, ≥ 0, if the rule takes it. A callable is called with the number of updates done, 0 for the first
+        one, and returns the value for the next update.
     backend, threads, skip_nonfinite : optional
         As for :class:`Momentum`.
     **settings
@@ -81,10 +81,11 @@ class Optimizer:
 
         Parameters
         ----------
-        grads : array, or sequence of arrays or None
-            One array if `params` is one array; else one for each array of all groups, in order. An array whose gradient
-            is None keeps its values and its state. As for :func:`fastmomentum.step`, gradients have the strides of
-            their parameters, and may be arrays of other libraries.
+        grads : array, sequence of arrays or None, or dict
+            One array if `params` is one array; else one for each array of all groups, in order, or a dict with the
+            names of the arrays. An array whose gradient is None, or not in the dict, keeps its values and its state. As
+            for :func:`fastmomentum.step`, gradients have the strides of their parameters, and may be arrays of other
+            libraries.
         stream : optional
             As for :func:`fastmomentum.step`.
 
@@ -111,7 +112,7 @@ class Optimizer:
 
     @property
     def params(self) -> Any:
-        """The parameters: the array, or a list of all groups' arrays in order."""
+        """The parameters: the array, a list of all groups' arrays in order, or a dict if they have names."""
         return self._one_or_all(self._engine.state.given)
 
     @property
@@ -243,7 +244,7 @@ class Optimizer:
             return
         engine = self._engine
         with one_caller(engine.lock):
-            if len(engine.groups) > 1 or not engine.set_value(0, name, value):
+            if len(engine.groups) > 1 or not changes.set_value(engine, 0, name, value):
                 set_settings(engine, name, value)
 
     def __repr__(self) -> str:

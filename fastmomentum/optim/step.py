@@ -65,7 +65,7 @@ def step(
     rule : str, Rule or chain
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float
-        Learning rate, ≥ 0.
+        Learning rate, ≥ 0; only rules that do not take it do without.
     momentum : float
         μ (β in the ema forms), in [0, 1]; rules that do not declare it (sgd) ignore it.
     dampening : float
@@ -88,7 +88,8 @@ def step(
         For arrays on a device the stream to run in: a stream of CUDA, Numba, torch or CuPy, or its handle; None for the
         stream of the arrays. The call does not wait for the device.
     **hyper : float
-        The rule's other hyper-parameters (momentum_next, the values of a chain's stages, a user rule's own).
+        The rule's other hyper-parameters (momentum_next, the values of a chain's stages, a user rule's own); for
+        ema_corrected also step, the number of the update, from 1.
 
     Raises
     ------
