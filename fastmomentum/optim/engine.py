@@ -80,8 +80,7 @@ class Engine:
         self.backend = backends.choose(backend, layout.params)
         self.threads = cpu_threads.threads_by_default if threads is None else threads
         self.skip_nonfinite = self.check_skips(skip_nonfinite)
-        self.lock = Lock()
-        self.loads = self.changes = 0
+        self.lock, self.loads, self.changes = Lock(), 0, 0
         self.observer: Observer | None = None
         self.gradient_restart: GradientRestart | None = None
         self.restart: str | int | None = None

@@ -447,6 +447,56 @@ def test_a_rule_without_lr_is_not_asked_for_it():
         fm.Momentum(p, rule="sgd")
 
 
+def amsgradless_adam(p, m, s, g, lr, b1, keep1, b2, keep2, weight1, weight2, eps):
+    m = b1 * m + keep1 * g
+    s = b2 * s + keep2 * (g * g)
+    return p - lr * (m / weight1) / (np.sqrt(s / weight2) + eps), m, s
+
+
+ADAM = fm.Rule(
+    amsgradless_adam,
+    state=(("m", "zero"), ("s", "zero")),
+    hyper=("lr", "momentum", "keep1", "beta2", "keep2", "weight1", "weight2", "eps"),
+    derived={
+        "keep1": lambda momentum: 1 - momentum,
+        "keep2": lambda beta2: 1 - beta2,
+        "weight1": lambda momentum, step: 1 - momentum**step,
+        "weight2": lambda beta2, step: 1 - beta2**step,
+    },
+    defaults={"beta2": 0.999, "eps": 1e-8},
+    ranges={"momentum": (0, 0.9999), "beta2": (0, 0.9999)},
+    name="adam by hand",
+)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derived_numbers_may_depend_on_the_step_of_each_array(backend, tmp_path):
+    """Check bias corrections against torch.optim.Adam, with an array that starts late and one that misses steps."""
+    present = [(1, 0, 1), (1, 0, 1), (1, 1, 0), (1, 1, 1), (1, 1, 0), (1, 1, 1), (1, 1, 1)]
+    arrays = [start(np.float64) for _ in range(3)]
+    tensors = [torch.nn.Parameter(torch.from_numpy(start(np.float64))) for _ in range(3)]
+    theirs = torch.optim.Adam(tensors, lr=0.05, betas=(0.9, 0.999), foreach=False)
+    rate = fm.schedules.Linear(0.05, 0.01, steps=6)
+    opt = fm.Momentum(arrays, rule=ADAM, lr=rate, momentum=0.9, backend=backend)
+    for step, which in enumerate(present):
+        grads = [GRADS[step].astype(np.float64) + i if there else None for i, there in enumerate(which)]
+        theirs.param_groups[0]["lr"] = rate(step)
+        for tensor, g in zip(tensors, grads):
+            tensor.grad = None if g is None else torch.from_numpy(g)
+        theirs.step()
+        opt.step(grads)
+        if step == 3:
+            opt.save(tmp_path / "run.npz")
+            opt = fm.Momentum.load(tmp_path / "run.npz", arrays, rule=ADAM, backend=backend)
+        for mine, tensor in zip(arrays, tensors):
+            np.testing.assert_allclose(mine, tensor.detach().numpy(), rtol=1e-12, atol=1e-14)
+    assert opt.state_dict()["updates"] == [7, 5, 5]
+    opt.reset("from its start", array=1)
+    p = arrays[1].copy()
+    opt.step([None, GRADS[0].astype(np.float64), None])
+    np.testing.assert_allclose(arrays[1], p - rate(7) * np.sign(GRADS[0]), rtol=1e-6)
+
+
 # Groups and arrays that come later.
 
 
