@@ -85,24 +85,27 @@ class State:
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
         self.counter = StepCounter()
-        self._updates, self._counted, self._counts = [0] * len(params), 0, [False] * len(params)
+        self._tally = [0] * len(params), 0, [False] * len(params)  # updates, the step when they were counted, and which
         self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
         self.last_reset = 0
         self.value: float | None = None
 
     @property
     def updates(self) -> list[int]:
-        """For each parameter the number of updates that it has had since its state was at rest."""
+        """For each parameter the number of updates that it has had since its state was at rest.
+
+        It is worked out from the number of steps when it is read, so that counting costs a step nothing.
+        """
+        updates, steps_then, counts = self._tally
         steps = self.counter.steps
-        new = steps - self._counted
-        if new:
-            self._updates = [n + new if counts else n for n, counts in zip(self._updates, self._counts)]
-            self._counted = steps
-        return self._updates
+        if new := steps - steps_then:
+            updates = [n + new if counted else n for n, counted in zip(updates, counts)]
+            self._tally = updates, steps, counts  # in one assignment, which no signal interrupts
+        return updates
 
     @updates.setter
     def updates(self, values: Sequence[int]) -> None:
-        self._updates, self._counted = list(values), self.counter.steps
+        self._tally = list(values), self.counter.steps, self._tally[2]
 
     @property
     def started(self) -> list[bool]:
@@ -110,12 +113,8 @@ class State:
         return [n > 0 for n in self.updates]
 
     def count_updates_of(self, counts: list[bool]) -> None:
-        """Count, from the next step on, the updates of these parameters.
-
-        The count of a parameter is worked out from the number of steps when it is read, so that a step costs nothing.
-        """
-        self.updates = self.updates
-        self._counts = counts
+        """Count, from the next step on, the updates of these parameters."""
+        self._tally = self.updates, self.counter.steps, counts
 
     def with_arrays(self, layout: Layout) -> "State":
         """Return this state with the arrays that `layout` has after its own; the counters are shared.
@@ -133,8 +132,8 @@ class State:
         found.given, found.names, found.array_names = layout.params, layout.keys, layout.names
         found._grad_names = _names_of_grads(layout)
         found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
-        found.updates = [*self.updates, *new.updates]
-        found._counts = [*self._counts, *[False] * len(new.params)]
+        counts = [*self._tally[2], *[False] * len(new.params)]
+        found._tally = [*self.updates, *new.updates], self.counter.steps, counts
         return found
 
     def with_param(self, i: int, param: Any) -> "State":

@@ -113,9 +113,7 @@ def test_ema_corrected_divides_by_one_minus_beta_to_the_step():
     )
     p, v = Fraction(0), Fraction(0)
     for t, g in enumerate(GRADS, 1):
-        p, v = fm.rules.ema_corrected.update(
-            p, v, g, *fm.rules.ema_corrected.arguments({"lr": lr, "momentum": beta, "step": t})
-        )
+        p, v = fm.rules.ema_corrected.update(p, v, g, lr, beta, 1 - beta, 1 - beta**t)
     assert p == wanted
 
 
