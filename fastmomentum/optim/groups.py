@@ -177,9 +177,11 @@ class ParamGroup:
         off = self._off_value(name)
         if off is not None and self.values[self.places[name]] == off:
             return off, off
-        # For a parameter that a chain has itself, the value that turns the option off stands for the chain's default.
-        stands_for_default = name in OFF and name != "dampening" and OFF[name] == low
-        return (nextafter(low, inf), high) if off == low or stands_for_default else (low, high)
+        return (nextafter(low, inf), high) if off == low or self._stands_for_default(name, low) else (low, high)
+
+    def _stands_for_default(self, name: str, value: Any) -> bool:
+        """Return whether the value that turns an option off stands for another default, which a chain has itself."""
+        return name in OFF and name in self.form.defaults and value == OFF[name] != self.form.defaults[name]
 
     def _checked(self, name: str, value: Any) -> Any:
         """Return the value of a live setting as a number, inf for an option that is off without a number."""
@@ -201,10 +203,10 @@ class ParamGroup:
         if name in self.places:
             return self._as_given(name, self.values[self.places[name]])
         value = self._settings.get(name)
-        if callable(value) or name not in self._settings:
-            default = self.form.defaults.get(name, DEFAULTS.get(name))
-            return self.number(default) if isinstance(default, str) else default
-        return value
+        if name in self._settings and not callable(value) and not self._stands_for_default(name, value):
+            return value
+        default = self.form.defaults.get(name, DEFAULTS.get(name))
+        return self.number(default) if isinstance(default, str) else default
 
     def value(self, name: str, step: int) -> Any:
         """Return the setting `name` for the update with this number.
@@ -244,6 +246,12 @@ class ParamGroup:
 
     def with_settings(self, changed: Mapping[str, Any], step: int) -> Self:
         """Return this group with other settings; new functions are asked for their values at this step."""
+        for name, value in changed.items():
+            if self._stands_for_default(name, value):
+                raise ValueError(
+                    f"{name}: expected a value other than {value}, which stands for the default "
+                    f"{self.form.defaults[name]} of {self.form}; make the optimiser with a chain without this default"
+                )
         settings = self.settings | {name: stored(name, value) for name, value in changed.items()}
         asked = {name: value for name, value in self._asked.items() if name not in changed}
         found = ask_functions({name: settings[name] for name in changed}, step, _form(settings))

@@ -235,6 +235,24 @@ def test_settings_of_a_rule_of_the_user_s_own_live_too():
     assert opt.leak == leak
 
 
+def test_a_default_of_a_chain_is_read_and_replaced():
+    p, q = start(), start()
+    opt = fm.Momentum(p, rule=fm.chain(fm.stages.weight_decay(0.125), fm.stages.clip_value(5.0), "pytorch"), lr=0.1)
+    plain = fm.Momentum(q, lr=0.1, weight_decay=0.125, clip_value=None)
+    assert (opt.weight_decay, opt.clip_value) == (0.125, 5.0)
+    for name, off in (("weight_decay", 0.0), ("clip_value", None)):
+        with pytest.raises(
+            ValueError, match=f"{name}: expected a value other than {off}, which stands for the default"
+        ):
+            setattr(opt, name, off)
+    for g, decay in zip(GRADS, (0.125, 0.5, 0.25)):
+        opt.weight_decay = plain.weight_decay = decay
+        opt.step(g)
+        plain.step(g)
+    assert_same_bits(p, q)
+    assert opt.weight_decay == 0.25
+
+
 @pytest.mark.parametrize("rule", ["quasi_hyperbolic", "lion"])
 def test_hyper_parameters_of_variants_are_settings(rule):
     name = {"quasi_hyperbolic": "nu", "lion": "beta2"}[rule]
