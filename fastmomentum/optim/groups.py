@@ -107,13 +107,15 @@ class ParamGroup:
         return {name: value if callable(value) else live.get(name, value) for name, value in self._settings.items()}
 
     @property
+    def settings_now(self) -> dict[str, Any]:
+        """The settings with the last values of functions of the step; functions that are never called are left out."""
+        found = {**self.settings, **self._asked}
+        return {name: value for name, value in found.items() if name == "rule" or not callable(value)}
+
+    @property
     def method(self) -> Rule:
         """The rule with the stages of all options that are on, in its form with momentum even while momentum is 0."""
-        numbers = {**self.settings, **self._asked}
-        unused = [name for name, value in numbers.items() if callable(value) and name != "rule"]
-        return resolve_options(**{name: value for name, value in numbers.items() if name not in (*unused, "restart")})[
-            0
-        ]
+        return resolve_options(**{name: value for name, value in self.settings_now.items() if name != "restart"})[0]
 
     @property
     def name(self) -> str:
