@@ -69,7 +69,9 @@ class ParamGroup:
         unused = {name for name in functions.intersection(SCHEDULED) if name not in self.form.parameters}
         numbers = {name: asked.get(name, value) for name, value in settings.items() if name not in unused}
         options = {name: value for name, value in numbers.items() if name != "restart"}
-        self.update, given = resolve(options.pop("rule"), options, frozen_at_zero=True)
+        keeps_velocity = getattr(settings.get("momentum"), "keeps_velocity", False) or settings.get("lookahead")
+        self._keeps_velocity = bool(keeps_velocity) or self.form.core.at_zero_momentum is None
+        self.update, given = resolve(options.pop("rule"), options, frozen_at_zero=not self._keeps_velocity)
         taken = self.update.parameters
         if not given.keys() <= {*taken}:
             refuse_unknown(self.update, given)
@@ -166,7 +168,7 @@ class ParamGroup:
     def _off_value(self, name: str) -> float | None:
         """Return the value at which the rule is another one; None if there is no such value."""
         if name == "momentum":
-            return 0.0 if self.form.core.at_zero_momentum and not self._settings.get("lookahead") else None
+            return None if self._keeps_velocity else 0.0
         if name not in OFF or name in self.form.parameters:
             return None
         off = OFF[name]

@@ -80,8 +80,10 @@ class Momentum(Optimizer):
     rate acts at once.
 
     While momentum is 0, the rules pytorch and pytorch_nesterov neither use nor change the velocity, as in torch: after
-    a start at 0 it starts at rest when momentum rises. torch also takes μ > 1 and τ outside of [0, 1]; both are refused
-    here, like lr < 0, as no published method uses them and each is a typical mistake (90 for 0.9).
+    a start at 0 it starts at rest when momentum rises. The sequences of theory (fm.schedules.Nesterov, NesterovSimple,
+    fm.theory.Chebyshev), whose first momentum is 0, do keep that step's velocity, as they need it. torch also takes
+    μ > 1 and τ outside of [0, 1]; both are refused here, like lr < 0, as no published method uses them and each is a
+    typical mistake (90 for 0.9).
 
     Without names for the arrays, a saved state belongs to the arrays by their order. Shapes in another order are
     refused, but arrays of equal shapes in another order cannot be told apart: pass `params` as a dict, and the state is

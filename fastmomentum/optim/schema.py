@@ -111,10 +111,10 @@ def why_unfit(value: Any) -> str:
 
 def upgrade(saved: SavedState) -> dict[str, Any]:
     """Return a saved state of any schema in the form of the present one."""
-    if (schema := saved.get("schema", SCHEMA)) == SCHEMA or schema not in READABLE or "started" not in saved:
+    if (schema := saved.get("schema", SCHEMA)) == SCHEMA or schema not in READABLE:
         return dict(saved)
     known = {name: value for name, value in saved.items() if name != "started"}
-    started, steps = saved["started"], saved.get("steps")
+    started, steps = saved.get("started"), saved.get("steps")
     updates = [steps if each else 0 for each in started] if isinstance(started, list) else started
     resets: Any = saved.get("resets")
     last_reset = max((step for step, _, scope in resets if scope == ALL), default=0) if _are_resets(resets) else 0

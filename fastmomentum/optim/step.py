@@ -227,6 +227,8 @@ def _plan(
         clip_value=clip_value,
         **hyper,
     )
+    if lr is None and "lr" in update.parameters:
+        checks.number("lr", lr, update.allowed["lr"])
     real = checks.real_dtype(dtype)
     row = check_hyper(update, given, real)
     return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row, dtype.kind == "c"

@@ -322,7 +322,7 @@ class Trace:
 
         Limits on gradients (max_norm, clip_value) are left out, as gradients near a minimum are below them.
         """
-        left_out = ("rule", "lr", "momentum", "max_norm", "clip_value", "correct", "restart")
+        left_out = ("rule", "lr", "momentum", "max_norm", "clip_norm", "clip_value", "correct", "restart")
         chosen = [{name: value for name, value in group.items() if name not in left_out} for group in self._groups]
         return [(find(group["rule"]), options) for group, options in zip(self._groups, chosen)]
 

@@ -226,7 +226,8 @@ def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
     if name in given:
         return given[name]
     if name not in record.defaults:
-        raise TypeError(f"{name}: expected {record.allowed[name]}, as rule {record} needs it; it was not given")
+        wanted = record.allowed[name]
+        raise TypeError(f"{name}: rule {record} needs this hyper-parameter, expected as {wanted}; it was not given")
     default = record.defaults[name]
     return _default(record, default, given) if isinstance(default, str) else default
 

@@ -461,7 +461,7 @@ def test_a_rule_without_lr_is_not_asked_for_it():
     sgd = fm.Momentum(p, rule="sgd", lr=0.5, momentum=never)
     sgd.step(np.ones(2))
     assert repr(sgd) == "Momentum(rule='sgd', lr=0.5, arrays=1, steps=1)"
-    with pytest.raises(TypeError, match="lr: expected a finite number >= 0, as rule 'sgd' needs it"):
+    with pytest.raises(TypeError, match="lr: rule 'sgd' needs this hyper-parameter, expected as a finite number >= 0"):
         fm.Momentum(p, rule="sgd")
 
 
@@ -703,3 +703,17 @@ def test_many_steps_with_schedules_need_no_more_memory():
     grown = sum(each.size_diff for each in tracemalloc.take_snapshot().compare_to(before, "filename"))
     tracemalloc.stop()
     assert grown < 20_000  # one byte a step
+
+
+def test_sequences_of_theory_keep_the_velocity_of_a_step_with_momentum_zero():
+    for momentum, kept in (
+        (fm.schedules.Nesterov(), True),
+        (fm.schedules.Nesterov().then(fm.schedules.Constant(0.5), after=3), True),
+        (fm.schedules.Constant(0.0), False),
+        (lambda t: 0.0, False),
+        (0.0, False),
+    ):
+        opt = fm.Momentum(start(), lr=0.1, momentum=momentum)
+        opt.step(GRADS[0])
+        assert opt.velocity.any() == kept
+        assert opt.state_dict()["updates"] == [kept]
