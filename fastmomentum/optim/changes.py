@@ -12,8 +12,8 @@ from fastmomentum.optim.engine import Engine, Record
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import check_groups
 from fastmomentum.optim.params import Layout
-from fastmomentum.optim.plan import PointRow
-from fastmomentum.optim.restart import ALL
+from fastmomentum.optim.plan import PointRow, lr_corrections, values_at
+from fastmomentum.optim.restart import ALL, epoch
 from fastmomentum.optim.state import ALL_ROWS, State
 
 
@@ -78,8 +78,11 @@ def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:
                 f"expected settings under which the rule keeps the state {engine.update.slots}; got {group.update}, "
                 f"which keeps {group.update.slots}"
             )
-    corrections = engine.lr_corrections(engine.all_params, groups, step)
-    points = engine.points(engine.all_params, groups, step)
+    then = values_at(groups, step)
+    corrections = lr_corrections(
+        engine.groups, engine.group_of, engine.state, engine.all_params, values_at(engine.groups, step), then
+    )
+    points = engine.points(engine.all_params, then)
     if corrections:
         engine.check_arrays()
     engine._fast = None
@@ -99,7 +102,9 @@ def add_group(engine: Engine, layout: Layout) -> None:
     new, groups = range(len(engine.group_of), len(layout.group_of)), layout.groups
     state = engine.state.with_arrays(layout)
     state.initialise(engine.update, new, ALL_ROWS)
-    state.write_points(engine.update, state.point_rows(new, groups, layout.group_of, engine.schedule_step))
+    if engine.update.gradient_slot != "p":
+        then = values_at(groups, engine.schedule_step)
+        state.write_points(engine.update, state.point_rows(new, layout.group_of, then))
     _use_state(engine, state, groups, layout.group_of)
 
 
@@ -133,13 +138,29 @@ def set_skips(engine: Engine, skip_nonfinite: bool | int) -> None:
 
 
 def set_steps(engine: Engine, steps: int) -> None:
-    """Continue as if this number of updates had been done."""
-    engine._fast = None
-    updates = engine.state.updates
+    """Continue as if this number of updates had been done; rescale state to lr if correct=True.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a function of the step has no value there that the state can be rescaled to.
+    """
+    state, last_reset = engine.state, min(engine.state.last_reset, steps)
+    new_epoch = epoch(engine.restart, last_reset)
+    corrections: list[tuple[Any, Any]] = []
+    points: list[PointRow] = []
+    if engine.follows_settings:
+        then = values_at(engine.groups, steps - new_epoch)
+        now = values_at(engine.groups, engine.schedule_step)
+        corrections = lr_corrections(engine.groups, engine.group_of, state, engine.all_params, now, then)
+        points = engine.points(engine.all_params, then)
+        engine.check_arrays()
+    engine._fast, updates = None, state.updates
     with uninterrupted():
-        engine.state.counter.steps = steps
-        engine.state.updates = updates
-    engine.changes += 1
+        engine.changes += 1
+        state.counter.steps, state.last_reset, engine._epoch = steps, last_reset, new_epoch
+        state.updates = updates
+        engine.write_state(corrections, points)
 
 
 def load(engine: Engine, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool | int) -> None:
@@ -163,7 +184,7 @@ def reset(engine: Engine, which: Sequence[int], rows: slice, record: Record) -> 
     """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
     engine.check_arrays()
     step = engine.step_after_reset(record[0]) if record[2] == ALL else engine.schedule_step
-    points = engine.points(which, engine.groups, step)
+    points = engine.points(which, values_at(engine.groups, step))
     with uninterrupted():
         engine.write_reset(which, rows, record, points)
 
@@ -174,7 +195,7 @@ def report(engine: Engine, value: float, record: Record) -> bool:
     points: list[PointRow] = []
     if risen:
         engine.check_arrays()
-        points = engine.points(engine.all_params, engine.groups, engine.step_after_reset(record[0]))
+        points = engine.points(engine.all_params, values_at(engine.groups, engine.step_after_reset(record[0])))
     with uninterrupted():
         if risen:
             engine.write_reset(engine.all_params, ALL_ROWS, record, points)
@@ -184,6 +205,5 @@ def report(engine: Engine, value: float, record: Record) -> bool:
 
 def write_points(engine: Engine) -> None:
     """Compute and write all look-ahead points."""
-    engine.state.write_points(
-        engine.update, engine.points(engine.all_params, engine.groups, engine.schedule_step), engine._stream
-    )
+    points = engine.points(engine.all_params, values_at(engine.groups, engine.schedule_step))
+    engine.state.write_points(engine.update, points, engine._stream)

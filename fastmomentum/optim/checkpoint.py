@@ -26,7 +26,6 @@ A saved state is a dict:
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -136,7 +135,7 @@ def merge_settings(group: ParamGroup, packed: Mapping[str, Any], functions: Mapp
     for name, value in unpacked.items():
         was_function = functions.get(name) is not None or (value is None and name in SCHEDULED)
         if was_function or (hasattr(own.get(name), "owner") and not callable(value)):
-            unsaved[name] = own[name]
+            unsaved[name] = own.get(name, value)
     return unpacked | unsaved
 
 
@@ -283,9 +282,12 @@ def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
     for number, (given, own) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
         if given.get(ARRAYS) != own[ARRAYS]:
             yield f"groups[{number}]: expected {own[ARRAYS]} arrays; got {given.get(ARRAYS)}"
-        for name in SCHEDULED:
-            if given.get(name) is None and isinstance(own[name], Real):
-                yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own[name]}"
+        for name, functions in saved["functions"].items():
+            is_old = name in SCHEDULED and name in given and given[name] is None
+            own_functions = like["functions"].get(name)
+            is_passed = isinstance(own.get(name), Mapping) or (own_functions and own_functions[number] is not None)
+            if (is_old or functions[number] is not None) and not is_passed:
+                yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own.get(name)}"
     for number, slots in enumerate(zip(saved["state"], like["state"], strict=False)):
         given, own = ([(slot.dtype.name, slot.shape) for slot in map(np.asarray, each)] for each in slots)
         if given != own:

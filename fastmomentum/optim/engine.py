@@ -25,7 +25,18 @@ from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import check_groups, check_on_host, norm_limits
 from fastmomentum.optim.params import Layout
-from fastmomentum.optim.plan import FunctionCalls, PointRow, RowKey, Rows, StepPlan, assign_rows, groups_at
+from fastmomentum.optim.plan import (
+    FunctionCalls,
+    PointRow,
+    RowKey,
+    Rows,
+    StepPlan,
+    Values,
+    assign_rows,
+    groups_at,
+    lr_corrections,
+    values_at,
+)
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
@@ -95,7 +106,7 @@ class Engine:
         self.groups = [group.with_dtypes(self.dtypes_of(number)) for number, group in enumerate(self.groups)]
         self.check_and_build([None] * len(self.group_of))
         check_groups(self.backend, self.groups)
-        points = self.points(self.all_params, self.groups, 0)
+        points = self.points(self.all_params, values_at(self.groups, 0))
         self.state.initialise(self.update, self.all_params, ALL_ROWS)
         self.set_groups(self.groups)
         self.write_state([], points)
@@ -126,17 +137,24 @@ class Engine:
                 self._stream = stream
             fast = self._fast
             if fast is None or len(grads) != len(self.group_of) or not fast(grads):
-                if len(grads) != len(self.group_of):
-                    grads = checks.sequence("grads", grads, len(self.group_of))
-                is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
-                read = grads if is_usual else self.state.read(grads)
-                if read is grads or fast is None or not fast(read):
-                    self._carry_out_step(read, self._plan_step(read))
+                try:
+                    self._step_slowly(grads, fast)
+                finally:
+                    self._asked = None
+
+    def _step_slowly(self, grads: list[Any], fast: Callable[[list[Any]], bool] | None) -> None:
+        """Read gradients of other libraries and try again, or plan the step."""
+        if len(grads) != len(self.group_of):
+            grads = checks.sequence("grads", grads, len(self.group_of))
+        is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
+        read = grads if is_usual else self.state.read(grads)
+        if read is grads or fast is None or not fast(read):
+            self._carry_out_step(read, self._plan_step(read))
 
     def _plan_step(self, grads: list[Any]) -> StepPlan:
         """Return the plan of a step with other arrays or hyper-parameters than the last one."""
         self._fast = None
-        scheduled = self._is_scheduled
+        scheduled = any([bool(group.calls) for group in self.groups])
         steps = self.state.counter.steps
         step = steps - self._epoch
         asked, self._asked = self._asked, None
@@ -152,10 +170,12 @@ class Engine:
         restart_points: list[PointRow] = []
         if scheduled and NO_ROW in row_of:
             idle = [i for i, row in enumerate(row_of) if row == NO_ROW]
-            corrections = self.lr_corrections(idle, groups, step + 1)
-            points = self.points(idle, groups, step + 1)
+            now = lambda number, name: groups[number].number_in(name, values[number])  # noqa: E731
+            following = lambda number, name: groups[number].next_number_in(name, values[number])  # noqa: E731
+            corrections = lr_corrections(self.groups, self.group_of, self.state, idle, now, following)
+            points = self.points(idle, following)
         if self.restart is not None:
-            restart_points = self.points(self.all_params, groups, self.step_after_reset(steps + 1))
+            restart_points = self.points(self.all_params, values_at(groups, self.step_after_reset(steps + 1)))
         own_values = [own[: len(group.live)] for group, own in zip(groups, values)]
         return StepPlan(groups, own_values, row_of, rows, corrections, points, restart_points)
 
@@ -166,7 +186,7 @@ class Engine:
         before = self.state.counter.skipped if self.skip_nonfinite and follows else 0
         is_active = [row != NO_ROW for row in plan.row_of]
         with uninterrupted() if follows else nullcontext():
-            if [group.update.structure for group in plan.groups] != [group.update.structure for group in self.groups]:
+            if [group.code for group in plan.groups] != [group.code for group in self.groups]:
                 self._executor_checks = False  # makes an executor anew
             self._use_values(plan.groups, plan.values)
             self.state.count_updates_of(
@@ -233,10 +253,7 @@ class Engine:
 
     def _run(self, grads: list[Any]) -> bool:
         """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
-        if self._measures:
-            max_norm = self.groups[0].number("max_norm")
-            return self._executor.run_clipped(grads, self._limits._replace(max_norm=max_norm))
-        return self._executor.run(grads)
+        return self._executor.run_clipped(grads, self._limits) if self._measures else self._executor.run(grads)
 
     def update_limits(self) -> None:
         """Work out again what an update needs to know about the norms of gradients."""
@@ -302,10 +319,6 @@ class Engine:
         self._epoch = epoch(self.restart, state.last_reset)
         self.write_state([], points)
 
-    @property
-    def _is_scheduled(self) -> bool:
-        return any([bool(group.calls) for group in self.groups])
-
     def write_state(self, corrections: Sequence[tuple[Any, Any]], points: Sequence[PointRow]) -> None:
         """Write state that is rescaled to another lr, then look-ahead points."""
         if corrections:
@@ -314,27 +327,13 @@ class Engine:
         if points:
             self.state.write_points(self.update, points, self._stream)
 
-    def lr_corrections(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[tuple[Any, Any]]:
-        """Return the state of these parameters, rescaled to the lr that `groups` have at this step."""
-        found: list[tuple[Any, Any]] = []
-        if not any([group.correct for group in self.groups]):
-            return found
-        for i in which:
-            before, after = self.groups[self.group_of[i]], groups[self.group_of[i]]
-            if before.correct:
-                lr, lr_next = before.value("lr", self.schedule_step), after.value("lr", step)
-                found += self.state.lr_corrections(i, before.update, lr, lr_next)
-        return found
-
-    def points(self, which: Iterable[int], groups: Sequence[ParamGroup], step: int) -> list[PointRow]:
+    def points(self, which: Iterable[int], then: Values) -> list[PointRow]:
         """Return the values that the look-ahead points of these parameters are computed from; [] without look-ahead."""
-        if groups[0].update.gradient_slot == "p":
-            return []
-        return self.state.point_rows(which, groups, self.group_of, step)
+        return [] if self.update.gradient_slot == "p" else self.state.point_rows(which, self.group_of, then)
 
     def set_groups(self, groups: list[ParamGroup]) -> None:
         """Use these settings, which have been checked."""
-        if [group.update.structure for group in groups] != [group.update.structure for group in self.groups]:
+        if [group.code for group in groups] != [group.code for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
         self._fast = self._asked = None
         self._use_values(groups, [group.values for group in groups])

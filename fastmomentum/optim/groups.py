@@ -120,6 +120,11 @@ class ParamGroup:
         return resolve_options(**{name: value for name, value in self.settings_now.items() if name != "restart"})[0]
 
     @property
+    def code(self) -> tuple[Any, ...]:
+        """The key of the executor's code: the structure of the rule, and which hyper-parameter stands where."""
+        return self.update.structure, tuple(self.update.hyper)
+
+    @property
     def name(self) -> str:
         """The name of the rule."""
         rule = find(self._settings["rule"])
@@ -227,6 +232,15 @@ class ParamGroup:
                 raise
             return self.number(name)
 
+    def number_in(self, name: str, values: Sequence[float]) -> Any:
+        """Return a setting from the values of one step."""
+        return values[self.places[name]] if name in self.places else self.number(name)
+
+    def next_number_in(self, name: str, values: Sequence[float]) -> Any:
+        """Return a setting of the following step from the values that :meth:`ask_next` returned."""
+        names = [base for _, base in self._next]
+        return values[len(self.live) + names.index(name)] if name in names else self.number_in(name, values)
+
     def ask_next(self, values: Sequence[float], step: int) -> list[float]:
         """Return the values of the following update that the rule needs, after the values of this one.
 
@@ -270,14 +284,14 @@ class ParamGroup:
     def with_value(self, name: str, value: float) -> list[float] | None:
         """Return the values with another number for one setting; None if that needs more than a check of its range."""
         place = self._constants.get(name)
-        if place is None or type(value) is not float:
+        if place is None or type(value) is not float or self._next:
             return None
         low, high = self.limits[place]
         if not low <= value <= high:
             return None
         values = self.values.copy()
         values[place] = value
-        return values if self.calls or self.row(values, 1) is not None else None
+        return values if self.row(values, 1) is not None else None
 
     def exact_row(self, values: Sequence[float], step: int, first: bool = False) -> tuple[float, ...]:
         """Return the hyper-parameters for these values, checked for every dtype of the group.

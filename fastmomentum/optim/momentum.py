@@ -191,7 +191,7 @@ class Momentum(Optimizer):
         """Return a state_dict with which torch.optim.SGD continues this run.
 
         momentum_buffer ← v, except for arrays whose first step is still to come: torch makes their buffers itself.
-        With momentum 0 torch does not use the buffer; it is v, the last gradient, and acts if you raise the momentum.
+        With momentum 0 torch neither uses nor makes buffers, and so does this optimiser.
 
         Parameters
         ----------

@@ -290,7 +290,8 @@ class Optimizer:
             layout = Layout(state.given, state.array_names, state.names, engine.groups, engine.group_of, False)
             now = engine.groups[0].settings
             shared = self._given | {name: now[name] for name in SHARED if name in now}
-            changes.add_group(engine, with_group(layout, f"groups[{len(engine.groups)}]", group, shared))
+            where = f"groups[{len(engine.groups)}]"
+            changes.add_group(engine, with_group(layout, where, group, shared, engine.schedule_step))
             self._single = False
 
     def replace(self, array: int | str, param: Any) -> None:
@@ -602,6 +603,7 @@ class Optimizer:
         momentum: Any = None,
         backend: str | None = None,
         threads: int | None = None,
+        **functions: Any,
     ) -> Self:
         """Return the optimiser that :meth:`save` wrote, for these parameters, which are not written to.
 
@@ -613,8 +615,8 @@ class Optimizer:
             All groups' parameters, flat and in order; groups and settings come from the file.
         rule : Rule, optional
             The rule, if no rule is registered under the saved name.
-        lr, momentum : callable, or list of callable and None, optional
-            The functions of the step that could not be saved: all except the schedules of
+        lr, momentum, **functions : callable, or list of callable and None, optional
+            The functions of the step that could not be saved, by the names of their settings: all except schedules of
             :mod:`fastmomentum.schedules`. A list has an entry for each group. A single function is used for every group
             that had one, if these groups had the same function. A saved schedule may be passed again, if it is equal.
         backend, threads
@@ -641,7 +643,7 @@ class Optimizer:
         (1, 0.1, array([1., 1., 1.]))
         """
         saved = checkpoint.read_file(path)
-        settings = checkpoint.constructor_arguments(saved, params, rule=rule, lr=lr, momentum=momentum)
+        settings = checkpoint.constructor_arguments(saved, params, rule=rule, lr=lr, momentum=momentum, **functions)
         found = cls(**settings | {"backend": backend, "threads": threads})
         checkpoint.restore(saved, found._engine)
         return found

@@ -69,8 +69,10 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     return layout
 
 
-def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]) -> Layout:
+def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any], step: int = 0) -> Layout:
     """Return the layout with one more group, a dict with "params" and settings; `where` is its name in messages.
+
+    Functions of the step are asked for their values at this step.
 
     Raises
     ------
@@ -94,7 +96,7 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
         twice = next(key for key in all_keys if all_keys.count(key) > 1)
         raise ValueError(f"{where}['params']: expected a name of its own for each array; got {twice!r} twice")
     settings = {**shared, **{name: value for name, value in entry.items() if name != "params"}}
-    group = make_group(settings, dtypes=_dtypes_of(arrays))
+    group = make_group(settings, step, _dtypes_of(arrays))
     if layout.groups and group.update.state != layout.groups[0].update.state:
         raise ValueError(f"{where}: expected settings under which the rule keeps the same state as in the other groups")
     return Layout(
@@ -119,7 +121,7 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
         for key in arrays:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: expected names of arrays; got {key!r}")
-        return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays)
+        return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays) or None
     found = [arrays] if is_array(arrays) else _to_list(arrays)
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {checks.describe(found)}")

@@ -1,6 +1,6 @@
 """Decide what a step of an optimiser does, before it writes anything."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fastmomentum.backends.base import NO_ROW
@@ -10,6 +10,15 @@ from fastmomentum.optim.values import live_number
 
 PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
+
+
+Values = Callable[[int, str], Any]
+"""The function that returns the value of a setting, by the number of a group and the name of the setting."""
+
+
+def values_at(groups: Sequence[ParamGroup], step: int) -> Values:
+    """Return the function that returns values for the update with this number."""
+    return lambda number, name: groups[number].value(name, step)
 
 
 class RowKey(NamedTuple):
@@ -174,4 +183,17 @@ def assign_rows(
         offset = updates[i] + 1 - steps if group.uses_step else 0
         first = not updates[i] and group.differs_at_first and not state.is_moving(i, group.update)
         found.append(keys.setdefault(RowKey(number, offset, first), len(keys)))
+    return found
+
+
+def lr_corrections(
+    groups: Sequence[ParamGroup], group_of: Sequence[int], state: State, which: Iterable[int], now: Values, then: Values
+) -> list[tuple[Any, Any]]:
+    """Return the state of these parameters, rescaled from the lr of now to that of then if their group has correct."""
+    found: list[tuple[Any, Any]] = []
+    if any([group.correct for group in groups]):
+        for i in which:
+            number = group_of[i]
+            if groups[number].correct:
+                found += state.lr_corrections(i, groups[number].update, now(number, "lr"), then(number, "lr"))
     return found

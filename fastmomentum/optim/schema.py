@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import repeat
 from numbers import Real
 from typing import Any
 
@@ -60,7 +61,7 @@ def malformed(saved: SavedState) -> Iterator[str]:
     forms: dict[str, Callable[[Any], bool]] = {
         "resets": lambda reset: _are_resets([reset]),
         "groups": lambda group: isinstance(group, Mapping) and ARRAYS in group and "rule" not in group,
-        "values": lambda values: isinstance(values, Mapping) and all(map(_is_number, values.values())),
+        "values": lambda values: isinstance(values, Mapping) and all(map(_is_value, values.values())),
         "updates": _is_count,
         "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
         "names": lambda name: isinstance(name, str),
@@ -69,8 +70,18 @@ def malformed(saved: SavedState) -> Iterator[str]:
     if value is not None and type(value) is not float:
         yield f"value: expected a float or None; got {checks.describe(value)}"
     functions = saved["functions"]
-    if not isinstance(functions, Mapping) or not all(isinstance(numbers, list) for numbers in functions.values()):
-        yield f"functions: expected a list for each setting that is one; got {checks.describe(functions)}"
+    groups = len(saved["groups"]) if isinstance(saved["groups"], list) else 0
+    if not isinstance(functions, Mapping) or not all(map(isinstance, functions, repeat(str))):
+        yield f"functions: expected a dict with names of settings; got {checks.describe(functions)}"
+    elif not all(map(_are_numbers, functions.values(), repeat(groups))):
+        yield f"functions: expected for each name a list of {groups}, a number or None for each group"
+    if _is_count(saved["steps"]) and _is_count(saved["last_reset"]) and saved["last_reset"] > saved["steps"]:
+        yield f"last_reset: expected at most the number of steps, {saved['steps']}; got {saved['last_reset']}"
+    names = saved["names"]
+    if isinstance(names, list) and not len({*map(repr, names)}) == len(names) == len(saved["updates"] or ()):
+        yield "names: expected a name of its own for each array"
+    if names is not None and isinstance(saved["state"], list) and len(saved["state"]) != len(names):
+        yield f"state: expected {len(names)} entries, one for each name; got {len(saved['state'])}"
     for key, is_right in forms.items():
         if key == "names" and saved[key] is None:
             continue
@@ -90,6 +101,14 @@ def _are_resets(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 2**62
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(n is None or _is_count(n) for n in value)
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or type(value) is float
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """The state of an optimiser: its arrays, and the other values that a checkpoint holds."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.checks import Array, array, describe, real_dtype
-from fastmomentum.optim.groups import SCHEDULED, ParamGroup
+from fastmomentum.optim.groups import SCHEDULED
 from fastmomentum.optim.params import Layout
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import corrections_of
@@ -222,19 +222,16 @@ class State:
             )
 
     def point_rows(
-        self, which: Iterable[int], groups: Sequence[ParamGroup], group_of: Sequence[int], step: int
+        self, which: Iterable[int], group_of: Sequence[int], then: Callable[[int, str], Any]
     ) -> list[tuple[int, tuple[Any, ...]]]:
-        """Return the lr and momentum of this step for the look-ahead point of each of these parameters.
+        """Return the lr and momentum for the look-ahead point of each of these parameters.
 
-        The list is empty for a rule without look-ahead.
+        ``then(group, name)`` returns the value of a setting in the update whose gradient is taken at the point.
         """
-        if groups[0].update.gradient_slot == "p":
-            return []
         with self._arrays.on(self.device):
             found = []
             for i in which:
-                group = groups[group_of[i]]
-                values = [self._arrays.number(group.value(name, step)) for name in SCHEDULED]
+                values = [self._arrays.number(then(group_of[i], name)) for name in SCHEDULED]
                 found.append((i, tuple(map(real_dtype(self.params[i].dtype).type, values))))
             return found
 

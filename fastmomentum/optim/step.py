@@ -205,10 +205,15 @@ def _plan(
     rate, clip = 0.0 if lr is None else lr, inf if clip_value is None else clip_value
     if type(rate) is type(momentum) is type(dampening) is type(weight_decay) is type(decoupled_weight_decay) is float:
         off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
-        form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+        try:
+            form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+        except TypeError:  # an argument cannot be hashed
+            form = None
         are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
         if form is not None and are_floats:
             update, kernel, is_complex, row_of = form
+            if threads is not None:  # a look-up costs little beside an update that is worth several threads
+                kernel = _kernel(backends.choose(backend, ()), update, dtype)
             row = row_of((rate, momentum, dampening, weight_decay, decoupled_weight_decay, clip, *hyper.values()), 1)
             if row is not None:
                 return update, kernel, row, is_complex
@@ -231,7 +236,12 @@ def _plan(
         checks.number("lr", lr, update.allowed["lr"])
     real = checks.real_dtype(dtype)
     row = check_hyper(update, given, real)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row, dtype.kind == "c"
+    return update, _kernel(name, update, dtype), row, dtype.kind == "c"
+
+
+def _kernel(backend: str, rule: Rule, dtype: np.dtype[Any]) -> Any:
+    """Return the serial kernel for one array of this dtype; None on a device."""
+    return None if backend == "cuda" else backends.one_array_kernel(backend, rule, checks.real_dtype(dtype))
 
 
 OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "clip_value")
@@ -269,8 +279,7 @@ def _form(
         (name, *inner_limits(allowed[name], real)) if name in given else (f"no {name}", None, None)
         for name in (*OPTIONS, *hyper)
     ]
-    kernel = None if name == "cuda" else backends.one_array_kernel(name, update, real)
-    return update, kernel, dtype.kind == "c", make_row(update, tuple(limits), real)
+    return update, _kernel(name, update, dtype), dtype.kind == "c", make_row(update, tuple(limits), real)
 
 
 def _refuse_momentum_options(hyper: Iterable[str]) -> None:

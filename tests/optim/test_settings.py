@@ -705,6 +705,142 @@ def test_many_steps_with_schedules_need_no_more_memory():
     assert grown < 20_000  # one byte a step
 
 
+# Faults that a reviewer found.
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_norm_may_go_off_as_the_other_goes_on(backend):
+    limits = {"max_norm": [100.0, None].__getitem__, "clip_norm": [None, 5.0].__getitem__}
+    opt = fm.Momentum(np.zeros(2), lr=1.0, momentum=0.5, backend=backend, **limits)
+    opt.step(np.array([30.0, 40.0]))
+    opt.step(np.array([30.0, 40.0]))
+    np.testing.assert_allclose(opt.velocity - [15.0, 20.0], [3.0, 4.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rule", ["sgd", "aggmo", fm.Rule(lambda p, g, rate: (p - rate * g,), state=(), hyper=("rate",))]
+)
+def test_a_rule_without_lr_or_momentum_can_be_saved_and_loaded(rule, tmp_path):
+    settings = {"rate": 0.1} if isinstance(rule, fm.Rule) else {"lr": 0.1}
+    opt = fm.Optimizer(start(), rule, **settings)
+    opt.step(GRADS[0])
+    opt.load_state_dict(opt.state_dict())
+    opt.save(tmp_path / "run.npz")
+    assert fm.Optimizer.load(tmp_path / "run.npz", start(), rule=rule).steps == 1
+
+
+def test_functions_of_every_setting_are_passed_again_to_load(tmp_path):
+    def decay(step):
+        return 0.1 + step
+
+    opt = fm.Momentum(start(), lr=0.1, weight_decay=decay, clip_norm=decay)
+    opt.step(GRADS[0])
+    opt.save(tmp_path / "run.npz")
+    again = fm.Momentum.load(tmp_path / "run.npz", start(), weight_decay=decay, clip_norm=decay)
+    assert (again.weight_decay, again.clip_norm) == (1.1, 1.1)
+    with pytest.raises(TypeError, match="clip_norm: expected the function of the step"):
+        fm.Momentum.load(tmp_path / "run.npz", start(), weight_decay=decay)
+    with pytest.raises(ValueError, match="weight_decay was a function of the step, to be passed again; got 0.0"):
+        fm.Momentum(start(), lr=0.1, clip_norm=decay).load_state_dict(opt.state_dict())
+
+
+def test_a_refused_gradient_leaves_no_values_behind():
+    class Refusing:
+        def __dlpack__(self, *args, **kwargs):
+            raise BufferError("no")
+
+    p, q = start(), start()
+    opt, twin = (fm.Momentum(x, lr=lambda t: 0.1 / (1 + t), weight_decay=0.1) for x in (p, q))
+    for each in (opt, twin):
+        each.step(GRADS[0])
+        each.step(GRADS[1])
+    with pytest.raises(TypeError, match="grads"):
+        opt.step(Refusing())
+    for each in (opt, twin):
+        each.steps, each.weight_decay = 9, 0.5
+        each.step(GRADS[2])
+    assert_same_bits(p, q)
+    assert opt.weight_decay == 0.5
+
+
+@pytest.mark.parametrize("settings", [{"rule": "classical", "correct": True}, {"lookahead": True}], ids=str)
+def test_idle_arrays_need_no_value_after_the_last_step(settings):
+    rates = [0.1, 0.2]
+    arrays = [start(np.float64), start(np.float64)]
+    opt = fm.Momentum(arrays, lr=rates.__getitem__, momentum=0.5, **settings)
+    g = GRADS[0].astype(np.float64)
+    opt.step([g, g])
+    before = [opt.point[1].copy(), opt.velocity[1].copy()]
+    opt.step([g, None])  # there is no rate for a third step
+    assert_all_same_bits([opt.point[1], opt.velocity[1]], before)
+
+
+def test_setting_the_count_of_steps_rescales_state_and_moves_points():
+    rate = [1.0 / (1 + t) for t in range(20)].__getitem__
+    opt = fm.Momentum(start(np.float64), rule="classical", lr=rate, momentum=0.5, correct=True)
+    opt.step(GRADS[0].astype(np.float64))
+    scaled = opt.velocity / opt.lr
+    opt.steps = 9
+    np.testing.assert_allclose(opt.velocity / opt.lr, scaled, rtol=1e-15)
+    ahead = fm.Momentum(start(np.float64), lr=rate, momentum=0.5, lookahead=True)
+    ahead.step(GRADS[0].astype(np.float64))
+    ahead.steps = 9
+    np.testing.assert_array_equal(ahead.point, ahead.params - 0.1 * 0.5 * ahead.velocity)
+    asked = []
+    restarting = fm.Momentum(start(), lr=lambda t: asked.append(t) or 0.1, restart=3)
+    for _ in range(4):
+        restarting.step(GRADS[0])
+    restarting.steps = 0
+    restarting.step(GRADS[0])
+    assert min(asked) == 0
+
+
+def test_a_group_that_is_added_is_asked_for_the_present_step_alone():
+    opt = fm.Momentum([start()], lr=0.1)
+    for g in GRADS[:5]:
+        opt.step([g])
+    opt.add_group({"params": start(), "weight_decay": {5: 0.1, 6: 0.2}.__getitem__})
+    opt.step([GRADS[5], GRADS[5]])
+    assert opt.weight_decay == [0.0, 0.2]
+    opt.add_group({"params": {}})
+    assert [p.shape for p in opt.params] == [(SIZE,), (SIZE,)]
+
+
+def test_an_assignment_is_checked_with_derived_numbers_beside_functions():
+    rule = fm.Rule(
+        lambda p, v, g, lr, k: (p - lr * v, v * k + g),
+        hyper=("lr", "k"),
+        derived={"k": lambda momentum, z: momentum / z},
+        ranges={"z": (0, 1)},
+    )
+    opt = fm.Optimizer(start(), rule, lr=lambda t: 0.1, momentum=0.5, z=0.5)
+    opt.step(GRADS[0])
+    for bad in (0.0, 1e-300):
+        with pytest.raises((ValueError, ZeroDivisionError)):
+            opt.z = bad
+    assert opt.z == 0.5
+    opt.step(GRADS[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"functions": {"lr": []}}, {"functions": {"lr": ["x"]}}, {"functions": {3: [None]}},
+        {"values": [{"lr": 10**400}]}, {"values": [{"lr": "x"}]}, {"updates": [1]}, {"names": ["b", "a", "a"]},
+        {"names": ["b", "b"]}, {"last_reset": 5}, {"skipped_in_a_row": -1}, {"state": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_hostile_saved_state_is_refused_with_a_message(change):
+    opt = fm.Momentum({"a": start(), "b": start()}, lr=lambda t: 0.1)
+    opt.step({"a": GRADS[0], "b": GRADS[0]})
+    before = pickle.dumps(opt.velocity)
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(change))}|names"):
+        opt.load_state_dict({**opt.state_dict(), **change})
+    assert pickle.dumps(opt.velocity) == before
+    opt.step({"a": GRADS[0], "b": GRADS[0]})
+
+
 def test_sequences_of_theory_keep_the_velocity_of_a_step_with_momentum_zero():
     for momentum, kept in (
         (fm.schedules.Nesterov(), True),
