@@ -207,7 +207,7 @@ def _plan(
         off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
         try:
             form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
-        except TypeError:  # an argument cannot be hashed
+        except (TypeError, ValueError):  # an argument cannot be hashed
             form = None
         are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
         if form is not None and are_floats:
