@@ -78,6 +78,29 @@ class GroupSettings(MutableMapping[str, Any]):
         return repr(dict(self))
 
 
+class SettingAttribute:
+    """Read a setting of an optimiser: its value for the next update, or a list with one for each of several groups.
+
+    Raises
+    ------
+    AttributeError
+        If the rule has no such setting.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, opt: Any, owner: type | None = None) -> Any:
+        if opt is None:
+            return self
+        engine, name = opt._engine, self._name
+        groups = engine.groups
+        if name not in ENGINE_SETTINGS and not any([is_setting(group, name) for group in groups]):
+            raise AttributeError(f"{name}: rule {groups[0].form} has no such setting")
+        found = [GroupSettings(engine, number).get(name) for number in range(len(groups))]
+        return found[0] if len(found) == 1 or name in SHARED else found
+
+
 def check_setting(group: ParamGroup, name: str) -> None:
     """Check that a setting of this name can be assigned.
 

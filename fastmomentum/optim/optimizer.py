@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import changes, checkpoint, conversion
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.group_settings import GroupSettings, grads_in_order, is_setting, set_settings
+from fastmomentum.optim.group_settings import GroupSettings, SettingAttribute, grads_in_order, set_settings
 from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.params import Layout, parse_params, with_group
 from fastmomentum.optim.recorder import start_trace
@@ -75,6 +75,9 @@ class Optimizer:
         keep_resets = None if keep_resets is None else checks.integer("keep_resets", keep_resets)
         self._engine = Engine(layout, backend, threads, skip_nonfinite, keep_resets)
         self._single, self._given = layout.single, given
+        for name in {name for group in layout.groups for name in group.parameters}:
+            if not hasattr(Optimizer, name):
+                setattr(Optimizer, name, SettingAttribute(name))  # a hyper-parameter of the rule's own
 
     def step(self, grads: Any, stream: Any = None) -> None:
         """Do one update of all parameters, in place.
@@ -210,28 +213,13 @@ class Optimizer:
         """
         return [GroupSettings(self._engine, number) for number in range(len(self._engine.groups))]
 
-    if TYPE_CHECKING:  # __getattr__ reads these, and every other setting
-        lr: Any
-        momentum: Any
-
-    def __getattr__(self, name: str) -> Any:
-        """Return a setting: its value for the next update; a list with a value for each group if there are several.
-
-        Raises
-        ------
-        AttributeError
-            If there is no such setting.
-        """
-        if name.startswith("_") or hasattr(type(self), name):
-            return super().__getattribute__(name)  # raises the error again that this attribute raised
-        if name == "skip_nonfinite":
-            return self._engine.skip_nonfinite
-        groups = self._engine.groups
-        if not any(is_setting(group, name) for group in groups):
-            hint = checks.did_you_mean(name, groups[0].parameters)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
-        found = [GroupSettings(self._engine, number).get(name) for number in range(len(groups))]
-        return found[0] if len(found) == 1 or name in SHARED else found
+    # Not __getattr__, which makes every other attribute slower to read: it cost a step 0.2 µs of 1.5 (measured).
+    lr, momentum = SettingAttribute("lr"), SettingAttribute("momentum")
+    dampening, weight_decay = SettingAttribute("dampening"), SettingAttribute("weight_decay")
+    decoupled_weight_decay, clip_value = SettingAttribute("decoupled_weight_decay"), SettingAttribute("clip_value")
+    clip_norm, max_norm = SettingAttribute("clip_norm"), SettingAttribute("max_norm")
+    nesterov, maximize, lookahead, correct = map(SettingAttribute, ("nesterov", "maximize", "lookahead", "correct"))
+    restart, skip_nonfinite = SettingAttribute("restart"), SettingAttribute("skip_nonfinite")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Use another value of a setting from the next update on: a number, a function of the step, or a list of them.
