@@ -9,10 +9,10 @@ from typing import Any
 
 from fastmomentum.backends.base import uninterrupted
 from fastmomentum.optim.engine import Engine, Record
-from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.groups import ParamGroup, values_at
 from fastmomentum.optim.norms import check_groups
 from fastmomentum.optim.params import Layout
-from fastmomentum.optim.plan import PointRow, lr_corrections, values_at
+from fastmomentum.optim.plan import PointRow, lr_corrections
 from fastmomentum.optim.restart import ALL, epoch
 from fastmomentum.optim.state import ALL_ROWS, State
 

@@ -22,7 +22,7 @@ from fastmomentum.backends.base import (
     uninterrupted,
 )
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.groups import ParamGroup, Values, values_at
 from fastmomentum.optim.norms import check_groups, check_on_host, norm_limits
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import (
@@ -31,11 +31,9 @@ from fastmomentum.optim.plan import (
     RowKey,
     Rows,
     StepPlan,
-    Values,
     assign_rows,
     groups_at,
     lr_corrections,
-    values_at,
 )
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State

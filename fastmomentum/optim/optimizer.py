@@ -76,7 +76,7 @@ class Optimizer:
         self._engine = Engine(layout, backend, threads, skip_nonfinite, keep_resets)
         self._single, self._given = layout.single, given
         for name in {name for group in layout.groups for name in group.parameters}:
-            if not hasattr(Optimizer, name):
+            if name not in vars(Optimizer):
                 setattr(Optimizer, name, SettingAttribute(name))  # a hyper-parameter of the rule's own
 
     def step(self, grads: Any, stream: Any = None) -> None:

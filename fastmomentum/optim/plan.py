@@ -4,21 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fastmomentum.backends.base import NO_ROW
-from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.groups import ParamGroup, Values
 from fastmomentum.optim.state import State
 from fastmomentum.optim.values import live_number
 
 PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
-
-
-Values = Callable[[int, str], Any]
-"""The function that returns the value of a setting, by the number of a group and the name of the setting."""
-
-
-def values_at(groups: Sequence[ParamGroup], step: int) -> Values:
-    """Return the function that returns values for the update with this number."""
-    return lambda number, name: groups[number].value(name, step)
 
 
 class RowKey(NamedTuple):
