@@ -204,17 +204,26 @@ class NormLimits(NamedTuple):
 
 
 class ArrayUpdate(NamedTuple):
-    """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number."""
+    """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number.
+
+    `given` are the arrays that the rule takes after the gradient: the mask, the scale of lr. No other code holds them.
+    """
 
     arrays: tuple[Any, ...]
     update: Rule
     group: int
+    given: tuple[Any, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of all its arrays."""
+        """The dtype of all its arrays except the mask."""
         dtype: np.dtype[Any] = self.arrays[0].dtype
         return dtype
+
+    @property
+    def mask(self) -> Any:
+        """The mask, 0 where an element is frozen; None if there is none."""
+        return self.given[self.update.given.index("mask")] if "mask" in self.update.given else None
 
 
 class Executor(Protocol):
@@ -322,7 +331,7 @@ class HostExecutor:
         if squares is None:
             return False
         counter = self._counter
-        if limits.skip and not is_finite(sum_in_order(squares), grads) and counter.in_a_row < limits.most_skips:
+        if limits.skip and not is_finite(sum_in_order(squares), grads, self._jobs) and counter.in_a_row < limits.most_skips:
             counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
             return True
         if limits.scales:
@@ -366,9 +375,15 @@ def at_most_one(factor: float) -> float:
     return 1.0 if factor > 1.0 else factor
 
 
-def is_finite(squares: float, grads: Sequence[Any]) -> bool:
-    """Return whether all gradients are finite: if their sum of squares is, or, if it overflowed, by each element."""
-    return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
+def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate]) -> bool:
+    """Return whether all gradients are finite, frozen elements aside.
+
+    They are if their sum of squares is. If the sum overflowed, each element is looked at.
+    """
+    if math.isfinite(squares):
+        return True
+    pairs = [(grad, job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+    return all([bool((np.isfinite(grad) if mask is None else np.isfinite(grad) | (mask == 0)).all()) for grad, mask in pairs])
 
 
 def sum_in_order(values: Iterable[float]) -> float:

@@ -24,12 +24,14 @@ from fastmomentum.backends.base import (
     uninterrupted,
 )
 from fastmomentum.backends.cpu import threads as cpu_threads
+from fastmomentum.optim.elements import Elements, check_elements, refuse_on_device, split_by_array
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import FunctionCalls, PointRow, RowKey, Rows, StepPlan
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import with_given
 
 Record = tuple[int, str, str]
 """The record of a reset: the number of updates done before it, the reason, the scope."""
@@ -142,6 +144,8 @@ class Engine:
                 following = group.ask_next(group.values, step)
             groups.append(group)
             followed.append(following)
+        if groups != self.groups:
+            self._check_elements(groups, self.state.elements)
         keys: dict[RowKey, int] = {}
         row_of = self._rows_of(groups, grads, steps, keys)
         rows = Rows([*keys], groups)
@@ -276,8 +280,10 @@ class Engine:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
         jobs = [
-            ArrayUpdate(self.state.arrays_of(i), self.groups[group].update, group)
-            for i, group in enumerate(self.group_of)
+            ArrayUpdate(
+                self.state.arrays_of(i), with_given(self.groups[group].update, given.names), group, given.arrays
+            )
+            for i, (group, given) in enumerate(zip(self.group_of, self.state.elements))
         ]
         self._row_of, self._fast, self._executor_checks = [], None, False  # until the new executor is complete
         self._executor = backends.make_executor(
@@ -320,6 +326,18 @@ class Engine:
             group.check_device_scalars(self.backend != "cuda")
             if self.backend == "cuda" and group.number("clip_norm") is not None:
                 raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
+        self._check_elements(groups, self.state.elements)
+
+    def _check_elements(self, groups: Sequence[ParamGroup], elements: Sequence[Elements]) -> None:
+        """Check that the rules of these groups can take the masks and the scales of lr of their arrays.
+
+        Raises
+        ------
+        ValueError
+            If a rule cannot.
+        """
+        for number, given in zip(self.group_of, elements):
+            with_given(groups[number].update, given.names)
 
     def reset(self, which: Sequence[int], rows: slice, record: Record) -> None:
         """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
@@ -368,6 +386,34 @@ class Engine:
                 groups[number].values = own or groups[number].values
         if fast is not None:
             self._fast = self._run_with_new_values
+
+    def set_elements(self, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
+        """Use these masks, or these scales of lr, in the groups with these numbers, from the next update on.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value does not fit the arrays or the rule of its group; nothing has been changed then.
+        """
+        state = self.state
+        elements = list(state.elements)
+        for number, value in zip(numbers, values):
+            members = [i for i in self._all if self.group_of[i] == number]
+            keys = None if state.names is None else [state.names[i] for i in members]
+            for i, each, where in zip(members, *split_by_array(name, value, len(members), keys)):
+                if self.backend == "cuda":
+                    refuse_on_device([{name: (each, where)}])
+                elements[i] = elements[i]._replace(**{name: check_elements(name, where, each, state.params[i])})
+        self._check_elements(self.groups, elements)
+        points = self._points(self._all, self.groups, self.schedule_step)
+        with uninterrupted():
+            self._use_elements(elements)
+            self._write([], points)
+
+    def _use_elements(self, elements: list[Elements]) -> None:
+        """Use these masks and scales of lr, which have been checked; the next step makes an executor anew."""
+        self._fast, self._executor_checks = None, False
+        self.state.elements = elements
 
     def set_skips(self, skip_nonfinite: bool | int) -> None:
         """Skip updates with gradients that are not finite, or not, from the next update on."""
@@ -450,11 +496,19 @@ class Engine:
             self.restart = restart
             self._epoch = epoch(restart, self.state.resets)
 
-    def load(self, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool | int) -> None:
-        """Continue from a saved state, which has been checked, with these settings."""
-        self.check_groups(groups)
-        self.check_arrays()
+    def load(
+        self,
+        saved: Mapping[str, Any],
+        groups: list[ParamGroup],
+        skip_nonfinite: bool | int,
+        elements: list[Elements] | None = None,
+    ) -> None:
+        """Continue from a saved state, which has been checked, with these settings; None keeps masks and scales."""
         state = self.state
+        elements = state.elements if elements is None else elements
+        self.check_groups(groups)
+        self._check_elements(groups, elements)
+        self.check_arrays()
         slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
         with uninterrupted():
             self.loads += 1
@@ -463,6 +517,8 @@ class Engine:
             state.resets, state.updates = list(saved["resets"]), saved["updates"]
             state.value, self.skip_nonfinite = saved["value"], skip_nonfinite
             self._set_groups(groups)
+            if elements is not state.elements:
+                self._use_elements(elements)
             state.write(slots)
 
     def write_points(self) -> None:

@@ -7,6 +7,7 @@ from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import DEFAULTS, FIXED, SHARED, ParamGroup
+from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF, SWITCHES
 
 ENGINE_SETTINGS = ("skip_nonfinite",)
@@ -44,6 +45,8 @@ class GroupSettings(MutableMapping[str, Any]):
             return [p for p, number in zip(engine.state.given, engine.group_of) if number == self._number]
         if name in ENGINE_SETTINGS:
             return getattr(engine, name)
+        if name in GIVEN:
+            return self._elements(name)
         if not is_setting(group, name):
             if name in SHARED:
                 return group.settings.get(name)
@@ -56,18 +59,30 @@ class GroupSettings(MutableMapping[str, Any]):
         with one_caller(engine.lock):
             if name in SHARED and len(engine.groups) > 1:
                 raise TypeError(f"{name}: expected as an attribute of the optimiser, as all groups share it")
+            if name in GIVEN:
+                engine.set_elements([self._number], name, [value])
+                return
             check_setting(engine.groups[self._number], name)
             if name in ENGINE_SETTINGS:
                 set_settings(engine, name, value)
             else:
                 engine.set_setting([self._number], name, [value])
 
+    def _elements(self, name: str) -> Any:
+        """Return copies of the masks, or of the scales of lr, in the form in which they are assigned."""
+        engine = self._engine
+        pairs = zip(engine.state.elements, engine.group_of)
+        found = [given.given(name) for given, number in pairs if number == self._number]
+        return found[0] if len(found) == 1 else found
+
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{name}: a setting cannot be deleted; assign the value that turns it off")
 
     def __iter__(self) -> Iterator[str]:
         group = self._engine.groups[self._number]
-        return iter(dict.fromkeys(("params", "rule", *group.parameters, *OFF, *SWITCHES, *group.settings)))
+        elements = [each for each, number in zip(self._engine.state.elements, self._engine.group_of) if number == self._number]
+        given = [name for name in GIVEN if any(name in each.names for each in elements)]
+        return iter(dict.fromkeys(("params", "rule", *group.parameters, *OFF, *SWITCHES, *group.settings, *given)))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -99,12 +114,15 @@ def set_settings(engine: Engine, name: str, value: Any) -> None:
     AttributeError, TypeError, ValueError
         If there is no such setting, or a value is refused; no group has been changed then.
     """
+    count = len(engine.groups)
+    if name in GIVEN:
+        engine.set_elements(range(count), name, [value] if count == 1 else checks.sequence(name, value, count))
+        return
     for group in engine.groups:
         check_setting(group, name)
     if name in ENGINE_SETTINGS:
         engine.set_skips(checks.skips(value))
         return
-    count = len(engine.groups)
     values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
     if name in SHARED and any(each is not values[0] and each != values[0] for each in values):
         raise ValueError(f"{name}: expected one value, as all groups share it; got several")

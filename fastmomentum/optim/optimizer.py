@@ -15,6 +15,7 @@ from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope
 from fastmomentum.optim.trace import Trace
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import GIVEN
 
 Setting = float | Callable[[int], float]
 """A number, or a function of the step: of the number of updates done before, 0 at the first update."""
@@ -234,7 +235,7 @@ class Optimizer:
         if name == "skip_nonfinite":
             return self._engine.skip_nonfinite
         groups = self._engine.groups
-        if not any(is_setting(group, name) for group in groups):
+        if name not in GIVEN and not any(is_setting(group, name) for group in groups):
             hint = checks.did_you_mean(name, groups[0].parameters)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
         found = [GroupSettings(self._engine, number).get(name) for number in range(len(groups))]

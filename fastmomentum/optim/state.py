@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.checks import Array, array, describe
+from fastmomentum.optim.elements import Elements, check_elements, refuse_on_device
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
 from fastmomentum.optim.params import Layout
 from fastmomentum.rules.base import Rule
@@ -53,6 +54,8 @@ class State:
         The same parameters as plain arrays, which the last :meth:`check_arrays` made.
     slots : list of tuple of arrays
         The state slots of each parameter; the optimiser owns these arrays.
+    elements : list of Elements
+        The masks and scales of lr of each parameter.
     names : list of str or None
         The names that the user gave to the parameters.
     counter : StepCounter
@@ -73,6 +76,12 @@ class State:
         self._arrays = backends.arrays_of(backend)
         params = [self._array(name, p) for name, p in zip(self._names, self.given)]
         self.device = self._arrays.one_device(self._names, params)
+        if backend == "cuda":
+            refuse_on_device(layout.elements)
+        self.elements = [
+            Elements(**{name: check_elements(name, where, value, param) for name, (value, where) in given.items()})
+            for given, param in zip(layout.elements, params)
+        ]
         with self._arrays.on(self.device):
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
@@ -184,7 +193,10 @@ class State:
         """Write the look-ahead points of these parameters, from the rows that :meth:`point_rows` returned."""
         with self._arrays.on(self.device):
             for i, row in rows:
-                self._arrays.point(rule, self.arrays_of(i), row, stream)
+                if self.elements[i].names:
+                    self.elements[i].write_point(rule, self.arrays_of(i), row)
+                else:
+                    self._arrays.point(rule, self.arrays_of(i), row, stream)
 
     def lr_corrections(self, i: int, rule: Rule, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
         """Return the slots of a parameter that hold lr, each with its values for the new lr, on the host."""
@@ -197,7 +209,7 @@ class State:
                 (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
                 with np.errstate(all="ignore"):
                     values = stage.function(self._arrays.fetch(self.params[i]), self._arrays.fetch(slot), factor)
-                found.append((slot, values))
+                found.append((slot, self.elements[i].where_moving(values, slot)))
         return found
 
     def write(self, slots: Iterable[tuple[Any, Any]]) -> None:

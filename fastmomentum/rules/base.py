@@ -140,6 +140,8 @@ class Rule(Record):
     ----------
     parts : tuple of Part
         The scalar functions that the rule is made of, in the order in which they run.
+    given : tuple of str
+        The arrays of :mod:`fastmomentum.rules.elementwise` that the function takes after g; empty for other rules.
     composed_of : tuple of Rule and Stage
         The links of a composed rule, in the order of the hyper-parameters. Exactly one of them is a rule, the
         :attr:`core`. Empty for a rule that is not composed.
@@ -190,6 +192,7 @@ class Rule(Record):
     gradient_slot: str = "p"
     parts: Sequence[Part] = ()
     composed_of: Sequence[Record] = ()
+    given: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.composed_of:

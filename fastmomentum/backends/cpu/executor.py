@@ -138,7 +138,8 @@ class CpuExecutor(HostExecutor):
     ) -> None:
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
-        self._table = np.array([_table_row(i, job) for i, job in enumerate(jobs)], np.int64)
+        given = max([len(job.given) for job in jobs], default=0)
+        self._table = np.array([_table_row(i, job, given) for i, job in enumerate(jobs)], np.int64)
         self._key, self._order = group_by_code(jobs)
 
     def select(self, row_of: Sequence[int]) -> None:
@@ -209,7 +210,7 @@ class CpuExecutor(HostExecutor):
         """Return the sum of squares of each gradient, or None if the update cannot be done."""
         if self._squares is None:
             self._square_sums = np.zeros((len(self._jobs), 1))
-            self._squares = self._reductions(_squares_kernel, self._square_sums, LANES)
+            self._squares = self._reductions(_squares_kernel, self._square_sums, LANES + BLOCK // 8)
         self._square_sums[:] = 0.0
         return self._square_sums[:, 0].tolist() if self._squares.run(grads) else None
 
@@ -217,7 +218,7 @@ class CpuExecutor(HostExecutor):
         """Return the sums of the next step, or None if it cannot be done."""
         if self._measures is None:
             self._step_sum_rows = np.zeros((len(self._jobs), WIDTH))
-            self._measures = self._reductions(_measure_kernel, self._step_sum_rows, WIDTH * LANES + 3 * BLOCK // 8)
+            self._measures = self._reductions(_measure_kernel, self._step_sum_rows, WIDTH * LANES + 4 * BLOCK // 8)
         self._step_sum_rows[:] = 0.0
         if not self._measures.run(grads):
             return None
@@ -237,16 +238,19 @@ class CpuExecutor(HostExecutor):
 
 
 def _squares_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
-    return squares_kernel(part.job.dtype, len(part.job.arrays), parallel)
+    return squares_kernel(part.job.update, part.job.dtype, parallel)
 
 
 def _measure_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
     return measure_kernel(part.job.update, part.job.dtype, parallel)
 
 
-def _table_row(index: int, job: ArrayUpdate) -> list[int]:
+def _table_row(index: int, job: ArrayUpdate, given: int) -> list[int]:
+    """Return the row of a parameter; `given` is the greatest number of given arrays of any row."""
     param, memory = job.arrays[0], map(address, job.arrays)
-    return [index, param.size, param.nbytes, dtype_code(param.dtype), *map(id, job.arrays), *memory, UNKNOWN_ADDRESS]
+    others = [*map(address, job.given), *[0] * (given - len(job.given))]
+    head = [index, param.size, param.nbytes, dtype_code(param.dtype)]
+    return [*head, *map(id, job.arrays), *memory, UNKNOWN_ADDRESS, *others]
 
 
 def _shares(sizes: npt.NDArray[np.int64], threads: int) -> npt.NDArray[np.intp]:

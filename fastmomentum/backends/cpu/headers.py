@@ -37,8 +37,9 @@ INDEX, SIZE, BYTES, DTYPE, OBJECTS = range(5)
 """The first columns of a table with one row for each parameter.
 
 A row holds the index in the list of gradients; the size, bytes and dtype code of each of the parameter's arrays; then
-the addresses of the objects p and *state; then the addresses of the memory of p, *state and g. If the size is negative,
-the parameter must have no gradient.
+the addresses of the objects p and *state; then the addresses of the memory of p, *state and g, and of the rule's given
+arrays, which only the optimiser holds, so that they cannot change. If the size is negative, the parameter must have no
+gradient.
 """
 
 

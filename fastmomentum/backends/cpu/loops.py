@@ -10,6 +10,7 @@ from numba.extending import overload, register_jitable
 
 from fastmomentum.rules.assemble import Function, define
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import relax, select
 
 FLOATS = (types.float32, types.float64)
 NUMBERS = (types.Integer, types.Float, types.Boolean)
@@ -24,9 +25,30 @@ def inlined(function: Function) -> Function:
     return inlinable
 
 
+def select_one(mask: Any, new: Any, old: Any) -> Any:
+    """Return `new` if the mask of an element is not 0, else `old`."""
+    return new if mask else old
+
+
+def relax_one(factor: Any, scale: Any) -> Any:
+    """Return 1 − s·(1 − f) in the dtype of the factor f."""
+    one = as_like(1.0, factor)
+    return one - scale * (one - factor)
+
+
+COMPILED: dict[Function, Function] = {select: select_one, relax: relax_one}
+"""The compiled forms of functions that work on whole arrays: Numba's numpy.where returns an array even for scalars."""
+
+
+def compiled_part(function: Function) -> Function:
+    """Return a part of a rule in a form that compiled code can call."""
+    found: Function = register_jitable(COMPILED.get(function, function))
+    return found
+
+
 def make_advance(rule: Rule) -> Function:
-    """Return ``advance(p, *state, g, *hyper) -> (p, *state)``, the update of one element."""
-    return inlined(rule.build(register_jitable))
+    """Return ``advance(p, *state, g, *given, *hyper) -> (p, *state)``, the update of one element."""
+    return inlined(rule.build(compiled_part))
 
 
 def make_descent(rule: Rule, gradient: Function, data: int) -> Function:

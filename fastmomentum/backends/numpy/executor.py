@@ -31,7 +31,8 @@ class NumpyExecutor(HostExecutor):
 
     def sum_squares(self, grads: list[Any]) -> list[float]:
         """Return the sum of squares of each gradient."""
-        return [0.0 if row == NO_ROW else sum_of_squares(grads[i]) for i, row in enumerate(self._row_of)]
+        masks = [job.mask for job in self._jobs]
+        return [0.0 if row == NO_ROW else sum_of_squares(grads[i], masks[i]) for i, row in enumerate(self._row_of)]
 
     def set_factors(self, name: str, factors: Sequence[float]) -> None:
         """Set the hyper-parameter `name` of each parameter whose rule has it."""
@@ -46,13 +47,13 @@ class NumpyExecutor(HostExecutor):
         for i in self._active:
             job = self._jobs[i]
             row = tuple([job.dtype.type(number) for number in self._hyper[i]])
-            found[i] = self._step_sums(i, measure(job.update)(job.arrays, grads[i], row))
+            found[i] = self._step_sums(i, measure(job.update)(job.arrays, grads[i], row, job.given))
         return found
 
     def _update(self, grads: list[Any]) -> bool:
         with uninterrupted():
             for i in self._active:
-                if not self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i]):
+                if not self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i], self._jobs[i].given):
                     return False
             self._counter.steps += 1
         return True

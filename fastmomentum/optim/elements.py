@@ -1,0 +1,134 @@
+"""Masks, and scales of the learning rate, for each element of a parameter: read, check and hold them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmomentum import checks
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.compose import point_rule
+from fastmomentum.rules.elementwise import GIVEN, LR_SCALE, MASK, with_given
+
+
+class Elements(NamedTuple):
+    """Hold the mask and the scale of lr of one parameter, in arrays that no other code holds.
+
+    Attributes
+    ----------
+    mask : ndarray of uint8 or None
+        0 where an element is frozen, else 1; None if no element is.
+    lr_scale : ndarray or None
+        The factor of lr of each element, in the dtype of the parameter; None for 1.
+    """
+
+    mask: npt.NDArray[np.uint8] | None = None
+    lr_scale: npt.NDArray[Any] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the arrays that the parameter has, as :func:`~fastmomentum.rules.elementwise.with_given` takes."""
+        return tuple([name for name, values in zip(GIVEN, self) if values is not None])
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """The arrays, in the order of :attr:`names`."""
+        return tuple([values for values in self if values is not None])
+
+    def given(self, name: str) -> npt.NDArray[Any] | None:
+        """Return a copy of an array as users give it: a mask in booleans."""
+        values = self.mask if name == MASK else self.lr_scale
+        return None if values is None else values.astype(bool) if name == MASK else values.copy()
+
+    def where_moving(self, new: npt.NDArray[Any], old: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return `old` with the values of `new` in the elements that are not frozen."""
+        return new if self.mask is None else np.where(self.mask, new, old)
+
+    def write_point(self, rule: Rule, arrays: tuple[npt.NDArray[Any], ...], row: tuple[Any, ...]) -> None:
+        """Write the look-ahead point to the last of (p, velocity, point); the point of a frozen element is p."""
+        param, velocity, target = arrays
+        update = with_given(point_rule(rule), self.names).update
+        with np.errstate(all="ignore"):
+            *_, target[...] = update(param, velocity, target, param, *self.arrays, *row)
+
+
+NONE = Elements()
+
+
+def split_by_array(where: str, value: Any, count: int, keys: Sequence[str] | None) -> tuple[list[Any], list[str]]:
+    """Return the entry of a mask or scale for each array of a group, and the name of each entry in messages.
+
+    Parameters
+    ----------
+    where : str
+        The name of `value` in messages.
+    value : array, sequence or mapping
+        As the user gave it: an array for a group of one array; else a sequence, or a mapping by name, of arrays and
+        None. None stands for no array.
+    count : int
+        The number of arrays.
+    keys : sequence of str or None
+        The names that the user gave to these arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the value does not have this form.
+    """
+    if value is None:
+        return [None] * count, [where] * count
+    if count == 1 and hasattr(value, "dtype"):
+        return [value], [where]
+    if isinstance(value, Mapping):
+        if keys is None:
+            raise TypeError(f"{where}: expected a sequence of {count}, as the parameters have no names; got a dict")
+        for key in value:
+            if key not in keys:
+                raise ValueError(f"{where}: expected names of the group's parameters, {', '.join(keys)}; got {key!r}")
+        return [value.get(key) for key in keys], [f"{where}[{key!r}]" for key in keys]
+    if hasattr(value, "dtype"):
+        raise TypeError(
+            f"{where}: expected a sequence of {count}, an array or None for each parameter; got {checks.describe(value)}"
+        )
+    return checks.sequence(where, value, count), [f"{where}[{i}]" for i in range(count)]
+
+
+def check_elements(name: str, where: str, value: Any, param: Any) -> npt.NDArray[Any] | None:
+    """Return a mask or a scale, by its name, as a kernel reads it: a copy in the memory layout of the parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it has another shape than the parameter, or values of a wrong type or out of range.
+    """
+    if value is None:
+        return None
+    kinds, expected = ("b", "booleans") if name == MASK else ("iuf", "numbers")
+    found = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if isinstance(value, np.ma.MaskedArray) or found.dtype.kind not in kinds:
+        raise TypeError(f"{where}: expected an array of {expected}, or None; got {checks.describe(value)}")
+    if found.shape != param.shape:
+        raise ValueError(f"{where}: expected shape {param.shape}, as the parameter has; got {found.shape}")
+    copy: npt.NDArray[Any] = np.empty_like(param, np.uint8 if name == MASK else param.dtype, subok=False)
+    if name == LR_SCALE:
+        checks.numbers(where, found, checks.AT_LEAST_ZERO)
+    with np.errstate(all="ignore"):
+        copy[...] = found
+    if name == LR_SCALE and not (np.isfinite(copy) & ((copy != 0) | (found == 0))).all():
+        raise ValueError(f"{where}: expected numbers that {param.dtype} can hold; got one that becomes 0 or infinite")
+    return copy
+
+
+def refuse_on_device(elements: Sequence[Mapping[str, Any]]) -> None:
+    """Check that no array has a mask or a scale, as arrays on a device cannot.
+
+    Raises
+    ------
+    TypeError
+        If one has.
+    """
+    for given in elements:
+        for name, (value, where) in given.items():
+            if value is not None:
+                raise TypeError(f"{where}: expected None, as the arrays are on a device, where {name} is not available")
