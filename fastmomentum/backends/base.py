@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK
 from fastmomentum.rules.stages import maximises
 
 LANES = 32
@@ -223,7 +224,7 @@ class ArrayUpdate(NamedTuple):
     @property
     def mask(self) -> Any:
         """The mask, 0 where an element is frozen; None if there is none."""
-        return self.given[self.update.given.index("mask")] if "mask" in self.update.given else None
+        return self.given[self.update.given.index(MASK)] if MASK in self.update.given else None
 
 
 class Executor(Protocol):
@@ -382,8 +383,8 @@ def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate])
     """
     if math.isfinite(squares):
         return True
-    pairs = [(grad, job.mask) for grad, job in zip(grads, jobs) if grad is not None]
-    return all([bool((np.isfinite(grad) if mask is None else np.isfinite(grad) | (mask == 0)).all()) for grad, mask in pairs])
+    pairs = [(np.isfinite(grad), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+    return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])
 
 
 def sum_in_order(values: Iterable[float]) -> float:

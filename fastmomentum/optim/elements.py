@@ -17,13 +17,13 @@ class Elements(NamedTuple):
 
     Attributes
     ----------
-    mask : ndarray of uint8 or None
-        0 where an element is frozen, else 1; None if no element is.
+    mask : ndarray of int8 or None
+        0 where an element is frozen, else −1, whose bits are all set; None if there is no mask.
     lr_scale : ndarray or None
         The factor of lr of each element, in the dtype of the parameter; None for 1.
     """
 
-    mask: npt.NDArray[np.uint8] | None = None
+    mask: npt.NDArray[np.int8] | None = None
     lr_scale: npt.NDArray[Any] | None = None
 
     @property
@@ -110,11 +110,11 @@ def check_elements(name: str, where: str, value: Any, param: Any) -> npt.NDArray
         raise TypeError(f"{where}: expected an array of {expected}, or None; got {checks.describe(value)}")
     if found.shape != param.shape:
         raise ValueError(f"{where}: expected shape {param.shape}, as the parameter has; got {found.shape}")
-    copy: npt.NDArray[Any] = np.empty_like(param, np.uint8 if name == MASK else param.dtype, subok=False)
+    copy: npt.NDArray[Any] = np.empty_like(param, np.int8 if name == MASK else param.dtype, subok=False)
     if name == LR_SCALE:
         checks.numbers(where, found, checks.AT_LEAST_ZERO)
     with np.errstate(all="ignore"):
-        copy[...] = found
+        copy[...] = np.where(found, -1, 0) if name == MASK else found
     if name == LR_SCALE and not (np.isfinite(copy) & ((copy != 0) | (found == 0))).all():
         raise ValueError(f"{where}: expected numbers that {param.dtype} can hold; got one that becomes 0 or infinite")
     return copy

@@ -27,6 +27,7 @@ from fastmomentum.backends.cpu.headers import (
 from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK
 
 STRICT: dict[str, str | bool] = {"error_model": "numpy", "nogil": True, "fastmath": False}
 """Compile options of every function that is compiled inside of other compiled code.
@@ -209,7 +210,7 @@ def vector(dtype: np.dtype, readonly: bool = False) -> types.Array:
 
 def table_kinds(rule: Rule, dtype: np.dtype) -> list[types.Array]:
     """Return the Numba types of the arrays in a row of the table: p, the state, g, and the rule's given arrays."""
-    given = [vector(np.dtype(np.uint8) if name == "mask" else dtype) for name in rule.given]
+    given = [vector(np.dtype(np.int8) if name == MASK else dtype) for name in rule.given]
     return [vector(dtype)] * (2 + len(rule.state)) + given
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
-from numba.extending import overload, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 
 from fastmomentum.rules.assemble import Function, define
 from fastmomentum.rules.base import Rule
@@ -25,9 +26,20 @@ def inlined(function: Function) -> Function:
     return inlinable
 
 
-def select_one(mask: Any, new: Any, old: Any) -> Any:
-    """Return `new` if the mask of an element is not 0, else `old`."""
-    return new if mask else old
+@intrinsic
+def select_one(typing_context: Any, mask: Any, new: Any, old: Any) -> Any:
+    """Return `new` if the mask of an element is −1, and `old` if it is 0, both an int8."""
+    # Written as (new & mask) | (old & ~mask) on the bits: of a comparison LLVM makes a masked store, which is slow on
+    # AMD's processors (measured for pytorch in float32, in the caches: 1.06 ns an element; so 0.41, without mask 0.35).
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(new.bitwidth)
+        bits = builder.sext(arguments[0], word)
+        first, second = [builder.bitcast(value, word) for value in arguments[1:]]
+        chosen = builder.or_(builder.and_(first, bits), builder.and_(second, builder.not_(bits)))
+        return builder.bitcast(chosen, arguments[1].type)
+
+    return new(mask, new, new), codegen
 
 
 def relax_one(factor: Any, scale: Any) -> Any:
@@ -36,13 +48,13 @@ def relax_one(factor: Any, scale: Any) -> Any:
     return one - scale * (one - factor)
 
 
-COMPILED: dict[Function, Function] = {select: select_one, relax: relax_one}
+COMPILED: dict[Function, Function] = {select: select_one, relax: register_jitable(relax_one)}
 """The compiled forms of functions that work on whole arrays: Numba's numpy.where returns an array even for scalars."""
 
 
 def compiled_part(function: Function) -> Function:
     """Return a part of a rule in a form that compiled code can call."""
-    found: Function = register_jitable(COMPILED.get(function, function))
+    found: Function = COMPILED.get(function) or register_jitable(function)
     return found
 
 

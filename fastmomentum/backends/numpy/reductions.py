@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
 from fastmomentum.backends.step_sums import PAIRS, StepSums, make_step_vectors
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK
 
 Array = npt.NDArray[np.floating]
 Measure = Callable[..., StepSums]
@@ -34,7 +35,7 @@ def make_measure(rule: Rule) -> Measure:
     """
     step_vectors = make_step_vectors(rule)
 
-    mask_at = rule.given.index("mask") if "mask" in rule.given else None
+    mask_at = rule.given.index(MASK) if MASK in rule.given else None
 
     def measure(
         arrays: tuple[Array, ...], grad: Array, hyper: tuple[np.floating, ...], given: Sequence[Array] = ()
@@ -55,7 +56,7 @@ def make_measure(rule: Rule) -> Measure:
     return measure
 
 
-def sum_of_squares(grad: Array, mask: npt.NDArray[np.uint8] | None = None) -> float:
+def sum_of_squares(grad: Array, mask: npt.NDArray[np.int8] | None = None) -> float:
     """Return Σg², added in the fixed order in double precision; an element whose mask is 0 counts as 0."""
     flat = grad.reshape(-1) if mask is None else np.where(mask, grad, grad.dtype.type(0)).reshape(-1)
     return sums(lambda part: (flat[part].astype(np.float64) ** 2,), flat.size, 1)[0]
