@@ -82,6 +82,7 @@ A hyper-parameter that is in neither may be any finite number.
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
     *("max_norm", "clip_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
+    *("mask", "lr_scale"),
 )
 """The names that :func:`did_you_mean` can propose beside a rule's own hyper-parameters."""
 

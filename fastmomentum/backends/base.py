@@ -332,7 +332,11 @@ class HostExecutor:
         if squares is None:
             return False
         counter = self._counter
-        if limits.skip and not is_finite(sum_in_order(squares), grads, self._jobs) and counter.in_a_row < limits.most_skips:
+        if (
+            limits.skip
+            and not is_finite(sum_in_order(squares), grads, self._jobs)
+            and counter.in_a_row < limits.most_skips
+        ):
             counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
             return True
         if limits.scales:

@@ -28,7 +28,7 @@ class Elements(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the arrays that the parameter has, as :func:`~fastmomentum.rules.elementwise.with_given` takes."""
+        """The names of the arrays that the parameter has, for :func:`~fastmomentum.rules.elementwise.with_given`."""
         return tuple([name for name, values in zip(GIVEN, self) if values is not None])
 
     @property
@@ -89,21 +89,25 @@ def split_by_array(where: str, value: Any, count: int, keys: Sequence[str] | Non
         return [value.get(key) for key in keys], [f"{where}[{key!r}]" for key in keys]
     if hasattr(value, "dtype"):
         raise TypeError(
-            f"{where}: expected a sequence of {count}, an array or None for each parameter; got {checks.describe(value)}"
+            f"{where}: expected a sequence of {count}, with an array or None for each parameter; got "
+            f"{checks.describe(value)}"
         )
     return checks.sequence(where, value, count), [f"{where}[{i}]" for i in range(count)]
 
 
-def check_elements(name: str, where: str, value: Any, param: Any) -> npt.NDArray[Any] | None:
+def check_elements(name: str, where: str, value: Any, param: Any, backend: str) -> npt.NDArray[Any] | None:
     """Return a mask or a scale, by its name, as a kernel reads it: a copy in the memory layout of the parameter.
 
     Raises
     ------
     TypeError, ValueError
-        If it has another shape than the parameter, or values of a wrong type or out of range.
+        If it has another shape than the parameter, or values of a wrong type or out of range, or if the parameter is on
+        a device.
     """
     if value is None:
         return None
+    if backend == "cuda":
+        raise TypeError(f"{where}: expected None, as the arrays are on a device, whose kernels take no {name}")
     kinds, expected = ("b", "booleans") if name == MASK else ("iuf", "numbers")
     found = value if isinstance(value, np.ndarray) else np.asarray(value)
     if isinstance(value, np.ma.MaskedArray) or found.dtype.kind not in kinds:
@@ -120,15 +124,17 @@ def check_elements(name: str, where: str, value: Any, param: Any) -> npt.NDArray
     return copy
 
 
-def refuse_on_device(elements: Sequence[Mapping[str, Any]]) -> None:
-    """Check that no array has a mask or a scale, as arrays on a device cannot.
+def read_elements(
+    given: Sequence[Mapping[str, tuple[Any, str]]], params: Sequence[Any], backend: str
+) -> list[Elements]:
+    """Return the masks and scales of lr of all parameters, checked, from the values and their names in messages.
 
     Raises
     ------
-    TypeError
-        If one has.
+    TypeError, ValueError
+        If a value is refused.
     """
-    for given in elements:
-        for name, (value, where) in given.items():
-            if value is not None:
-                raise TypeError(f"{where}: expected None, as the arrays are on a device, where {name} is not available")
+    return [
+        Elements(**{name: check_elements(name, where, value, param, backend) for name, (value, where) in own.items()})
+        for own, param in zip(given, params)
+    ]

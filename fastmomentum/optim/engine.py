@@ -24,7 +24,7 @@ from fastmomentum.backends.base import (
     uninterrupted,
 )
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.optim.elements import Elements, check_elements, refuse_on_device, split_by_array
+from fastmomentum.optim.elements import Elements, check_elements, split_by_array
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import FunctionCalls, PointRow, RowKey, Rows, StepPlan
@@ -401,9 +401,8 @@ class Engine:
             members = [i for i in self._all if self.group_of[i] == number]
             keys = None if state.names is None else [state.names[i] for i in members]
             for i, each, where in zip(members, *split_by_array(name, value, len(members), keys)):
-                if self.backend == "cuda":
-                    refuse_on_device([{name: (each, where)}])
-                elements[i] = elements[i]._replace(**{name: check_elements(name, where, each, state.params[i])})
+                values_of = check_elements(name, where, each, state.params[i], self.backend)
+                elements[i] = elements[i]._replace(**{name: values_of})
         self._check_elements(self.groups, elements)
         points = self._points(self._all, self.groups, self.schedule_step)
         with uninterrupted():

@@ -80,7 +80,9 @@ class GroupSettings(MutableMapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         group = self._engine.groups[self._number]
-        elements = [each for each, number in zip(self._engine.state.elements, self._engine.group_of) if number == self._number]
+        elements = [
+            each for each, number in zip(self._engine.state.elements, self._engine.group_of) if number == self._number
+        ]
         given = [name for name in GIVEN if any(name in each.names for each in elements)]
         return iter(dict.fromkeys(("params", "rule", *group.parameters, *OFF, *SWITCHES, *group.settings, *given)))
 

@@ -106,7 +106,7 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
         twice = next(key for key in all_keys if all_keys.count(key) > 1)
         raise ValueError(f"{where}['params']: expected a name of its own for each array; got {twice!r} twice")
     given, own = _without_elements(entry)
-    settings = {**shared, **{name: value for name, value in own.items() if name != "params"}}
+    settings = {**_without_elements(shared)[1], **{name: value for name, value in own.items() if name != "params"}}
     group = make_group(settings, dtypes=_dtypes_of(arrays))
     if layout.groups and group.update.state != layout.groups[0].update.state:
         raise ValueError(f"{where}: expected settings under which the rule keeps the same state as in the other groups")
@@ -133,7 +133,9 @@ def _elements(
     """Return for each array of a group its mask and its scale of lr, each with its name in messages."""
     found: list[dict[str, tuple[Any, str]]] = [{} for _ in range(count)]
     for name, value in given.items():
-        for own, each, called in zip(found, *split_by_array(f"{where}[{name!r}]" if where else name, value, count, keys)):
+        for own, each, called in zip(
+            found, *split_by_array(f"{where}[{name!r}]" if where else name, value, count, keys)
+        ):
             own[name] = (each, called)
     return found
 

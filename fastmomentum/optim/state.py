@@ -9,7 +9,7 @@ import numpy.typing as npt
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.checks import Array, array, describe
-from fastmomentum.optim.elements import Elements, check_elements, refuse_on_device
+from fastmomentum.optim.elements import read_elements
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
 from fastmomentum.optim.params import Layout
 from fastmomentum.rules.base import Rule
@@ -76,12 +76,7 @@ class State:
         self._arrays = backends.arrays_of(backend)
         params = [self._array(name, p) for name, p in zip(self._names, self.given)]
         self.device = self._arrays.one_device(self._names, params)
-        if backend == "cuda":
-            refuse_on_device(layout.elements)
-        self.elements = [
-            Elements(**{name: check_elements(name, where, value, param) for name, (value, where) in given.items()})
-            for given, param in zip(layout.elements, params)
-        ]
+        self.elements = read_elements(layout.elements, params, backend)
         with self._arrays.on(self.device):
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params

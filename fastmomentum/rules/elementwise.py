@@ -165,7 +165,11 @@ def scalings(rule: Rule) -> tuple[Function | None, ...]:
     (('shrink', 'lr', 'momentum'), ['relax', 'product', None])
     """
     found = [
-        None if not {*sources}.intersection(LEARNING_RATES) else product if derive is None else _scaling_of(rule, name, derive, sources)
+        None
+        if not {*sources}.intersection(LEARNING_RATES)
+        else product
+        if derive is None
+        else _scaling_of(rule, name, derive, sources)
         for name, derive, sources in rule.entries
     ]
     if not any(found):

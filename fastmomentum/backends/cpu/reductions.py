@@ -53,7 +53,9 @@ def measure_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Calla
     """Return a kernel with the arguments of :func:`squares_kernel`, which adds the StepSums of each parameter."""
     make = make_parallel_kernel if parallel else make_kernel
     key = ("measure", parallel, rule.structure, rule.slots, dtype)
-    return cached_kernel(key, lambda: make(make_add_step_sums(rule, dtype), WIDTH, table_kinds(rule, dtype), 1 + len(rule.state)))
+    return cached_kernel(
+        key, lambda: make(make_add_step_sums(rule, dtype), WIDTH, table_kinds(rule, dtype), 1 + len(rule.state))
+    )
 
 
 def make_add_squares(arrays: int) -> Function:
