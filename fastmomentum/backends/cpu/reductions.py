@@ -71,7 +71,7 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
     arrays, n_hyper, kind, block = 1 + len(rule.state), len(rule.hyper), dtype.type, BLOCK // dtype.itemsize
     step_vectors, add, given = make_step_vectors(rule, compiled_part), make_add(PAIRS, 8), len(rule.given)
     load, cut, moving_gradient = make_load(arrays), make_cut(arrays + 1 + given), make_moving_gradient(rule)
-    load_given = make_load(given)
+    load_given, given_at = make_load(given), arrays + 1
 
     @register_jitable
     def fill(v: Any, step: Any, next_v: Any, chunk: Any, g: Any, hyper: Any) -> None:
@@ -82,7 +82,7 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
     def fill_given(v: Any, step: Any, next_v: Any, chunk: Any, g: Any, hyper: Any) -> None:
         for i in range(g.size):
             g[i] = moving_gradient(chunk, i)
-            row = load_given(chunk[arrays + 1 :], i) + hyper
+            row = load_given(chunk[given_at:], i) + hyper
             v[i], step[i], next_v[i] = step_vectors(load(chunk, i), g[i], row)
 
     def add_step_sums(lanes: Any, chunk: Any, hyper: Any) -> None:
