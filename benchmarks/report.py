@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import solvers, tracing
+from benchmarks import settings, solvers, tracing
 from benchmarks.summary import Summary, goal_results, regimes
 from fastmomentum.cli.validation.formulas import Row, worst
 
@@ -111,6 +111,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[str]]]] = {
     "validated": ("benchmarks/README.md", "validation.json", validation_table),
     "predicted": ("benchmarks/README.md", "cpu.json", regime_table),
     "tried": ("benchmarks/README.md", "cpu.json", placement_table),
+    "settings": ("benchmarks/README.md", "settings.json", settings.table),
     "traced": ("benchmarks/README.md", "tracing.json", tracing.table),
     "solvers": ("benchmarks/README.md", "solvers.json", solvers.table),
 }

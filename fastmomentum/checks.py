@@ -5,8 +5,9 @@ writes to an array, so a refused call has changed nothing. Parameters, states an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
-from itertools import combinations
+from functools import cache
 from math import isfinite
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, TypeGuard
@@ -113,6 +114,13 @@ def how_to_convert(value: object) -> str:
     """Return a sentence on how to make an array from a value that is not one."""
     if hasattr(value, "detach"):
         return "For a torch tensor on the host, .detach().numpy() returns one on the same memory"
+    if type(value).__module__.startswith("jax"):
+        return "JAX arrays are immutable, so no step can update one in place: keep numpy.array(...), a copy, instead"
+    if hasattr(value, "__dlpack__"):
+        return "For an array in host memory, numpy.from_dlpack(...) returns one on the same memory"
+    with suppress(TypeError, BufferError):
+        if not memoryview(value).readonly:  # type: ignore[arg-type]
+            return "numpy.asarray(...) returns one on the same memory"
     if isinstance(value, Mapping):
         return "For a dict d, list(d.values()) returns its arrays, in order"
     if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
@@ -122,6 +130,7 @@ def how_to_convert(value: object) -> str:
 
 Array = npt.NDArray[Any]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+WITH_COMPLEX = (*DTYPES, np.dtype(np.complex64), np.dtype(np.complex128))
 
 
 def number(name: str, value: object, allowed: Range) -> float:
@@ -167,15 +176,6 @@ def boolean(name: str, value: object) -> bool:
     return bool(value)
 
 
-def skips(value: object) -> bool | int:
-    """Return `value`, if it says which updates to skip: True, False, or at most how many in a row, from 1."""
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if not _is_integer(value):
-        raise TypeError(f"skip_nonfinite: expected True, False or a whole number >= 1; got {describe(value)}")
-    return integer("skip_nonfinite", value, 1)
-
-
 def threads(value: object) -> int | None:
     """Return `value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
     if value is None:
@@ -215,7 +215,40 @@ def dtype(value: object) -> np.dtype[Any]:
     raise TypeError(f"dtype: expected float32 or float64; got {value!r}")
 
 
-def array(name: str, value: Any, *, like: Array | None = None, write: bool = True) -> Array:
+@cache
+def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the real and imaginary parts of a complex dtype, and any other dtype unchanged."""
+    return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
+
+
+def is_dense(value: Array) -> bool:
+    """Return whether the elements of an array fill an interval of memory, each in a place of its own."""
+    step = value.itemsize
+    for stride, length in sorted((abs(stride), n) for stride, n in zip(value.strides, value.shape) if n > 1):
+        if stride != step:
+            return value.size == 0
+        step *= length
+    return True
+
+
+def _same_strides(value: Array, like: Array) -> bool:
+    """Return whether two arrays of one shape have the same strides, wherever strides matter."""
+    axes = zip(value.shape, value.strides, like.strides)
+    return value.strides == like.strides or value.size == 0 or all([n == 1 or one == other for n, one, other in axes])
+
+
+def reversed_axes(value: Array) -> tuple[int, ...]:
+    """Return the axes along which addresses fall."""
+    return tuple([axis for axis, stride in enumerate(value.strides) if stride < 0 and value.shape[axis] > 1])
+
+
+def empty_like(value: Array, dtype: npt.DTypeLike | None = None) -> Array:
+    """Return a new array of the same shape and layout, with undefined values, in another dtype if one is given."""
+    found = np.empty_like(value, dtype)  # it has the same order of axes, but reverses none
+    return found if value.flags.c_contiguous else np.flip(found, reversed_axes(value))
+
+
+def array(name: str, value: Any, *, like: Array | None = None, write: bool = True, dense: bool = False) -> Array:
     """Return `value` as a plain ndarray on the same memory, if a kernel may work on it.
 
     Parameters
@@ -225,17 +258,30 @@ def array(name: str, value: Any, *, like: Array | None = None, write: bool = Tru
     value : object
         The value that the user passed.
     like : ndarray, optional
-        The array whose dtype and shape it must have.
+        The array whose dtype and shape it must have, and whose strides, if `dense`. Strides of axes of length 1, and
+        of empty arrays, do not matter.
     write : bool
         Whether the kernel writes to it.
+    dense : bool
+        Whether it may be complex, and have any layout without holes; otherwise it must be real and C-contiguous.
     """
     if type(value) is not np.ndarray:
         value = _plain(name, value)
-    fits = value.dtype in DTYPES if like is None else value.dtype == like.dtype and value.shape == like.shape
-    flags = value.flags
-    if not fits or not (flags.carray or (flags.c_contiguous and flags.aligned and not write)):
-        _refuse(name, value, like, write)
+    if like is None:
+        fits = value.dtype in (WITH_COMPLEX if dense else DTYPES)
+    else:
+        fits = value.dtype == like.dtype and value.shape == like.shape
+    in_order = value.flags.carray and (like is None or not dense)  # usual arrays need no other test: it saves time
+    if not (fits and (in_order or _has_layout(value, like, write, dense))):
+        _refuse(name, value, like, write, dense)
     return value  # type: ignore[no-any-return]
+
+
+def _has_layout(value: Array, like: Array | None, write: bool, dense: bool) -> bool:
+    """Return whether an array of the right dtype and shape lies in memory as :func:`array` requires."""
+    flags = value.flags
+    in_order = (_same_strides(value, like) if like is not None else is_dense(value)) if dense else flags.c_contiguous
+    return in_order and flags.aligned and (flags.writeable or not write)
 
 
 def _plain(name: str, value: object) -> Array:
@@ -253,28 +299,42 @@ def _plain(name: str, value: object) -> Array:
     return np.asarray(value)
 
 
-def _refuse(name: str, value: Array, like: Array | None, write: bool) -> NoReturn:
+def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: bool) -> NoReturn:
     """Raise the error that says why :func:`array` refuses this array."""
     dtype = value.dtype
     replace = "The array is updated in place: replace it everywhere by" if write else "Pass"
-    if dtype not in DTYPES:
-        order = "" if dtype.isnative else " in another byte order than this machine's"
-        cast = f".astype(numpy.{'float32' if like is None else like.dtype})"
-        raise TypeError(f"{name}: expected an array of float32 or float64; got {dtype.name}{order}. {replace} {cast}")
+    order = "" if dtype.isnative else " in another byte order than this machine's"
     if like is not None and dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype}")
+        cast = "" if dtype in WITH_COMPLEX else f". {replace} .astype(numpy.{like.dtype})"
+        raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype.name}{order}{cast}")
+    if like is None and dtype not in (WITH_COMPLEX if dense else DTYPES):
+        served = "float32, float64, complex64 or complex128" if dense else "float32 or float64"
+        cast = dtype.name if dense and dtype.newbyteorder("=") in WITH_COMPLEX else "float32"
+        got = f"{dtype.name}{order}. {replace} .astype(numpy.{cast})"
+        raise TypeError(f"{name}: expected an array of {served}; got {got}")
     if like is not None and value.shape != like.shape:
         raise ValueError(f"{name}: expected shape {like.shape}, as the parameter has; got {value.shape}")
-    if not value.flags.c_contiguous:
+    if dense and like is not None and not _same_strides(value, like):
+        axes = reversed_axes(like)
+        new = f"numpy.flip(numpy.empty_like(param), {axes})" if axes else "numpy.empty_like(param)"
         raise ValueError(
-            f"{name}: expected a C-contiguous array; got shape {value.shape} with strides {value.strides} "
-            f"(a transposed or strided view?). {replace} numpy.ascontiguousarray(...)"
+            f"{name}: expected strides {like.strides}, as the parameter has; got {value.strides}. A copy in the "
+            f"parameter's layout is new, after new = {new}; new[...] = old. {replace} new"
         )
+    layout = f"shape {value.shape} with strides {value.strides}"
+    if dense and like is None and not is_dense(value):
+        extent = sum(abs(stride) * (n - 1) for stride, n in zip(value.strides, value.shape)) + value.itemsize
+        advice = f"{replace} numpy.array(...), a copy"
+        if write and extent >= value.nbytes:  # elements do not share memory
+            advice = "Update p = numpy.array(view), a copy, and write it back after each step: view[...] = p"
+        raise ValueError(f"{name}: expected elements that fill an interval of memory; got {layout}. {advice}")
+    if not dense and not value.flags.c_contiguous:
+        advice = f"(a transposed or strided view?). {replace} numpy.ascontiguousarray(...)"
+        raise ValueError(f"{name}: expected a C-contiguous array; got {layout} {advice}")
+    got = "a writeable array; got a read-only one"
     if not value.flags.aligned:
-        raise ValueError(
-            f"{name}: expected an aligned array; got one whose address is no multiple of {dtype.alignment} bytes"
-        )
-    raise ValueError(f"{name}: expected a writeable array; got a read-only one. {replace} numpy.array(...), a copy")
+        got = f"an aligned array; got one whose address is no multiple of {dtype.alignment} bytes"
+    raise ValueError(f"{name}: expected {got}. {replace} numpy.array(...), a copy")
 
 
 def sequence(name: str, value: object, length: int) -> list[Any]:
@@ -299,16 +359,8 @@ def describe(value: object) -> str:
     return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else kind
 
 
-def refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
-    """Raise a ValueError that names two of these contiguous arrays that share memory; the caller found that two do."""
-    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
-        if np.may_share_memory(first, second):
-            raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
-    raise AssertionError("no two of these arrays share memory")
-
-
 def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 0) -> npt.NDArray[np.int64]:
-    """Return the intervals of memory that are written, after checking that no two contiguous arrays share memory.
+    """Return the intervals of memory that are written, after checking that no two dense arrays share memory.
 
     The last `read` arrays are only read, and may share memory with each other.
 
@@ -336,4 +388,9 @@ def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 
 
 def address(value: Any) -> int:
     """Return the address at which the memory of an array begins."""
-    return int(value.__array_interface__["data"][0]) if isinstance(value, np.ndarray) else value.address
+    if not isinstance(value, np.ndarray):
+        return int(value.address)
+    first: int = value.__array_interface__["data"][0]
+    if not value.flags.c_contiguous:
+        first += sum([(value.shape[axis] - 1) * value.strides[axis] for axis in reversed_axes(value)])
+    return first

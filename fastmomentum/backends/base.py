@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.step_sums import StepSums
-from fastmomentum.checks import describe
+from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import MASK
 from fastmomentum.rules.stages import maximises
@@ -203,11 +204,17 @@ class NormLimits(NamedTuple):
     skip: bool
     most_skips: int
 
+    @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped to a norm."""
+        return self.max_norm is not None or self.clip_norms is not None
+
 
 class ArrayUpdate(NamedTuple):
     """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number.
 
-    `given` are the arrays that the rule takes after the gradient: the mask, the scale of lr. No other code holds them.
+    `given` are the arrays that the rule takes after the gradient, the mask and the scale of lr: flat views in the order
+    of addresses, with one entry for each float. No other code holds their memory.
     """
 
     arrays: tuple[Any, ...]
@@ -217,9 +224,8 @@ class ArrayUpdate(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The dtype of all its arrays except the mask."""
-        dtype: np.dtype[Any] = self.arrays[0].dtype
-        return dtype
+        """The dtype in which all its arrays are updated; of complex arrays that of their parts."""
+        return real_dtype(self.arrays[0].dtype)
 
     @property
     def mask(self) -> Any:
@@ -332,11 +338,8 @@ class HostExecutor:
         if squares is None:
             return False
         counter = self._counter
-        if (
-            limits.skip
-            and not is_finite(sum_in_order(squares), grads, self._jobs)
-            and counter.in_a_row < limits.most_skips
-        ):
+        finite = not limits.skip or is_finite(sum_in_order(squares), grads, self._jobs)
+        if not finite and counter.in_a_row < limits.most_skips:
             counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
             return True
         if limits.scales:
@@ -350,7 +353,7 @@ class HostExecutor:
             factor = at_most_one(limits.max_norm / (math.sqrt(sum_in_order(squares)) + 1e-6))
             self.set_factors("norm_factor", [factor] * len(squares))
         done = self.run(grads)
-        if done:
+        if done and finite:
             counter.in_a_row = 0
         return done
 
@@ -387,7 +390,7 @@ def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate])
     """
     if math.isfinite(squares):
         return True
-    pairs = [(np.isfinite(grad), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+    pairs = [(np.isfinite(flat_view(grad)), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
     return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])
 
 

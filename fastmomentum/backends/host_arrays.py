@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.checks import describe, real_dtype, reversed_axes
+from fastmomentum.checks import empty_like as empty_like
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import point_rule
 
@@ -36,16 +38,61 @@ def number(value: float) -> float:
     return float(value)
 
 
+def flat_view(array: npt.NDArray[Any]) -> Array:
+    """Return a 1-D view of the memory of a dense array, in the order of addresses; complex numbers are pairs of floats.
+
+    Arrays of the same strides have their elements in the same order.
+
+    Examples
+    --------
+    >>> flat_view(np.array([[1.0, 2.0], [3.0, 4.0]]).T), flat_view(np.array([1.0, 2.0])[::-1])
+    (array([1., 2., 3., 4.]), array([1., 2.]))
+    >>> flat_view(np.array([1.0 + 2.0j]))
+    array([1., 2.])
+    """
+    if not array.flags.c_contiguous:
+        array = np.flip(array, reversed_axes(array))
+        array = array.transpose(sorted(range(array.ndim), key=lambda axis: -array.strides[axis]))
+    flat = array if array.ndim == 1 else array.reshape(-1)
+    return flat.view(real_dtype(flat.dtype)) if flat.dtype.kind == "c" else flat
+
+
+def read(name: str, value: Any) -> Any:
+    """Return an array of another library in host memory as an ndarray on the same memory, which is only to be read.
+
+    A NumPy scalar becomes a 0-d array. Any other value is returned unchanged; later checks refuse it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the array is one that NumPy cannot read: in device memory, for example, or of a dtype that NumPy lacks.
+    """
+    try:
+        if hasattr(value, "detach"):
+            return value.detach().numpy()
+        if isinstance(value, np.ndarray | np.generic):
+            return np.asarray(value) if isinstance(value, np.generic) else value
+        try:
+            return np.asarray(memoryview(value))
+        except (TypeError, ValueError, BufferError):  # no buffer, or one of a format that NumPy does not have
+            return np.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        for bit in ("conj", "neg"):
+            if getattr(value, f"is_{bit}", bool)():
+                raise ValueError(
+                    f"{name}: expected a plain tensor; got one with the {bit} bit, whose memory holds other values. "
+                    f"Pass .resolve_{bit}(), a copy"
+                ) from error
+        raise TypeError(
+            f"{name}: expected an array in host memory, of a dtype that NumPy has; got {describe(value)}: {error}"
+        ) from error
+
+
 def point(rule: Rule, arrays: tuple[Array, ...], row: tuple[np.floating, ...], stream: None) -> None:
     """Write the look-ahead point, at which the next gradient is taken, to the last of (p, velocity, point)."""
-    param, velocity, target = arrays
+    param, velocity, target = map(flat_view, arrays)
     with np.errstate(all="ignore"):
         *_, target[...] = point_rule(rule).update(param, velocity, target, param, *row)
-
-
-def empty_like(array: Array) -> Array:
-    """Return a new array of the same shape and dtype, with undefined values."""
-    return np.empty_like(array)
 
 
 def copy(target: Array, source: Array, rows: slice = slice(None)) -> None:

@@ -10,6 +10,7 @@ A saved state is a dict:
     skipped_in_a_row  the number of updates skipped since the last one that was done
     skip_nonfinite  whether updates may be skipped, or how many in a row at most
     resets          a list of (step, reason, scope)
+    last_reset      the number of updates done before the last reset of everything
     value           the objective last reported, or None
     names           the names of the arrays, or None
     groups          for each group its settings and the number of its arrays; a schedule is saved as the dict that
@@ -26,7 +27,7 @@ A saved state is a dict:
 :mod:`fastmomentum.optim.archive` writes it to a file and reads it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -36,28 +37,15 @@ import numpy as np
 from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
+from fastmomentum.optim import changes
 from fastmomentum.optim.archive import read_archive, write_archive
 from fastmomentum.optim.elements import Elements, read_elements
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.groups import PLAIN, SCHEDULED, SHARED, ParamGroup, restored_group
+from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, restored_group
+from fastmomentum.optim.schema import ARRAYS, ELEMENTS, SCHEMA, SavedState, check_form, check_mapping, refuse, upgrade
 from fastmomentum.optim.state import State
-from fastmomentum.rules.elementwise import GIVEN
+from fastmomentum.optim.values import PLAIN, skips
 from fastmomentum.rules.registry import find, names
-
-SavedState = Mapping[str, Any]
-
-SCHEMA = 4
-READABLE = (1, 2, 3, SCHEMA)
-KEYS = (
-    *("schema", "rule", "made_of", "steps", "skipped", "skipped_in_a_row", "skip_nonfinite"),
-    *("resets", "value", "names", "groups", "functions", "values", "updates", "state"),
-)
-
-ELEMENTS = "elements"
-"""The key of the masks and scales of lr, which is left out if there are none."""
-
-ARRAYS = "number of arrays"
-"""The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
 
 
 def to_dict(engine: Engine) -> dict[str, Any]:
@@ -75,6 +63,7 @@ def to_dict(engine: Engine) -> dict[str, Any]:
         "skipped_in_a_row": state.counter.in_a_row,
         "skip_nonfinite": engine.skip_nonfinite,
         "resets": [tuple(reset) for reset in state.resets],
+        "last_reset": state.last_reset,
         "value": state.value,
         "names": None if state.names is None else list(state.names),
         "groups": [
@@ -85,19 +74,6 @@ def to_dict(engine: Engine) -> dict[str, Any]:
         "updates": list(state.updates),
         "state": state.fetch_slots(),
     } | ({ELEMENTS: elements} if any(elements) else {})
-
-
-def upgrade(saved: SavedState) -> dict[str, Any]:
-    """Return a saved state of any schema in the form of the present one."""
-    if (schema := saved.get("schema", SCHEMA)) == SCHEMA or schema not in READABLE or "started" not in saved:
-        return dict(saved)
-    known = {name: value for name, value in saved.items() if name != "started"}
-    started, steps = saved["started"], saved.get("steps")
-    updates = [steps if each else 0 for each in started] if isinstance(started, list) else started
-    added = {"skipped_in_a_row": 0, "value": None, "names": None, "updates": updates}
-    groups = saved.get("groups")
-    values: list[dict[str, Any]] = [{} for _ in groups] if isinstance(groups, list) else []
-    return added | {"values": values} | known | {"schema": SCHEMA}
 
 
 def load_dict(saved: SavedState, engine: Engine) -> None:
@@ -120,7 +96,7 @@ def restore(saved: SavedState, engine: Engine) -> None:
         like = to_dict(engine)
         saved = in_order_of(like["names"], saved)
         refuse(_differences(saved, like))
-        skip_nonfinite = checks.skips(saved["skip_nonfinite"])
+        skip_nonfinite = skips(saved["skip_nonfinite"])
         groups = []
         for number, group in enumerate(engine.groups):
             packed = saved["groups"][number]
@@ -133,7 +109,7 @@ def restore(saved: SavedState, engine: Engine) -> None:
                 raise ValueError(f"state_dict: expected one {name} for all groups; got several")
         if any([group.update.state != engine.update.state for group in groups]):
             raise ValueError("state_dict: expected the same lookahead as that of this optimiser; got another")
-        engine.load(saved, groups, skip_nonfinite, _saved_elements(saved, engine))
+        changes.load(engine, saved, groups, skip_nonfinite, _saved_elements(saved, engine))
 
 
 def _saved_elements(saved: SavedState, engine: Engine) -> list[Elements] | None:
@@ -307,81 +283,6 @@ def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], val
             got = function if isinstance(function, schedules.Schedule) else checks.describe(function)
             raise TypeError(f"{name}: expected {expected}; got {got}")
     return functions
-
-
-def check_mapping(saved: object) -> None:
-    """Check that a saved state is a mapping."""
-    if not isinstance(saved, Mapping):
-        raise TypeError(f"state_dict: expected a dict from state_dict(); got {checks.describe(saved)}")
-
-
-def check_form(saved: SavedState) -> None:
-    """Check that a saved state has the form that :func:`to_dict` gives it; :func:`upgrade` has been done."""
-    if (schema := saved.get("schema", SCHEMA)) != SCHEMA:
-        refuse([f"schema: expected {' or '.join(map(str, READABLE))}; got {schema!r}"])
-    refuse(
-        [f"{key}: missing" for key in KEYS if key not in saved]
-        + [f"{key}: unknown" for key in saved if key not in (*KEYS, ELEMENTS)]
-    )
-    refuse(_malformed(saved))
-
-
-def refuse(differences: Iterable[str], what: str = "this optimiser") -> None:
-    """Raise a ValueError that lists the differences, if there are any."""
-    if listed := list(differences):
-        raise ValueError(f"state_dict does not fit {what}:\n  " + "\n  ".join(listed))
-
-
-def _malformed(saved: SavedState) -> Iterator[str]:
-    """Yield a sentence for each entry that does not have the form that :func:`to_dict` gives it."""
-    for key in ("steps", "skipped", "skipped_in_a_row"):
-        if not _is_count(saved[key]):
-            yield f"{key}: expected a whole number from 0 to 2**62; got {checks.describe(saved[key])}"
-    forms: dict[str, Callable[[Any], bool]] = {
-        "resets": lambda reset: isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str],
-        "groups": lambda group: isinstance(group, Mapping) and ARRAYS in group and "rule" not in group,
-        "values": lambda values: isinstance(values, Mapping) and all(map(_is_number, values.values())),
-        "updates": _is_count,
-        "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
-        "names": lambda name: isinstance(name, str),
-        ELEMENTS: lambda given: isinstance(given, Mapping) and {*given} <= {*GIVEN},
-    }
-    value = saved["value"]
-    if value is not None and type(value) is not float:
-        yield f"value: expected a float or None; got {checks.describe(value)}"
-    functions = saved["functions"]
-    if not isinstance(functions, Mapping) or not all(isinstance(numbers, list) for numbers in functions.values()):
-        yield f"functions: expected a list for each setting that is one; got {checks.describe(functions)}"
-    for key, is_right in forms.items():
-        if saved.get(key) is None and key in ("names", ELEMENTS):
-            continue
-        if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
-            yield f"{key}: expected a list as state_dict() gives it; got {checks.describe(saved[key])}"
-        elif key == "groups":
-            for number, group in enumerate(saved[key]):
-                others = [name for name in group if name in SCHEDULED or type(group[name]) not in PLAIN]
-                yield from (f"groups[{number}]: {name}: {why}" for name in others if (why := why_unfit(group[name])))
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 2**62
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
-
-
-def why_unfit(value: Any) -> str:
-    """Return why this cannot be the saved value of a setting; an empty text if it can."""
-    if isinstance(value, Mapping):
-        try:
-            found = schedules.unpack(value)
-        except ValueError as error:
-            return str(error)
-        return "" if callable(found) else f"expected a schedule of one number; got {found!r}, which has several"
-    if not _is_number(value):
-        return f"expected a number, None or a schedule's dict; got {checks.describe(value)}"
-    return ""
 
 
 def rule_differences(saved: SavedState, like: SavedState) -> Iterator[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
 from fastmomentum.checks import RANGES
+from fastmomentum.optim import changes
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, make_group
@@ -87,7 +88,10 @@ def convert_run(
         state, _, _ = plans[number].apply(slots[0] if slots else None, param)
         states.append([] if state is None else [state])
     arguments = _arguments([plan.after.settings for plan in plans], engine, single)
-    unchanged = {name: saved[name] for name in ("steps", "skipped", "skipped_in_a_row", "resets", "value", "updates")}
+    unchanged = {
+        name: saved[name]
+        for name in ("steps", "skipped", "skipped_in_a_row", "resets", "last_reset", "value", "updates")
+    }
     return arguments | shared, unchanged | {"state": states}
 
 
@@ -97,7 +101,7 @@ def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
     for slots, converted in zip(own["state"], saved["state"]):
         slots[:1] = converted  # a look-ahead point, in the second slot, is written below
     load_dict(own | {name: value for name, value in saved.items() if name != "state"}, engine)
-    engine.write_points()
+    changes.write_points(engine)
 
 
 def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) -> dict[str, Any]:

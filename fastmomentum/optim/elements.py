@@ -7,23 +7,28 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import checks
+from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import point_rule
-from fastmomentum.rules.elementwise import GIVEN, LR_SCALE, MASK, with_given
+from fastmomentum.rules.elementwise import GIVEN, MASK, with_given
 
 
 class Elements(NamedTuple):
     """Hold the mask and the scale of lr of one parameter, in arrays that no other code holds.
 
+    The arrays have the memory layout of the parameter, so that their flat views are in the order of its elements. Those
+    of a complex parameter hold each value twice, as kernels update the two parts of a complex number as two floats.
+
     Attributes
     ----------
-    mask : ndarray of int8 or None
-        0 where an element is frozen, else −1, whose bits are all set; None if there is no mask.
+    mask : ndarray of int8 or int16, or None
+        0 where an element is frozen, else −1, whose bits are all set; None if there is no mask. The int16 of a complex
+        parameter is a pair of int8.
     lr_scale : ndarray or None
-        The factor of lr of each element, in the dtype of the parameter; None for 1.
+        The factor s of lr of each element, in the dtype of the parameter, s + s·i if that is complex; None for 1.
     """
 
-    mask: npt.NDArray[np.int8] | None = None
+    mask: npt.NDArray[np.signedinteger] | None = None
     lr_scale: npt.NDArray[Any] | None = None
 
     @property
@@ -33,13 +38,24 @@ class Elements(NamedTuple):
 
     @property
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """The arrays, in the order of :attr:`names`."""
-        return tuple([values for values in self if values is not None])
+        """Flat views of the arrays, with an entry for each float, in the order of :attr:`names`."""
+        mask = () if self.mask is None else (flat_view(self.mask).view(np.int8),)
+        return mask if self.lr_scale is None else (*mask, flat_view(self.lr_scale))
 
     def given(self, name: str) -> npt.NDArray[Any] | None:
-        """Return a copy of an array as users give it: a mask in booleans."""
-        values = self.mask if name == MASK else self.lr_scale
-        return None if values is None else values.astype(bool) if name == MASK else values.copy()
+        """Return a copy in C order of an array as users give it: a mask in booleans, a scale in real numbers."""
+        if name == MASK:
+            return None if self.mask is None else self.mask.astype(bool, order="C")
+        return None if self.lr_scale is None else self.lr_scale.real.copy()
+
+    def laid_out_like(self, param: npt.NDArray[Any]) -> "Elements":
+        """Return copies in the memory layout of another parameter of the same shape and dtype."""
+        found = {}
+        for name, values in zip(GIVEN, self):
+            if values is not None:
+                found[name] = checks.empty_like(param, values.dtype)
+                found[name][...] = values
+        return Elements(**found)
 
     def where_moving(self, new: npt.NDArray[Any], old: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return `old` with the values of `new` in the elements that are not frozen."""
@@ -47,7 +63,7 @@ class Elements(NamedTuple):
 
     def write_point(self, rule: Rule, arrays: tuple[npt.NDArray[Any], ...], row: tuple[Any, ...]) -> None:
         """Write the look-ahead point to the last of (p, velocity, point); the point of a frozen element is p."""
-        param, velocity, target = arrays
+        param, velocity, target = map(flat_view, arrays)
         update = with_given(point_rule(rule), self.names).update
         with np.errstate(all="ignore"):
             *_, target[...] = update(param, velocity, target, param, *self.arrays, *row)
@@ -114,13 +130,19 @@ def check_elements(name: str, where: str, value: Any, param: Any, backend: str) 
         raise TypeError(f"{where}: expected an array of {expected}, or None; got {checks.describe(value)}")
     if found.shape != param.shape:
         raise ValueError(f"{where}: expected shape {param.shape}, as the parameter has; got {found.shape}")
-    copy: npt.NDArray[Any] = np.empty_like(param, np.int8 if name == MASK else param.dtype, subok=False)
-    if name == LR_SCALE:
-        checks.numbers(where, found, checks.AT_LEAST_ZERO)
+    is_complex = param.dtype.kind == "c"
+    if name == MASK:
+        mask = checks.empty_like(param, np.int16 if is_complex else np.int8)
+        mask[...] = np.where(found, -1, 0)
+        return mask
+    checks.numbers(where, found, checks.AT_LEAST_ZERO)
+    copy, dtype = checks.empty_like(param), checks.real_dtype(param.dtype)
     with np.errstate(all="ignore"):
-        copy[...] = np.where(found, -1, 0) if name == MASK else found
-    if name == LR_SCALE and not (np.isfinite(copy) & ((copy != 0) | (found == 0))).all():
-        raise ValueError(f"{where}: expected numbers that {param.dtype} can hold; got one that becomes 0 or infinite")
+        copy.real[...] = found
+        if is_complex:
+            copy.imag[...] = found
+    if not (np.isfinite(copy.real) & ((copy.real != 0) | (found == 0))).all():
+        raise ValueError(f"{where}: expected numbers that {dtype} can hold; got one that becomes 0 or infinite")
     return copy
 
 
@@ -138,3 +160,15 @@ def read_elements(
         Elements(**{name: check_elements(name, where, value, param, backend) for name, (value, where) in own.items()})
         for own, param in zip(given, params)
     ]
+
+
+def check_rules(elements: Sequence[Elements], rules: Sequence[Rule]) -> None:
+    """Check for each parameter that its rule can take its mask and its scale of lr.
+
+    Raises
+    ------
+    ValueError
+        If a rule cannot.
+    """
+    for given, rule in zip(elements, rules):
+        with_given(rule, given.names)

@@ -1,12 +1,14 @@
 """The settings of an optimiser's groups, as users read and assign them."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
+from fastmomentum.optim import changes
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import DEFAULTS, FIXED, SHARED, ParamGroup
+from fastmomentum.optim.values import skips
 from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF, SWITCHES
 
@@ -60,13 +62,13 @@ class GroupSettings(MutableMapping[str, Any]):
             if name in SHARED and len(engine.groups) > 1:
                 raise TypeError(f"{name}: expected as an attribute of the optimiser, as all groups share it")
             if name in GIVEN:
-                engine.set_elements([self._number], name, [value])
+                changes.set_elements(engine, [self._number], name, [value])
                 return
             check_setting(engine.groups[self._number], name)
             if name in ENGINE_SETTINGS:
                 set_settings(engine, name, value)
             else:
-                engine.set_setting([self._number], name, [value])
+                changes.set_setting(engine, [self._number], name, [value])
 
     def _elements(self, name: str) -> Any:
         """Return copies of the masks, or of the scales of lr, in the form in which they are assigned."""
@@ -118,14 +120,33 @@ def set_settings(engine: Engine, name: str, value: Any) -> None:
     """
     count = len(engine.groups)
     if name in GIVEN:
-        engine.set_elements(range(count), name, [value] if count == 1 else checks.sequence(name, value, count))
+        changes.set_elements(engine, range(count), name, [value] if count == 1 else checks.sequence(name, value, count))
         return
     for group in engine.groups:
         check_setting(group, name)
     if name in ENGINE_SETTINGS:
-        engine.set_skips(checks.skips(value))
+        changes.set_skips(engine, skips(value))
         return
     values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
     if name in SHARED and any(each is not values[0] and each != values[0] for each in values):
         raise ValueError(f"{name}: expected one value, as all groups share it; got several")
-    engine.set_setting(range(count), name, values)
+    changes.set_setting(engine, range(count), name, values)
+
+
+def grads_in_order(engine: Engine, grads: Any) -> list[Any]:
+    """Return the gradients in the order of the parameters; a mapping holds them by the names of the parameters.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither a sequence of the right length nor a mapping of known names.
+    """
+    state = engine.state
+    if state.names is None or not isinstance(grads, Mapping):
+        return checks.sequence("grads", grads, len(state.given))
+    known = set(state.names)
+    for name in grads:
+        if name not in known:
+            hint = checks.did_you_mean(str(name), state.names)
+            raise ValueError(f"grads: expected names of parameters; got {name!r}{hint}")
+    return [grads.get(name) for name in state.names]

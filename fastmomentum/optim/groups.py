@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import inf, nextafter, prod
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.backends.cuda import scalars
-from fastmomentum.backends.cuda.device_array import is_on_device
 from fastmomentum.checks import DTYPES, RANGES
+from fastmomentum.optim.values import PLAIN, as_number, stored
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import NORMS, OFF, SWITCHES, resolve, resolve_options, with_options
 from fastmomentum.rules.record import STEP, check_hyper, refuse_unknown, resolve_values
@@ -21,9 +20,6 @@ from fastmomentum.rules.stages import leading_scales
 
 SCHEDULED = ("lr", "momentum")
 """The settings by which schedules are known to change: the look-ahead and the correction use their next values."""
-
-PLAIN = (float, int, bool, str, type(None))
-"""The types of settings that a group stores, and a checkpoint holds, as they are."""
 
 SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings that all groups share."""
@@ -65,7 +61,7 @@ class ParamGroup:
         self.dtypes = tuple(dtypes)
         self.narrowest = self.dtypes[0] if len(self.dtypes) == 1 else min(self.dtypes, key=lambda dtype: dtype.itemsize)
         self._settings = settings = {
-            name: value if type(value) in PLAIN else _stored(name, value) for name, value in settings.items()
+            name: value if type(value) in PLAIN else stored(name, value) for name, value in settings.items()
         }
         self.form = _form(settings)
         self.correct = settings.get("correct", False)
@@ -73,7 +69,9 @@ class ParamGroup:
         unused = {name for name in functions.intersection(SCHEDULED) if name not in self.form.parameters}
         numbers = {name: asked.get(name, value) for name, value in settings.items() if name not in unused}
         options = {name: value for name, value in numbers.items() if name != "restart"}
-        self.update, given = resolve(options.pop("rule"), options, frozen_at_zero=True)
+        keeps_velocity = getattr(settings.get("momentum"), "keeps_velocity", False) or settings.get("lookahead")
+        self._keeps_velocity = bool(keeps_velocity) or self.form.core.at_zero_momentum is None
+        self.update, given = resolve(options.pop("rule"), options, frozen_at_zero=not self._keeps_velocity)
         taken = self.update.parameters
         if not given.keys() <= {*taken}:
             refuse_unknown(self.update, given)
@@ -111,13 +109,15 @@ class ParamGroup:
         return {name: value if callable(value) else live.get(name, value) for name, value in self._settings.items()}
 
     @property
+    def settings_now(self) -> dict[str, Any]:
+        """The settings with the last values of functions of the step; functions that are never called are left out."""
+        found = {**self.settings, **self._asked}
+        return {name: value for name, value in found.items() if name == "rule" or not callable(value)}
+
+    @property
     def method(self) -> Rule:
         """The rule with the stages of all options that are on, in its form with momentum even while momentum is 0."""
-        numbers = {**self.settings, **self._asked}
-        unused = [name for name, value in numbers.items() if callable(value) and name != "rule"]
-        return resolve_options(**{name: value for name, value in numbers.items() if name not in (*unused, "restart")})[
-            0
-        ]
+        return resolve_options(**{name: value for name, value in self.settings_now.items() if name != "restart"})[0]
 
     @property
     def name(self) -> str:
@@ -168,7 +168,7 @@ class ParamGroup:
     def _off_value(self, name: str) -> float | None:
         """Return the value at which the rule is another one; None if there is no such value."""
         if name == "momentum":
-            return 0.0 if self.form.core.at_zero_momentum and not self._settings.get("lookahead") else None
+            return None if self._keeps_velocity else 0.0
         if name not in OFF or name in self.form.parameters:
             return None
         off = OFF[name]
@@ -181,9 +181,11 @@ class ParamGroup:
         off = self._off_value(name)
         if off is not None and self.values[self.places[name]] == off:
             return off, off
-        # For a parameter that a chain has itself, the value that turns the option off stands for the chain's default.
-        stands_for_default = name in OFF and name != "dampening" and OFF[name] == low
-        return (nextafter(low, inf), high) if off == low or stands_for_default else (low, high)
+        return (nextafter(low, inf), high) if off == low or self._stands_for_default(name, low) else (low, high)
+
+    def _stands_for_default(self, name: str, value: Any) -> bool:
+        """Return whether the value that turns an option off stands for another default, which a chain has itself."""
+        return name in OFF and name in self.form.defaults and value == OFF[name] != self.form.defaults[name]
 
     def _checked(self, name: str, value: Any) -> Any:
         """Return the value of a live setting as a number, inf for an option that is off without a number."""
@@ -205,10 +207,10 @@ class ParamGroup:
         if name in self.places:
             return self._as_given(name, self.values[self.places[name]])
         value = self._settings.get(name)
-        if callable(value) or name not in self._settings:
-            default = self.form.defaults.get(name, DEFAULTS.get(name))
-            return self.number(default) if isinstance(default, str) else default
-        return value
+        if name in self._settings and not callable(value) and not self._stands_for_default(name, value):
+            return value
+        default = self.form.defaults.get(name, DEFAULTS.get(name))
+        return self.number(default) if isinstance(default, str) else default
 
     def value(self, name: str, step: int) -> Any:
         """Return the setting `name` for the update with this number.
@@ -248,7 +250,13 @@ class ParamGroup:
 
     def with_settings(self, changed: Mapping[str, Any], step: int) -> Self:
         """Return this group with other settings; new functions are asked for their values at this step."""
-        settings = self.settings | {name: _stored(name, value) for name, value in changed.items()}
+        for name, value in changed.items():
+            if self._stands_for_default(name, value):
+                raise ValueError(
+                    f"{name}: expected a value other than {value}, which stands for the default "
+                    f"{self.form.defaults[name]} of {self.form}; make the optimiser with a chain without this default"
+                )
+        settings = self.settings | {name: stored(name, value) for name, value in changed.items()}
         asked = {name: value for name, value in self._asked.items() if name not in changed}
         found = ask_functions({name: settings[name] for name in changed}, step, _form(settings))
         return type(self)(settings, asked | found, self.dtypes)
@@ -348,7 +356,7 @@ def _form(settings: Mapping[str, Any]) -> Rule:
 
 def make_group(settings: Mapping[str, Any], step: int = 0, dtypes: Sequence[np.dtype[Any]] = DTYPES) -> ParamGroup:
     """Return a group with these settings, after asking the functions of the step for their values at this step."""
-    functions = {name: _stored(name, value) for name, value in settings.items() if callable(value)}
+    functions = {name: stored(name, value) for name, value in settings.items() if callable(value)}
     return ParamGroup(settings, ask_functions(functions, step, _form(settings)) if functions else {}, dtypes)
 
 
@@ -371,54 +379,3 @@ def ask_functions(settings: Mapping[str, Any], step: int, form: Rule) -> dict[st
         for name, value in settings.items()
         if callable(value) and (name in form.parameters or name in OFF)
     }
-
-
-def live_number(name: str, value: Any) -> float:
-    """Return the value of a function of the step as a live value: a float, infinite for an option that is off."""
-    number = as_number(name, value)
-    return inf if number is None else number
-
-
-def as_number(name: str, value: Any) -> Any:
-    """Return the value of a function of the step as a float, or None for an option that it turns off.
-
-    Raises
-    ------
-    TypeError
-        If it is not one number: a bool, a str, or an array that has dimensions.
-    """
-    if type(value) is float or (value is None and OFF.get(name, 0.0) is None):
-        return value
-    is_number = isinstance(value, Real) or hasattr(type(value), "__float__") or hasattr(type(value), "__index__")
-    is_array = bool(getattr(value, "shape", ()))
-    if isinstance(value, bool | np.bool_ | np.ma.MaskedArray) or not is_number or is_array:
-        allowed = RANGES.get(name, checks.FINITE)
-        raise TypeError(f"{name}: expected {allowed} from the function of the step; got {checks.describe(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        return inf
-
-
-def _stored(name: str, value: Any) -> Any:
-    """Return a setting as a group stores it.
-
-    The number in a 0-d array is read now, since the array may be written to later. A number in device memory stays
-    there, and kernels read it at every step.
-
-    Raises
-    ------
-    TypeError
-        If a function of the step is a class.
-    """
-    if type(value) in PLAIN or name == "rule":
-        return value
-    if is_on_device(value):
-        return scalars.DeviceScalar(scalars.view(name, value))
-    if isinstance(value, type):
-        raise TypeError(f"{name}: expected a number or a function of the step; got the class {value.__name__} itself")
-    if name in SWITCHES or callable(value) or isinstance(value, scalars.DeviceScalar):
-        return value
-    value = checks.unwrap_scalar(value)
-    has_number = hasattr(type(value), "__float__") and not getattr(value, "shape", ())
-    return float(value) if has_number and not isinstance(value, Real | str | np.generic) else value

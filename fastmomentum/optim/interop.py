@@ -15,6 +15,7 @@ import numpy as np
 from fastmomentum import checks
 from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
+from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
@@ -222,7 +223,7 @@ def load_velocities(
     for i, (velocity, state) in enumerate(zip(given, saved["state"])):
         if velocity is not None or not none_is_unstarted:
             array = _multiplied_copy(sign, velocity, f"{name}[{i}]")
-            state[0] = checks.array(f"{name}[{i}]", array, like=state[0], write=False)
+            state[0] = checks.array(f"{name}[{i}]", array, like=state[0], write=False, dense=True)
     steps = checks.integer("steps", steps)
     updates = [0 if velocity is None else max(steps, 1) for velocity in given]
     saved |= {"steps": steps, "updates": updates}
@@ -242,7 +243,7 @@ def velocity_copies(engine: Engine, method: str, rule: str, sign: int = 1) -> li
     with one_caller(engine.lock):
         found = [velocity for (velocity,) in engine.state.fetch_slots()]
     for velocity in found:
-        np.multiply(velocity, sign, out=velocity)
+        np.multiply(flat_view(velocity), sign, out=flat_view(velocity))
     return found
 
 
@@ -265,7 +266,7 @@ def _multiplied_copy(sign: int, value: Any, name: str) -> Any:
         if hasattr(value, "detach"):  # of torch, whose __array__ lacks an argument of NumPy 2's
             value = value.detach().cpu().numpy()
         found = (value if isinstance(value, np.ndarray) else np.asarray(value)).copy(order="C")
-        np.multiply(found, sign, out=found)
+        np.multiply(flat_view(found), sign, out=flat_view(found))
     except (TypeError, ValueError, RuntimeError) as error:  # None, bfloat16, bool, a tensor without data
         raise TypeError(
             f"{name}: expected an array of float32 or float64; got {checks.describe(value)}: {error}"

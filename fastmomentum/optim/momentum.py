@@ -22,36 +22,47 @@ class Momentum(Optimizer):
     params
         As for :class:`Optimizer`.
     lr, momentum : float, callable, or a scalar in device memory
-        Learning rate ≥ 0 and μ in [0, 1]. A callable is called with the number of updates done, 0 for the first one. If
-        momentum is a function of the step, a folded Nesterov rule also uses its value for the following step (a
-        look-ahead also that of lr): the function is then called for one step beyond the last.
+        Learning rate ≥ 0 and μ in [0, 1]. As every numeric setting, each is a number or a function of the step, and can
+        be assigned at any time: ``opt.lr = 0.01``, ``opt.groups[1]["weight_decay"] = 0.1``. A function is called with
+        the number of updates done, 0 for the first one, once in each step; the constructor calls it, too, to check it.
+        Numbers may be anything that ``float`` accepts, such as a 0-d array of any library, but no text.
     rule, dampening, nesterov, weight_decay, decoupled_weight_decay, maximize, clip_value, backend, threads, **hyper
-        As for :func:`fastmomentum.step`.
+        As for :func:`fastmomentum.step`. A folded Nesterov rule takes this step's momentum for μ' as torch does, unless
+        ``momentum_next`` is given; ``momentum_next=lambda t: mu(t + 1)`` gives the points of an explicit look-ahead.
+    clip_norm : float, optional
+        Limit of the Euclidean norm of the gradient of each array, as Keras's clipnorm: f = min(1, clip_norm / norm).
+        max_norm applies after it. Both apply after the stages ``scale`` with which a chain begins.
     max_norm : float, optional
         Limit of the Euclidean norm of all gradients, as one vector: the update multiplies them by
         f = min(1, max_norm / (norm + 1e-6)), as torch's clip_grad_norm_ does, but does not write to the arrays of
-        gradients. The norm is summed in double precision in a fixed order. As in torch, a NaN in a gradient makes f
-        NaN, and an infinite norm makes f 0 (in float64, squares overflow from 1e154 on).
-    skip_nonfinite : bool
+        gradients. The norm of complex gradients is that of all real and imaginary parts, which is the complex norm. It
+        is summed in double precision in a fixed order: within an array, in the order of addresses. As in torch, a NaN
+        in a gradient makes f NaN, and an infinite norm makes f 0 (in float64, squares overflow from 1e154 on).
+    skip_nonfinite : bool or int
         Skip the whole update, so that parameters, state and :attr:`steps` stay as they are, if any gradient holds a NaN
-        or an infinity. :attr:`skipped` counts the skipped updates.
+        or an infinity. :attr:`skipped` counts the skipped updates. n skips at most n updates in a row, and does the
+        next one whatever its gradients are, as optax's apply_if_finite.
+    keep_resets : int, optional
+        The number of entries that :attr:`resets` keeps, the last ones; all unless given.
     lookahead : bool
         Nesterov's method with an explicit look-ahead, for pytorch, classical and ema: take gradients at :attr:`point`,
-        p − lr·μ·v (classical: p − μ·v) with the next step's lr and μ. Each update computes the point in the same pass
+        p − lr·μ·v (classical: p − μ·v) with the next step's lr and μ, if functions of the step have such values (they
+        are called for it), else with this step's. Each update computes the point in the same pass
         over memory. Coupled weight decay uses the point, too.
     correct : bool
         Rescale state that holds the learning rate when lr changes, by assignment or as a function of the step: the
         velocity of classical and of its Nesterov form is multiplied by the new rate over the old one, and so is q − p
         of heavy_ball and nesterov_positions. The trajectory is then that of the pytorch form (for positions, if only
-        the rule moves p, and at a constant momentum). lr must be > 0. The state of other rules holds no lr, and is not
-        changed. A group may have its own value.
+        the rule moves p, and at a constant momentum). State that holds lr starts at rest where lr is 0. The state of
+        other rules holds no lr, and is not changed. A group may have its own value.
     mask : array of bool, or a sequence or mapping of them, optional
         False where an element is frozen: the bits of its parameter and its state stay as they are, for any gradient
         (NaN, too), weight decay or average. Shaped like the parameter; for a group of several arrays one for each, or
         None, in a sequence or a mapping like its "params". The gradients of frozen elements count as 0 in max_norm,
         clip_norm, skip_nonfinite and :meth:`trace`, and the look-ahead point of a frozen element is the element. The
         optimiser keeps a copy of one byte an element, which the kernel reads in its one pass; reset leaves it alone. A
-        mask can be assigned, also from and to None. It is for arrays on the host.
+        mask can be assigned, also from and to None. It is for arrays on the host; of a complex number it freezes both
+        parts.
     lr_scale : array of numbers ≥ 0, or a sequence or mapping of them, optional
         Each element is updated as if lr were lr·lr_scale, a product in the arrays' dtype. A factor 1 − lr·λ, as of
         decoupled decay, becomes 1 − s·(1 − factor), and a number proportional to lr is multiplied by s. The form of the
@@ -69,6 +80,27 @@ class Momentum(Optimizer):
 
     Notes
     -----
+    Whether a new learning rate acts at once on the velocity that a run already has, depends on the rule:
+
+    - pytorch, ema and their Nesterov forms, aggmo, quasi_hyperbolic, ema_corrected, signum, lion: it does, as the
+      velocity holds gradients, and each step multiplies by the new rate.
+    - classical and classical_nesterov: it does not, as the velocity holds lr·g with the old rate (after n updates the
+      fraction μ^n of it is left); only new gradients get the new rate.
+    - heavy_ball and nesterov_positions: it does not, as in classical; here p − q holds lr·g.
+
+    With ``correct=True`` the state of the last two kinds is multiplied by the new rate over the old one, and the new
+    rate acts at once.
+
+    While momentum is 0, the rules pytorch and pytorch_nesterov neither use nor change the velocity, as in torch: after
+    a start at 0 it starts at rest when momentum rises. The sequences of theory (fm.schedules.Nesterov, NesterovSimple,
+    fm.theory.Chebyshev), whose first momentum is 0, do keep that step's velocity, as they need it. torch also takes
+    μ > 1 and τ outside of [0, 1]; both are refused here, like lr < 0, as no published method uses them and each is a
+    typical mistake (90 for 0.9).
+
+    Without names for the arrays, a saved state belongs to the arrays by their order. Shapes in another order are
+    refused, but arrays of equal shapes in another order cannot be told apart: pass `params` as a dict, and the state is
+    matched by name.
+
     The state of heavy_ball and nesterov_positions starts as a copy of the parameters, which the constructor and reset()
     make. If your code writes to the parameters later, these rules take the difference for velocity: call reset().
 

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
-from fastmomentum.optim import checkpoint, conversion
+from fastmomentum.optim import changes, checkpoint, conversion
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.group_settings import GroupSettings, is_setting, set_settings
+from fastmomentum.optim.group_settings import GroupSettings, grads_in_order, is_setting, set_settings
 from fastmomentum.optim.groups import SHARED
-from fastmomentum.optim.params import parse_params
+from fastmomentum.optim.params import Layout, parse_params, with_group
 from fastmomentum.optim.recorder import start_trace
-from fastmomentum.optim.restart import ALL, FUNCTION, Reset, reset_scope
+from fastmomentum.optim.restart import ALL, FUNCTION, Reset, group_index, reset_scope
 from fastmomentum.optim.trace import Trace
+from fastmomentum.optim.values import skips
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import GIVEN
 
@@ -26,16 +27,16 @@ class Optimizer:
 
     Parameters
     ----------
-    params : array, sequence of arrays, or sequence of dict
+    params : array, sequence or dict of arrays, or sequence of groups
         The parameters, as for :func:`fastmomentum.step`, all on the host or all on one device; they are updated in
-        place. A dict {"params": ..., "lr": ..., ...} is a group: its settings replace the arguments of the same names.
-        A group may have its own value of every setting except rule, lookahead, max_norm, restart, skip_nonfinite,
-        backend and threads.
+        place. A dict of arrays gives each a name. A group is a dict {"params": ..., "lr": ..., ...}, whose "params" is
+        any of these: its settings replace the arguments of the same names. A group may have its own value of every
+        setting except rule, lookahead, max_norm, restart, skip_nonfinite, backend and threads.
     rule : str or Rule
         The update rule; :func:`fastmomentum.rules.names` lists the names.
-    lr : float, callable, or a scalar in device memory
-        Learning rate, ≥ 0. A callable is called with the number of updates done, 0 for the first one, and returns the
-        value for the next update.
+    lr : float, callable, or a scalar in device memory, optional
+        Learning rate, ≥ 0, if the rule takes it. A callable is called with the number of updates done, 0 for the first
+        one, and returns the value for the next update.
     backend, threads, skip_nonfinite : optional
         As for :class:`Momentum`.
     **settings
@@ -66,12 +67,14 @@ class Optimizer:
         backend: str | None = None,
         threads: int | None = None,
         skip_nonfinite: bool | int = False,
+        keep_resets: int | None = None,
         **settings: Any,
     ) -> None:
-        threads, skip_nonfinite = checks.threads(threads), checks.skips(skip_nonfinite)
+        threads, skip_nonfinite = checks.threads(threads), skips(skip_nonfinite)
         given = {"rule": rule, **({} if lr is None else {"lr": lr}), **settings}
         layout = parse_params(params, given)
-        self._engine = Engine(layout, backend, threads, skip_nonfinite)
+        keep_resets = None if keep_resets is None else checks.integer("keep_resets", keep_resets)
+        self._engine = Engine(layout, backend, threads, skip_nonfinite, keep_resets)
         self._single, self._given = layout.single, given
 
     def step(self, grads: Any, stream: Any = None) -> None:
@@ -79,9 +82,11 @@ class Optimizer:
 
         Parameters
         ----------
-        grads : array, or sequence of arrays or None
-            One array if `params` is one array; else one for each array of all groups, in order. An array whose gradient
-            is None keeps its values and its state.
+        grads : array, sequence of arrays or None, or dict
+            One array if `params` is one array; else one for each array of all groups, in order, or a dict with the
+            names of the arrays. An array whose gradient is None, or not in the dict, keeps its values and its state. As
+            for :func:`fastmomentum.step`, gradients have the strides of their parameters, and may be arrays of other
+            libraries.
         stream : optional
             As for :func:`fastmomentum.step`.
 
@@ -103,24 +108,12 @@ class Optimizer:
         if self._single:
             self._engine.step([grads], stream)
         else:
-            given = list(grads) if type(grads) is list else self._in_order(grads)
+            given = list(grads) if type(grads) is list else grads_in_order(self._engine, grads)
             self._engine.step(given, stream)
-
-    def _in_order(self, grads: Any) -> list[Any]:
-        """Return the gradients in the order of the parameters; a mapping holds them by the names of the parameters."""
-        state = self._engine.state
-        if state.names is None or not isinstance(grads, Mapping):
-            return checks.sequence("grads", grads, len(state.given))
-        known = set(state.names)
-        for name in grads:
-            if name not in known:
-                hint = checks.did_you_mean(str(name), state.names)
-                raise ValueError(f"grads: expected names of parameters; got {name!r}{hint}")
-        return [grads.get(name) for name in state.names]
 
     @property
     def params(self) -> Any:
-        """The parameters: the array, or a list of all groups' arrays in order."""
+        """The parameters: the array, a list of all groups' arrays in order, or a dict if they have names."""
         return self._one_or_all(self._engine.state.given)
 
     @property
@@ -188,7 +181,7 @@ class Optimizer:
     def steps(self, value: int) -> None:
         steps = checks.integer("steps", value)
         with one_caller(self._engine.lock):
-            self._engine.set_steps(steps)
+            changes.set_steps(self._engine, steps)
 
     @property
     def skipped(self) -> int:
@@ -244,45 +237,108 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         """Use another value of a setting from the next update on: a number, a function of the step, or a list of them.
 
-        A list has a value for each group. All values are checked at once, and if one is refused, none is used. state,
-        steps and other attributes are not settings; steps can be assigned, too.
-
-        Raises
-        ------
-        AttributeError
-            If there is no such setting, or it cannot be changed.
-        TypeError, ValueError
-            If a value has a wrong type or is out of range.
+        A list has a value for each group. All values are checked at once, and if one is refused, none is used. Of the
+        other attributes only steps can be assigned.
         """
         if name[0] == "_" or name == "steps":
             super().__setattr__(name, value)
             return
         engine = self._engine
-        count = len(engine.groups)
         with one_caller(engine.lock):
-            if type(value) is float and all([name in group.places for group in engine.groups]):
-                engine.set_setting(range(count), name, [value] * count)
-            else:
+            if len(engine.groups) > 1 or not changes.set_value(engine, 0, name, value):
                 set_settings(engine, name, value)
 
     def __repr__(self) -> str:
         engine = self._engine
         taken = [name for name in ("lr", "momentum") if name in engine.groups[0].parameters]
         settings = "".join(f"{name}={getattr(self, name)!r}, " for name in taken)
-        return (
-            f"{type(self).__name__}(rule={engine.groups[0].name!r}, {settings}arrays={len(engine.group_of)}, "
-            f"steps={self.steps})"
-        )
+        rule, arrays = engine.groups[0].name, len(engine.group_of)
+        return f"{type(self).__name__}(rule={rule!r}, {settings}arrays={arrays}, steps={self.steps})"
 
     def _one_or_all(self, values: list[Any]) -> Any:
-        return values[0] if self._single else list(values)
+        if self._single:
+            return values[0]
+        names = self._engine.state.names
+        return list(values) if names is None else dict(zip(names, values))
+
+    def add_group(self, group: Mapping[str, Any]) -> None:
+        """Update more arrays from the next step on.
+
+        Parameters
+        ----------
+        group : mapping
+            {"params": ..., "lr": ..., ...}, as for the constructor; settings that it leaves out are those that the
+            constructor got. Its arrays have names if those of the other groups do.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array or a setting is refused; nothing has been changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum([np.ones(2)], lr=0.5)
+        >>> opt.step([np.ones(2)])
+        >>> opt.add_group({"params": np.ones(1), "lr": 0.25})
+        >>> opt.step([None, np.ones(1)])
+        >>> opt.params, opt.lr
+        ([array([0.5, 0.5]), array([0.75])], [0.5, 0.25])
+        """
+        engine = self._engine
+        with one_caller(engine.lock):
+            state = engine.state
+            unset: list[Any] = [{} for _ in state.given]  # the state keeps the masks and scales of its own arrays
+            layout = Layout(state.given, state.array_names, state.names, engine.groups, engine.group_of, False, unset)
+            now = engine.groups[0].settings
+            shared = self._given | {name: now[name] for name in SHARED if name in now}
+            changes.add_group(engine, with_group(layout, f"groups[{len(engine.groups)}]", group, shared))
+            self._single = False
+
+    def replace(self, array: int | str, param: Any) -> None:
+        """Update another array in place of one of the parameters, whose state goes along.
+
+        Parameters
+        ----------
+        array : int or str
+            The number of the parameter, counted through all groups, or its name.
+        param : array
+            The array to update from the next step on, of the same shape and dtype. It is not written to now.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such parameter, or the array does not fit; nothing has been changed then.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Momentum(np.ones(2), lr=0.5, momentum=0.5)
+        >>> opt.step(np.ones(2))
+        >>> moved = opt.params.copy()
+        >>> opt.replace(0, moved)
+        >>> opt.step(np.ones(2))
+        >>> moved
+        array([-0.25, -0.25])
+        """
+        with one_caller(self._engine.lock):
+            changes.replace(self._engine, self._number_of("array", array), param)
+
+    def _number_of(self, what: str, array: Any) -> int:
+        """Return the number of the parameter that a number or a name stands for."""
+        names = self._engine.state.names
+        if isinstance(array, str) and names is not None:
+            if array not in names:
+                raise ValueError(f"{what}: expected the name of a parameter; got {array!r}")
+            return names.index(array)
+        return group_index(what, array, len(self._engine.group_of))
 
     def reset(
         self,
         reason: str,
         *,
         group: int | None = None,
-        array: int | None = None,
+        array: int | str | None = None,
         rows: int | slice | tuple[int, int] | None = None,
     ) -> None:
         """Set the state back to its initial values: v ← 0, or q ← p for a rule that keeps the previous position.
@@ -295,7 +351,8 @@ class Optimizer:
         reason : str
             The reason; :attr:`resets` holds it with the number of updates done.
         group, array : int, optional
-            The number of the only group, or of the only array, counted through all groups, to reset.
+            The number of the only group, or of the only array, counted through all groups, to reset; an array may be
+            given by its name.
         rows : int, slice or (int, int), optional
             The only rows of `array` to reset, along its first axis: one row, a slice without a step, or (start, stop),
             for new rows of an embedding, for example. `array` may be left out if there is one array.
@@ -323,21 +380,10 @@ class Optimizer:
             raise ValueError("reason: expected a str that says why; got an empty one")
         engine = self._engine
         shapes = [param.shape for param in engine.state.params]
+        array = self._number_of("array", array) if isinstance(array, str) else array
         scope = reset_scope(engine.group_of, len(engine.groups), shapes, group, array, rows)
         with one_caller(engine.lock):
-            engine.reset(scope.which, scope.rows, (self.steps, str(reason), scope.text))
-
-    @property
-    def restart(self) -> str | int | None:
-        """The restart scheme.
-
-        Examples
-        --------
-        >>> import numpy as np, fastmomentum as fm
-        >>> fm.Momentum(np.ones(2), lr=0.1, restart="gradient").restart
-        'gradient'
-        """
-        return self._engine.restart
+            changes.reset(engine, scope.which, scope.rows, (self.steps, str(reason), scope.text))
 
     def report(self, value: float) -> bool:
         """Report the objective at the current parameters, for ``restart="function"``; reset everything if it has risen.
@@ -371,12 +417,14 @@ class Optimizer:
         Reset(step=2, reason='function scheme: the objective rose from 0 to 0.81', scope='all')
         """
         value = checks.number("value", value, checks.FINITE)
-        if self.restart != FUNCTION:
-            raise ValueError(f"restart: expected 'function' for an optimiser to report to; got {self.restart!r}")
+        if self._engine.restart != FUNCTION:
+            raise ValueError(
+                f"restart: expected 'function' for an optimiser to report to; got {self._engine.restart!r}"
+            )
         with one_caller(self._engine.lock):
             before = self._engine.state.value or 0.0
             reason = f"function scheme: the objective rose from {before:.6g} to {value:.6g}"
-            return self._engine.report(value, (self.steps, reason, ALL))
+            return changes.report(self._engine, value, (self.steps, reason, ALL))
 
     @property
     def resets(self) -> list[Reset]:

@@ -161,7 +161,7 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
 
 def _dtypes_of(arrays: Sequence[Any]) -> Sequence[np.dtype[Any]]:
     """Return the dtypes of these arrays, as far as they can be told before the arrays are checked."""
-    found = {array.dtype for array in arrays if isinstance(array, np.ndarray)}
+    found = {checks.real_dtype(array.dtype) for array in arrays if isinstance(array, np.ndarray)}
     return [dtype for dtype in checks.DTYPES if dtype in found] or checks.DTYPES
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from fastmomentum.optim.groups import ParamGroup, live_number
+from fastmomentum.backends.base import NO_ROW
+from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.state import State
+from fastmomentum.optim.values import live_number
 
 PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""
@@ -127,13 +130,48 @@ class FunctionCalls:
 
     def __call__(self, step: int) -> list[list[float]]:
         """Return the values of the live settings of all groups at this step; nothing is written."""
-        values = [group.values for group in self._groups]
-        if self._calls:
-            values = [own.copy() for own in values]
-            for function, name, places in self._calls:
-                value = function(step)
-                if type(value) is not float:
-                    value = live_number(name, value)
-                for group, place in places:
-                    values[group][place] = value
+        values = [group.values.copy() for group in self._groups]
+        for function, name, places in self._calls:
+            value = function(step)
+            if type(value) is not float:
+                value = live_number(name, value)
+            for group, place in places:
+                values[group][place] = value
         return values
+
+
+def groups_at(
+    groups: Sequence[ParamGroup], values: Sequence[list[float]], step: int
+) -> tuple[list[ParamGroup], list[list[float]]]:
+    """Return the groups with the rules that they have at these values, and all values that their rows depend on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value decides on an option, and is out of range.
+    """
+    found, followed = [], []
+    for group, own in zip(groups, values):
+        following = group.ask_next(own, step) if group.needs_next else own
+        if group.row(following, 1) is None:  # an option goes on or off, or a value must be checked exactly
+            group = group.at(own)
+            following = group.ask_next(group.values, step)
+        found.append(group)
+        followed.append(following)
+    return found, followed
+
+
+def assign_rows(
+    groups: Sequence[ParamGroup], group_of: Sequence[int], grads: Sequence[Any], state: State, keys: dict[RowKey, int]
+) -> list[int]:
+    """Return for each parameter the number of its row, whose key is added to `keys`; NO_ROW without a gradient."""
+    updates, steps, found = state.updates, state.counter.steps, []
+    for i, (number, grad) in enumerate(zip(group_of, grads)):
+        if grad is None:
+            found.append(NO_ROW)
+            continue
+        group = groups[number]
+        offset = updates[i] + 1 - steps if group.uses_step else 0
+        first = not updates[i] and group.differs_at_first and not state.is_moving(i, group.update)
+        found.append(keys.setdefault(RowKey(number, offset, first), len(keys)))
+    return found

@@ -86,7 +86,7 @@ def start_trace(engine: Engine, every: int) -> Trace:
     """
     engine.check_observable("trace")
     trace = Trace(engine.update)
-    trace.every, trace._groups = every, [group.settings for group in engine.groups]
+    trace.every, trace._groups = every, [group.settings_now for group in engine.groups]
     trace._engine = engine
     recorder = Recorder(trace, engine)
     with one_caller(engine.lock):

@@ -46,11 +46,12 @@ def check_restart(groups: Sequence[ParamGroup]) -> str | int | None:
     return checks.integer("restart", value, least=1)
 
 
-def epoch(restart: str | int | None, resets: Sequence[tuple[int, str, str]]) -> int:
-    """Return the number of updates before the one for which functions of the step are called with 0."""
-    if restart in (None, SCHEDULE):
-        return 0
-    return max((step for step, _, scope in resets if scope == ALL), default=0)
+def epoch(restart: str | int | None, last_reset: int) -> int:
+    """Return the number of updates before the one for which functions of the step are called with 0.
+
+    `last_reset` is the number of updates before the last reset of everything.
+    """
+    return 0 if restart in (None, SCHEDULE) else last_reset
 
 
 class GradientRestart:

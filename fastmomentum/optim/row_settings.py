@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.optim.values import as_number
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import corrections_of
 from fastmomentum.rules.options import OFF, SWITCHES, resolve_options
-from fastmomentum.rules.record import hyper_row, resolve_values
+from fastmomentum.rules.record import STEP, hyper_row, resolve_values
 from fastmomentum.theory.linear import Floats, LinearForm
 
 Setting = float | Callable[[int], float]
@@ -40,26 +41,6 @@ class LinearRule(NamedTuple):
     matrix: Floats
 
 
-def to_number(name: str, value: Any) -> float:
-    """Return a number of any library as a float: a 0-d array, for example.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the value is a bool, a text, an array with dimensions, or nothing that ``float`` takes.
-    """
-    if type(value) is float:
-        return value
-    kind = str(getattr(value, "dtype", "float"))
-    is_scalar = hasattr(value, "__float__") and tuple(getattr(value, "shape", ())) == ()
-    if not is_scalar or isinstance(value, bool | str | type) or not ("float" in kind or "int" in kind):
-        raise TypeError(f"{name}: expected a finite number, or a function of the step; got {checks.describe(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name}: expected a finite number; got {checks.describe(value)}") from None
-
-
 def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with numbers as floats; functions of the step stay, and None is left out.
 
@@ -75,7 +56,7 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in NOT_NUMBERS or (callable(value) and not isinstance(value, type)):
             found[name] = value
         elif value is not None or OFF.get(name, 0.0) is not None:
-            found[name] = to_number(name, value)
+            found[name] = as_number(name, value)
     return found
 
 
@@ -88,6 +69,8 @@ def linearise(values: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
         If a value has a wrong type or is out of range, or the rule is not linear.
     """
     update, given = resolve_options(**values)
+    if STEP in update.parameters:
+        raise ValueError(f"rule: expected one that is linear in p, state and g at every step; got {update}")
     hyper = hyper_row(update, given, dtype)
     size = 1 + len(update.state)
     try:
@@ -106,7 +89,7 @@ def is_function(name: str, value: Any) -> bool:
 def values_at(settings: Mapping[str, Any], step: int) -> dict[str, Any]:
     """Return the values of settings for the update of this number; functions of the step are called."""
     return {
-        name: to_number(name, value(step)) if is_function(name, value) else value for name, value in settings.items()
+        name: as_number(name, value(step)) if is_function(name, value) else value for name, value in settings.items()
     }
 
 

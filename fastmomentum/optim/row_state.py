@@ -27,15 +27,9 @@ import numpy as np
 
 from fastmomentum import checks, schedules
 from fastmomentum.optim.archive import read_archive, write_archive
-from fastmomentum.optim.checkpoint import (
-    SavedState,
-    check_mapping,
-    reattach_functions,
-    refuse,
-    rule_differences,
-    why_unfit,
-)
+from fastmomentum.optim.checkpoint import reattach_functions, rule_differences
 from fastmomentum.optim.row_settings import NOT_NUMBERS, RowSettings, is_function, prepare
+from fastmomentum.optim.schema import SavedState, check_mapping, refuse, why_unfit
 from fastmomentum.optim.step_products import StepProducts
 from fastmomentum.rules.registry import find
 from fastmomentum.theory.linear import Floats

@@ -1,6 +1,8 @@
 """The state of an optimiser: its arrays, and the other values that a checkpoint holds."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,8 @@ import numpy.typing as npt
 
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
-from fastmomentum.checks import Array, array, describe
+from fastmomentum.backends.host_arrays import flat_view, read
+from fastmomentum.checks import Array, array, describe, real_dtype
 from fastmomentum.optim.elements import read_elements
 from fastmomentum.optim.groups import SCHEDULED, ParamGroup
 from fastmomentum.optim.params import Layout
@@ -19,12 +22,14 @@ from fastmomentum.rules.record import hyper_row
 ALL_ROWS = slice(None)
 """All rows of an array, also of one that has no axis."""
 
-INITIAL = {"zero": "numpy.zeros_like(param)", "param": "param.copy()"}
+INITIAL = {"zero": "numpy.zeros_like(param)", "param": "numpy.array(param)"}
 """The expression with which a user makes each initial value of a slot, for messages."""
 
 
-def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
+def check_state(rule: Rule, value: object, like: Array, dense: bool) -> tuple[Array, ...]:
     """Return the state slots of one parameter, as `rule` declares them, from None, an array, or a tuple of arrays.
+
+    `like` is the parameter; `dense` says whether it is on the host and not C-contiguous.
 
     Raises
     ------
@@ -33,14 +38,14 @@ def check_state(rule: Rule, value: object, like: Array) -> tuple[Array, ...]:
     """
     slots = rule.slots
     if len(slots) == 1 and value is not None and not isinstance(value, tuple):
-        return (array("state", value, like=like),)
+        return (array("state", value, like=like, dense=dense),)
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
         each = ", ".join(f"{slot} (initially {INITIAL[initial]})" for slot, initial in rule.state)
-        meaning = f", like param in dtype and shape: {each}" if slots else ""
+        meaning = f", like param in dtype, shape and layout: {each}" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {describe(value)}")
-    return tuple(array(f"state[{i}]", slot, like=like) for i, slot in enumerate(given))
+    return tuple(array(f"state[{i}]", slot, like=like, dense=dense) for i, slot in enumerate(given))
 
 
 class State:
@@ -55,49 +60,56 @@ class State:
     slots : list of tuple of arrays
         The state slots of each parameter; the optimiser owns these arrays.
     elements : list of Elements
-        The masks and scales of lr of each parameter.
+        The mask and the scale of lr of each parameter.
     names : list of str or None
         The names that the user gave to the parameters.
+    array_names : list of str
+        The names of the parameters in messages.
     counter : StepCounter
         The numbers of updates done and skipped.
-    resets : list of (int, str, str)
+    resets : deque of (int, str, str)
         For each reset the number of updates done before it, the reason, and the scope.
+    last_reset : int
+        The number of updates done before the last reset of everything.
     value : float or None
         The objective that was reported last.
     device : int
         The CUDA device of the arrays; 0 on the host.
     """
 
-    def __init__(self, layout: Layout, backend: str) -> None:
-        self.given, self.names, self._names, self._backend = layout.params, layout.keys, layout.names, backend
-        indices = range(len(self.given)) if layout.keys is None else map(repr, layout.keys)
-        self._grad_names = ["grads"] if layout.single else [f"grads[{i}]" for i in indices]
+    def __init__(self, layout: Layout, backend: str, keep_resets: int | None = None) -> None:
+        self.given, self.names, self.array_names, self._backend = layout.params, layout.keys, layout.names, backend
+        self._grad_names = _names_of_grads(layout)
         self._slot_names = layout.groups[0].update.slots
         self._arrays = backends.arrays_of(backend)
-        params = [self._array(name, p) for name, p in zip(self._names, self.given)]
-        self.device = self._arrays.one_device(self._names, params)
+        params = [self._array(name, p) for name, p in zip(self.array_names, self.given)]
+        self.device = self._arrays.one_device(self.array_names, params)
         self.elements = read_elements(layout.elements, params, backend)
         with self._arrays.on(self.device):
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
         self.counter = StepCounter()
-        self._updates, self._counted, self._counts = [0] * len(params), 0, [False] * len(params)
-        self.resets: list[tuple[int, str, str]] = []
+        self._tally = [0] * len(params), 0, [False] * len(params)  # updates, the step when they were counted, and which
+        self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
+        self.last_reset = 0
         self.value: float | None = None
 
     @property
     def updates(self) -> list[int]:
-        """For each parameter the number of updates that it has had since its state was at rest."""
+        """For each parameter the number of updates that it has had since its state was at rest.
+
+        It is worked out from the number of steps when it is read, so that counting costs a step nothing.
+        """
+        updates, steps_then, counts = self._tally
         steps = self.counter.steps
-        new = steps - self._counted
-        if new:
-            self._updates = [n + new if counts else n for n, counts in zip(self._updates, self._counts)]
-            self._counted = steps
-        return self._updates
+        if new := steps - steps_then:
+            updates = [n + new if counted else n for n, counted in zip(updates, counts)]
+            self._tally = updates, steps, counts  # in one assignment, which no signal interrupts
+        return updates
 
     @updates.setter
     def updates(self, values: Sequence[int]) -> None:
-        self._updates, self._counted = list(values), self.counter.steps
+        self._tally = list(values), self.counter.steps, self._tally[2]
 
     @property
     def started(self) -> list[bool]:
@@ -105,15 +117,65 @@ class State:
         return [n > 0 for n in self.updates]
 
     def count_updates_of(self, counts: list[bool]) -> None:
-        """Count, from the next step on, the updates of these parameters.
+        """Count, from the next step on, the updates of these parameters."""
+        self._tally = self.updates, self.counter.steps, counts
 
-        The count of a parameter is worked out from the number of steps when it is read, so that a step costs nothing.
+    def with_arrays(self, layout: Layout) -> "State":
+        """Return this state with the arrays that `layout` has after its own; the counters are shared.
+
+        The slots of new arrays have undefined values, which :meth:`initialise` writes.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a kernel cannot work on a new array.
         """
-        self.updates = self.updates
-        self._counts = counts
+        count = len(self.given)
+        added = {name: getattr(layout, name)[count:] for name in ("params", "names", "elements")}
+        new = State(layout._replace(**added), self._backend)
+        found = copy(self)
+        found.given, found.names, found.array_names = layout.params, layout.keys, layout.names
+        found._grad_names = _names_of_grads(layout)
+        found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
+        found.elements = [*self.elements, *new.elements]
+        counts = [*self._tally[2], *[False] * len(new.params)]
+        found._tally = [*self.updates, *new.updates], self.counter.steps, counts
+        return found
+
+    def with_param(self, i: int, param: Any) -> "State":
+        """Return this state with another array as parameter i; its slots, mask and scale get the new array's layout.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the array has another shape or dtype, or a kernel cannot work on it.
+        """
+        name, old = self.array_names[i], self.params[i]
+        new = self._array(name, param)
+        if (new.dtype, new.shape) != (old.dtype, old.shape):
+            raise ValueError(f"{name}: expected {describe(old)}, as before; got {describe(new)}")
+        slots, elements = self.slots[i], self.elements[i]
+        if getattr(new, "strides", None) != getattr(old, "strides", None):
+            slots = tuple(self._arrays.empty_like(new) for _ in slots)
+            for target, source in zip(slots, self.slots[i]):
+                self._arrays.copy(target, source)
+            elements = elements.laid_out_like(new)
+        found = copy(self)
+        found.given, found.params = list(self.given), list(self.params)
+        found.given[i], found.params[i] = param, new
+        found.slots = [*self.slots[:i], slots, *self.slots[i + 1 :]]
+        found.elements = [*self.elements[:i], elements, *self.elements[i + 1 :]]
+        return found
 
     def _array(self, name: str, value: Any, like: Any = None, write: bool = True) -> Any:
-        return checks.array(name, self._arrays.view(name, value), like=like, write=write)
+        dense = self._backend != "cuda" and not (like is not None and like.flags.c_contiguous)
+        return array(name, self._arrays.view(name, value), like=like, write=write, dense=dense)
+
+    def read(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients, with ndarrays for arrays of other libraries in host memory."""
+        if self._backend == "cuda":
+            return grads
+        return [grad if grad is None else read(name, grad) for name, grad in zip(self._grad_names, grads)]
 
     def check_arrays(self, grads: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int64]]:
         """Check all arrays, these gradients among them.
@@ -130,9 +192,9 @@ class State:
         TypeError, ValueError
             If an array has a wrong dtype, shape or layout, or shares memory with an array that is written.
         """
-        self.params = [self._array(name, param) for name, param in zip(self._names, self.given)]
-        written = dict(zip(self._names, self.params))
-        for name, param, slots in zip(self._names, self.params, self.slots):
+        self.params = [self._array(name, param) for name, param in zip(self.array_names, self.given)]
+        written = dict(zip(self.array_names, self.params))
+        for name, param, slots in zip(self.array_names, self.params, self.slots):
             for slot, values in zip(self._slot_names, slots):
                 written[f"the {slot} of {name}"] = self._array(f"the {slot} of {name}", values, param)
         plain = [
@@ -181,7 +243,7 @@ class State:
             for i in which:
                 group = groups[group_of[i]]
                 values = [self._arrays.number(group.value(name, step)) for name in SCHEDULED]
-                found.append((i, tuple(self.params[i].dtype.type(value) for value in values)))
+                found.append((i, tuple(map(real_dtype(self.params[i].dtype).type, values))))
             return found
 
     def write_points(self, rule: Rule, rows: Iterable[tuple[int, tuple[Any, ...]]], stream: Any = None) -> None:
@@ -201,9 +263,11 @@ class State:
         with self._arrays.on(self.device):
             for number, stage in corrections_of(rule):
                 slot = self.slots[i][number]
-                (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, self.params[i].dtype)
+                copies = self._arrays.fetch(self.params[i]), self._arrays.fetch(slot)
+                (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, real_dtype(copies[0].dtype))
                 with np.errstate(all="ignore"):
-                    values = stage.function(self._arrays.fetch(self.params[i]), self._arrays.fetch(slot), factor)
+                    values = stage.function(*map(flat_view, copies), factor)
+                values = values.view(copies[0].dtype).reshape(copies[0].shape)
                 found.append((slot, self.elements[i].where_moving(values, slot)))
         return found
 
@@ -219,12 +283,12 @@ class State:
             return self._arrays.number(value) if hasattr(value, "owner") else value
 
     def fetch_slots(self) -> list[list[Any]]:
-        """Return copies of the state slots, on the host."""
+        """Return copies of the state slots, on the host and in C order."""
         with self._arrays.on(self.device):
             return [[self._arrays.fetch(values) for values in slots] for slots in self.slots]
 
     def fetch_params(self) -> list[Any]:
-        """Return copies of the parameters, on the host."""
+        """Return copies of the parameters, on the host and in C order."""
         with self._arrays.on(self.device):
             return [self._arrays.fetch(param) for param in self.params]
 
@@ -234,3 +298,9 @@ class State:
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
         self._arrays = backends.arrays_of(self._backend)
+
+
+def _names_of_grads(layout: Layout) -> list[str]:
+    """Return the names of the gradients in messages."""
+    indices = range(len(layout.params)) if layout.keys is None else map(repr, layout.keys)
+    return ["grads"] if layout.single else [f"grads[{i}]" for i in indices]

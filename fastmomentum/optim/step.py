@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import combinations
 from math import inf
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import FINITE, RANGES, Array
@@ -15,8 +17,7 @@ from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
 from fastmomentum.rules.record import check_hyper, resolve_values
-from fastmomentum.rules.registry import find
-from fastmomentum.rules.row import Input, inner_limits, make_row
+from fastmomentum.rules.row import Input, RowFunction, inner_limits, make_row
 
 
 def step(
@@ -49,18 +50,22 @@ def step(
     Parameters
     ----------
     param : array
-        float32 or float64, C-contiguous, of any shape; it is written. A NumPy array, or an array in the memory of a
-        CUDA device: Numba's, CuPy's, a torch tensor, anything with ``__cuda_array_interface__`` or DLPack.
+        An array of any shape; it is written. A NumPy array of float32, float64, complex64 or complex128, of any dense
+        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements. Or
+        a C-contiguous array of float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor,
+        anything with ``__cuda_array_interface__`` or DLPack.
     state : array, tuple of arrays, or None
-        The state that the rule declares, like `param` in dtype and shape; it is written. For most rules it is the
-        velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first a
-        copy of `param`; None for sgd.
+        The state that the rule declares, like `param` in dtype, shape and strides; it is written. For most rules it is
+        the velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first
+        a copy of `param`; None for sgd.
     grad : array
-        Like `param`; it is only read. NaN and infinities in it propagate as in NumPy.
+        Like `param` in dtype, shape and strides; it is only read. NaN and infinities in it propagate as in NumPy. An
+        array of another library in host memory is read without a copy: a torch tensor, a JAX array, anything with the
+        buffer protocol or DLPack. For a `param` without dimensions, a NumPy scalar serves, too.
     rule : str, Rule or chain
         The update rule; :func:`fastmomentum.rules.names` lists the names.
     lr : float
-        Learning rate, ≥ 0.
+        Learning rate, ≥ 0; only rules that do not take it do without.
     momentum : float
         μ (β in the ema forms), in [0, 1]; rules that do not declare it (sgd) ignore it.
     dampening : float
@@ -83,12 +88,19 @@ def step(
         For arrays on a device the stream to run in: a stream of CUDA, Numba, torch or CuPy, or its handle; None for the
         stream of the arrays. The call does not wait for the device.
     **hyper : float
-        The rule's other hyper-parameters (momentum_next, the values of a chain's stages, a user rule's own).
+        The rule's other hyper-parameters (momentum_next, the values of a chain's stages, a user rule's own); for
+        ema_corrected also step, the number of the update, from 1.
 
     Raises
     ------
     TypeError, ValueError
         If an argument has a wrong type or value; nothing has been written then.
+
+    Notes
+    -----
+    The real and imaginary parts of complex numbers are updated as two real numbers, as torch.optim.Adam does. Rules
+    that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
+    and the signs in signum and lion, act on each part.
 
     Examples
     --------
@@ -104,25 +116,30 @@ def step(
         param, state, grad, backend = *_views(param, state, grad), "cuda"
     elif stream is not None:
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
-    param = checks.array("param", param)
+    param = checks.array("param", param, dense=not on_device)
     # fmt: off
     settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
                 decoupled_weight_decay, maximize, clip_value)
     # fmt: on
     try:
-        update, kernel, row = _plan(*settings, **hyper)
+        update, kernel, row, is_complex = _plan(*settings, **hyper)
     except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
-        update, kernel, row = _plan.__wrapped__(*settings, **hyper)
-    arrays = (param, *check_state(update, state, param))
-    grad = checks.array("grad", grad, like=param, write=False)
+        update, kernel, row, is_complex = _plan.__wrapped__(*settings, **hyper)
+    dense = not on_device and not param.flags.c_contiguous
+    arrays = (param, *check_state(update, state, param, dense))
+    if type(grad) is not np.ndarray and not on_device:
+        grad = host_arrays.read("grad", grad)
+    grad = checks.array("grad", grad, like=param, write=False, dense=dense)
     if on_device:
         _launch(update, (*arrays, grad), row, stream)
         return
-    if param.ndim != 1:
+    if dense or is_complex:
+        arrays, grad = tuple(map(host_arrays.flat_view, arrays)), host_arrays.flat_view(grad)
+    elif param.ndim != 1:
         arrays, grad = tuple(array.reshape(-1) for array in arrays), grad.reshape(-1)
     done = None if threads == 1 or backend == "numpy" else _in_threads(update, arrays, grad, row, threads)
     if not (kernel(arrays, grad, row) if done is None else done):
-        checks.refuse_overlap(("param", *update.slots, "grad"), (*arrays, grad))
+        _refuse_overlap(("param", *update.slots, "grad"), (*arrays, grad))
 
 
 def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
@@ -179,34 +196,22 @@ def _plan(
     clip_value: float | None,
     /,
     **hyper: float,
-) -> tuple[Rule, Any, tuple[Any, ...]]:
-    """Return the rule, the kernel and the hyper-parameters of a step, once for each set of settings.
+) -> tuple[Rule, Any, tuple[Any, ...], bool]:
+    """Return the rule, the kernel and the hyper-parameters of a step, and whether `dtype` is complex.
 
-    If only values are new, the rule and the kernel are those of the last step, and the row function checks the values.
+    All is computed once for each set of settings. If only values are new, the rule and the kernel are those of the last
+    step, and the row function checks the values.
     """
-    clip = inf if clip_value is None else clip_value
-    values = (
-        0.0 if lr is None else lr,
-        momentum,
-        dampening,
-        weight_decay,
-        decoupled_weight_decay,
-        clip,
-        *hyper.values(),
-    )
-    if all([type(value) is float for value in values]):
-        off = (
-            lr is None,
-            False,
-            dampening == 0.0,
-            weight_decay == 0.0,
-            decoupled_weight_decay == 0.0,
-            clip_value is None,
-        )
-        update, kernel, row_function = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
-        row = row_function(values, 1) if row_function else None
-        if row is not None:
-            return update, kernel, row
+    rate, clip = 0.0 if lr is None else lr, inf if clip_value is None else clip_value
+    if type(rate) is type(momentum) is type(dampening) is type(weight_decay) is type(decoupled_weight_decay) is float:
+        off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
+        form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+        are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
+        if form is not None and are_floats:
+            update, kernel, is_complex, row_of = form
+            row = row_of((rate, momentum, dampening, weight_decay, decoupled_weight_decay, clip, *hyper.values()), 1)
+            if row is not None:
+                return update, kernel, row, is_complex
     name = backends.choose(backend, ())
     checks.threads(threads)
     _refuse_momentum_options(hyper)
@@ -222,8 +227,11 @@ def _plan(
         clip_value=clip_value,
         **hyper,
     )
-    row = check_hyper(update, given, dtype)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+    if lr is None and "lr" in update.parameters:
+        checks.number("lr", lr, update.allowed["lr"])
+    real = checks.real_dtype(dtype)
+    row = check_hyper(update, given, real)
+    return update, None if name == "cuda" else backends.one_array_kernel(name, update, real), row, dtype.kind == "c"
 
 
 OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "clip_value")
@@ -240,10 +248,10 @@ def _form(
     maximize: bool,
     off: tuple[bool, ...],
     *hyper: str,
-) -> tuple[Rule, Any, Any]:
-    """Return the rule, the kernel and the row function for values of which those in `off` turn their option off.
+) -> tuple[Rule, Any, bool, RowFunction] | None:
+    """Return the rule, the kernel, whether `dtype` is complex, and the row function; `off` says which options are off.
 
-    The row function is None if the arguments are refused, or it cannot be made: then the exact checks decide.
+    The result is None if the arguments are refused; then the exact checks say why.
     """
     inputs = [name for name, is_off in zip(OPTIONS, off) if not is_off]
     given = dict.fromkeys(inputs, 0.5) | dict.fromkeys(hyper, 1.0)  # any values that turn the options on
@@ -254,14 +262,15 @@ def _form(
         name = backends.choose(backend, ())
         checks.threads(threads)
     except (TypeError, ValueError, RuntimeError):
-        return find("sgd"), None, None
+        return None
+    real = checks.real_dtype(dtype)
     allowed = {name: update.allowed.get(name) or RANGES.get(name, FINITE) for name in given}
     limits: list[Input] = [
-        (name, *inner_limits(allowed[name], dtype)) if name in given else (f"no {name}", None, None)
+        (name, *inner_limits(allowed[name], real)) if name in given else (f"no {name}", None, None)
         for name in (*OPTIONS, *hyper)
     ]
-    row = make_row(update, tuple(limits), dtype)
-    return update, None if name == "cuda" else backends.one_array_kernel(name, update, dtype), row
+    kernel = None if name == "cuda" else backends.one_array_kernel(name, update, real)
+    return update, kernel, dtype.kind == "c", make_row(update, tuple(limits), real)
 
 
 def _refuse_momentum_options(hyper: Iterable[str]) -> None:
@@ -269,6 +278,14 @@ def _refuse_momentum_options(hyper: Iterable[str]) -> None:
     for option in ("max_norm", "clip_norm", "lookahead", "skip_nonfinite", "correct"):
         if option in hyper:
             raise TypeError(f"{option}: expected for Momentum alone, which knows all gradients and steps")
+
+
+def _refuse_overlap(names: Sequence[str], arrays: Sequence[Any]) -> NoReturn:
+    """Raise a ValueError that names two of these dense arrays that share memory; the caller found that two do."""
+    for (ours, first), (theirs, second) in combinations(zip(names, arrays, strict=True), 2):
+        if np.may_share_memory(first, second):
+            raise ValueError(f"{ours}: expected memory of its own; got memory that it shares with {theirs}")
+    raise AssertionError("no two of these arrays share memory")
 
 
 def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
@@ -281,7 +298,7 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     Parameters
     ----------
     arrays : sequence of ndarray
-        Arrays of one dtype, float32 or float64, contiguous or not; they are copied.
+        Arrays of one dtype: float32, float64, complex64 or complex128. They may have any strides, as they are copied.
 
     Returns
     -------
@@ -307,9 +324,9 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     """
     if not isinstance(arrays, list | tuple | Sequence):
         raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
-    # A copy is contiguous, as the checks require.
-    copies = [array.copy() if isinstance(array, np.ndarray) else array for array in arrays]
-    given: list[Any] = [checks.array(f"arrays[{i}]", array) for i, array in enumerate(copies)]
+    # A copy in C order has no holes, as the checks require.
+    copies = [array.copy(order="C") if isinstance(array, np.ndarray) else array for array in arrays]
+    given: list[Any] = [checks.array(f"arrays[{i}]", array, dense=True) for i, array in enumerate(copies)]
     if not given:
         raise ValueError("arrays: expected at least one; got none")
     for i, array in enumerate(given):

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import checks
+from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.numpy import reductions
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.engine import Engine
@@ -14,7 +15,7 @@ from fastmomentum.optim.restart import Reset
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import hyper_row
+from fastmomentum.rules.record import STEP, hyper_row
 from fastmomentum.rules.registry import find
 
 Floats = npt.NDArray[np.float64]
@@ -249,12 +250,17 @@ class Trace:
         >>> trace.velocity
         array([5.])
         """
-        param = checks.array("param", param, write=False)
-        arrays = (param, *(slot.copy() for slot in check_state(self.update, state, param)))
+        like = checks.array("param", param, write=False, dense=True)
+        param, *slots = map(flat_view, (like, *check_state(self.update, state, like, dense=True)))
+        arrays = (param, *(slot.copy() for slot in slots))
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if name in self.update.parameters}
         _, given = resolve_options(**self._settings, lr=lr, momentum=momentum)
+        if STEP in self.update.parameters:
+            chosen[STEP] = float(self._done + 1)
         row = hyper_row(self.update, given | chosen, param.dtype)
-        g = np.zeros_like(param) if grad is None else checks.array("grad", grad, like=param, write=False)
+        g = np.zeros_like(param)
+        if grad is not None:
+            g = flat_view(checks.array("grad", read("grad", grad), like=like, write=False, dense=True))
         measure = reductions.measure(self.update)
         sums, tolerance = measure(arrays, g, row), TOLERANCE[param.dtype]
         self._compare({0: sums}, [0], self._from_zero, tolerance)
@@ -316,7 +322,7 @@ class Trace:
 
         Limits on gradients (max_norm, clip_value) are left out, as gradients near a minimum are below them.
         """
-        left_out = ("rule", "lr", "momentum", "max_norm", "clip_value", "correct", "restart")
+        left_out = ("rule", "lr", "momentum", "max_norm", "clip_norm", "clip_value", "correct", "restart")
         chosen = [{name: value for name, value in group.items() if name not in left_out} for group in self._groups]
         return [(find(group["rule"]), options) for group, options in zip(self._groups, chosen)]
 

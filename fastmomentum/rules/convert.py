@@ -112,7 +112,7 @@ def convert(
     Parameters
     ----------
     state : ndarray, None, or list of these
-        The state of `source`, as ``opt.state`` has it; float32 or float64. It is not changed.
+        The state of `source`, as ``opt.state`` has it: real or complex, of any dense layout. It is not changed.
     source, target : str or Rule
         The rules; the look-ahead forms are named "classical_lookahead", "pytorch_lookahead", "ema_lookahead".
     lr, momentum, dampening : float
@@ -124,7 +124,7 @@ def convert(
     Returns
     -------
     state : ndarray, None, or list of these
-        New arrays, computed in double precision, in the dtype of the given ones.
+        New arrays, computed in double precision, with the dtype and strides of the given ones.
     lr, momentum : float
         The settings of the target.
 
@@ -160,7 +160,7 @@ def convert(
         raise ValueError(f"target: expected a rule that has momentum, as it is {mu}; got 'sgd'")
     if names[0] == names[1]:
         return (
-            _for_each(lambda s, p: s if s is None else checks.array("state", s, write=False).copy(), state, param),
+            _for_each(lambda s, p: s if s is None else _copy(s), state, param),
             lr,
             mu,
         )
@@ -177,25 +177,39 @@ def convert(
 
     def convert_one(slot: Any, p: Any) -> Any:
         if old.keeps != NOTHING:
-            slot = checks.array("state", slot, write=False)
+            slot = checks.array("state", slot, write=False, dense=True)
         if {old.keeps, new.keeps} == {"velocity"}:
             p = slot  # only shape and dtype of p are used
         elif p is None:
             keeps = new.keeps if old.keeps == "velocity" else old.keeps
             raise TypeError(f"param: expected the parameter, as the state of one of the two rules is {keeps}; got None")
-        p = checks.array("param", p, write=False)
+        p = checks.array("param", p, write=False, dense=True)
         if old.keeps == NOTHING:
             slot = p  # the displacement does not depend on it
-        checks.array("state", slot, like=p, write=False)
-        with np.errstate(all="ignore"):
-            wide = p.astype(np.float64)
-            found = new.state(old.displacement(slot.astype(np.float64), wide, lr, mu), wide, new_lr, mu)
-            found = None if found is None else found.astype(p.dtype)
+        checks.array("state", slot, like=p, write=False, dense=True)
+        found = None if new.keeps == NOTHING else checks.empty_like(p)
+        for values, one, other in zip(_parts(found), _parts(slot), _parts(p)):
+            wide = other.astype(np.float64)
+            with np.errstate(all="ignore"):
+                values[...] = new.state(old.displacement(one.astype(np.float64), wide, lr, mu), wide, new_lr, mu)
         if found is not None and not np.isfinite(found).all() and np.isfinite(slot).all() and np.isfinite(p).all():
             raise ValueError(f"state: expected one that {p.dtype} can hold for {names[1]!r}; it became infinite")
         return found
 
     return _for_each(convert_one, state, param), new_lr, mu
+
+
+def _copy(state: Any) -> Any:
+    found = checks.empty_like(checks.array("state", state, write=False, dense=True))
+    found[...] = state
+    return found
+
+
+def _parts(values: Any) -> tuple[Any, ...]:
+    """Return the real and imaginary parts of complex numbers, real numbers themselves, and nothing for None."""
+    if values is None:
+        return ()
+    return (values.real, values.imag) if values.dtype.kind == "c" else (values,)
 
 
 def _for_each(function: Callable[[Any, Any], Any], state: Any, param: Any) -> Any:

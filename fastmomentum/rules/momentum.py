@@ -5,8 +5,9 @@ on linear forms, and tests call it on ``fractions.Fraction``. The order of its o
 definition, as it determines the bits.
 
 Names in the formulas: p parameter, g gradient, v velocity, q previous position, lr learning rate, mu momentum μ (beta β
-in the averaging forms), τ dampening, keep 1 − τ or 1 − β, mu_next or μ' the next step's momentum. All rules in this
-file are linear in p, state and g; :mod:`fastmomentum.rules.variants` has more.
+in the averaging forms), τ dampening, keep 1 − τ or 1 − β, mu_next or μ' the momentum of the next step, which is that of
+this step unless it is given. All rules in this file are linear in p, state and g; :mod:`fastmomentum.rules.variants`
+has more.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Define variants of the momentum rules from the literature.
 
-`quasi_hyperbolic` and aggregated momentum are linear, so the theory covers them; `ema_corrected` divides by a state
-slot, `signum` and `lion` take signs.
+`quasi_hyperbolic` and aggregated momentum are linear, so the theory covers them; `ema_corrected` changes with the step,
+`signum` and `lion` take signs.
 """
 
 from collections.abc import Iterable
@@ -27,6 +27,12 @@ def keep_averaged(momentum: float) -> float:
     return 1.0 - momentum
 
 
+def weight_of_average(momentum: float, step: float) -> float:
+    """Return 1 − β^t, the sum of the weights of t gradients in an exponential average."""
+    weight: float = 1.0 - momentum**step
+    return weight
+
+
 def keep_second(beta2: float) -> float:
     """Return 1 − β₂."""
     return 1.0 - beta2
@@ -42,10 +48,9 @@ def huge() -> float:
     return 2.0**127
 
 
-def _ema_corrected(p: Any, v: Any, c: Any, g: Any, lr: Any, beta: Any, keep: Any) -> Out:
+def _ema_corrected(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, weight: Any) -> Out:
     v = beta * v + keep * g
-    c = beta * c + keep
-    return p - lr * (v / c), v, c
+    return p - lr * (v / weight), v
 
 
 def _quasi_hyperbolic(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, nu: Any, direct: Any) -> Out:
@@ -72,17 +77,16 @@ def _lion(p: Any, v: Any, g: Any, lr: Any, beta: Any, keep: Any, beta2: Any, kee
 ema_corrected = Rule(
     _ema_corrected,
     name="ema_corrected",
-    state=(("velocity", "zero"), ("weight", "zero")),
-    hyper=("lr", "momentum", "keep"),
-    derived={"keep": keep_averaged},
+    hyper=("lr", "momentum", "keep", "weight"),
+    derived={"keep": keep_averaged, "weight": weight_of_average},
     ranges={"momentum": checks.BELOW_ONE},
-    formula="v ← βv + (1−β)g; c ← βc + (1−β); p ← p − lr·(v/c)",
+    formula="v ← βv + (1−β)g; p ← p − lr·v/(1−β^t)",
 )
 """The exponential average without its bias to zero (Kingma and Ba 2015, Section 3); optax.ema(debias=True).
 
-c = 1 − β^t at a constant β. If β changes, c is still the sum of the gradients' weights, while 1 − β^t is not. The slot
-c costs the memory of a second velocity (28 bytes of traffic an element in float32, ema has 20), and corrects an array
-that starts later from its own start."""
+t is the number of the update that the array gets, from 1: an optimiser counts it for each array, so an array that
+starts later is corrected from its own start; step() takes it as ``step=t``. As in optax and in Adam, β is that of this
+step: if β changes, 1 − β^t is not quite the sum of the gradients' weights."""
 
 quasi_hyperbolic = Rule(
     _quasi_hyperbolic,

@@ -36,6 +36,8 @@ class Nesterov(Schedule):
     [0.0, 0.281754, 0.434043, 0.999997]
     """
 
+    keeps_velocity = True
+
     def _value(self, t: int) -> float:
         current = _nesterov_t(t)
         return (current - 1.0) / _next_t(current)
@@ -61,6 +63,8 @@ class NesterovSimple(Schedule):
     >>> [fm.schedules.NesterovSimple()(t) for t in (0, 1, 3, 9)]
     [0.0, 0.25, 0.5, 0.75]
     """
+
+    keeps_velocity = True
 
     def _value(self, t: int) -> float:
         return t / (t + 3)
@@ -291,6 +295,8 @@ class ChebyshevMomentum(Schedule):
     >>> print(fm.schedules.Chebyshev(1.0, 9.0).momentum)
     ω_k − 1, ω_0 = 1, ω_k = 2σT_k(σ)/T_(k + 1)(σ), σ = (9 + 1)/(9 − 1), k = t
     """
+
+    keeps_velocity = True
 
     of: Chebyshev
 

@@ -20,7 +20,7 @@ from fastmomentum import checks
 from fastmomentum.checks import ABOVE_ZERO
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
-from fastmomentum.rules.record import resolve_values
+from fastmomentum.rules.record import STEP, resolve_values
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -243,6 +243,11 @@ def resolve_rule(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule
                 f"{name}: expected no value, as this function varies {name} itself; got {hyper[name]!r}. Leave it out"
             )
     composed, values = resolve_options(rule, lr=0.0, momentum=0.0, **hyper)
+    if STEP in composed.parameters:
+        raise ValueError(
+            "rule: expected one that is linear in p, state and g, and the same at every step, as others have no rate; "
+            f"got {composed}"
+        )
     return ResolvedRule(composed, {name: value for name, value in values.items() if name not in ("lr", "momentum")})
 
 

@@ -34,7 +34,10 @@ def test_flatten_returns_views_that_an_update_of_the_flat_array_updates(dtype):
         (3.0, "arrays: expected a sequence of arrays; got 3.0"),
         ([], "arrays: expected at least one"),
         ([np.ones(2), np.ones(2, np.float32)], r"arrays\[1\]: expected float64, as the first has; got float32"),
-        ([np.ones(2), np.ones(2, int)], r"arrays\[1\]: expected an array of float32 or float64; got int64"),
+        (
+            [np.ones(2), np.ones(2, int)],
+            r"arrays\[1\]: expected an array of float32, float64, complex64 or complex128; got int64",
+        ),
         ([np.ma.ones(3)], r"arrays\[0\]: expected a plain array; got a masked one"),
         ([[1.0]], r"arrays\[0\]: expected a NumPy array"),
     ],

@@ -222,7 +222,7 @@ GROUP = {"lr": 0.5, "params": [0]}
                 {"state": {0: {"momentum_buffer": buffer}}, "param_groups": [GROUP]},
                 np.ones(1),
                 TypeError,
-                r"momentum_buffer\[0\]: expected an array of float32 or float64; got ",
+                r"momentum_buffer\[0\]: expected (an array of float32 or float64|float64, as the parameter has); got ",
             )
             for buffer in (
                 *(

@@ -59,6 +59,10 @@ def step_uphill(opt):
     opt.step([-0.1 * v for v in opt.velocity])
 
 
+def set_in_group(opt, name, value):
+    opt.groups[1][name] = value
+
+
 CORRECT = {"rule": "classical", "lr": 0.1, "correct": True}
 PERIODS = fm.schedules.WarmRestarts(0.1, 0.01, period=4)
 SAVED = saved_run(rule="classical", lr=0.02, momentum=0.5, max_norm=1.0, restart=9)
@@ -87,6 +91,15 @@ ENTRY_POINTS = {
     "lr": (partial(stepped_three_times, **CORRECT), lambda opt: setattr(opt, "lr", 0.05)),
     "lr, look-ahead": (partial(stepped_three_times, lr=0.1, lookahead=True), lambda opt: setattr(opt, "lr", 0.05)),
     "momentum": (partial(stepped_three_times, lr=0.1), lambda opt: setattr(opt, "momentum", 0.5)),
+    "momentum of each group": (partial(stepped_three_times, lr=0.1), lambda opt: setattr(opt, "momentum", [0.5, 0.25])),
+    "weight_decay, on": (partial(stepped_three_times, lr=0.1), lambda opt: setattr(opt, "weight_decay", 0.5)),
+    "a setting of a group": (partial(stepped_three_times, lr=falling), lambda opt: set_in_group(opt, "momentum", 0.5)),
+    "steps": (partial(stepped_three_times, lr=falling), lambda opt: setattr(opt, "steps", 9)),
+    "replace": (partial(stepped_three_times, lr=0.1), lambda opt: opt.replace(0, np.full(4, 2.0))),
+    "step, options go on and off": (
+        partial(stepped_three_times, lr=0.1, weight_decay=lambda t: 0.5 * (t == 3), momentum=lambda t: 0.5 * (t != 3)),
+        step,
+    ),
     "reset": (partial(stepped_three_times, **CORRECT | {"lookahead": True}), lambda opt: opt.reset("a test")),
     "reset of rows": (partial(stepped_three_times, lr=0.1), lambda opt: opt.reset("a test", array=1, rows=(1, 3))),
     "load_state_dict": (partial(stepped_three_times, **CORRECT), lambda opt: opt.load_state_dict(SAVED)),
@@ -162,10 +175,7 @@ def test_interrupted_call_of_sparse_rows_is_done_whole_or_not_at_all(entry):
             break
         if not opt._lock.locked():
             found.add(continued(opt))
-    flushed = touched_rows()
-    flushed.flush()
-    allowed = {*ends, continued(flushed)} if entry == "change" else set(ends)  # change flushes first
-    assert found <= allowed
+    assert found <= set(ends)
     assert ends[1] in found
     assert ends[0] in found or entry == "change"  # its last line makes the change
     assert at > 5
@@ -196,7 +206,7 @@ def test_save_leaves_the_old_file_or_the_new_one(tmp_path):
         old.save(path)
         if not is_interrupted(partial(opt.save, path), at):
             break
-        assert fm.Momentum.load(path, opt.params).lr in (0.1, 0.2)
+        assert fm.Momentum.load(path, opt.params).lr in ([0.1, 0.1], [0.2, 0.2])
         assert [each.name for each in tmp_path.iterdir()] == ["run.npz"]
     assert at > 20
 

@@ -13,9 +13,10 @@ MASK = np.array([True, False, True])
 
 def stepped(opt, count=1):
     """Do steps with gradients of ones, and return lists of all parameters."""
+    params = [*opt.params.values()] if isinstance(opt.params, dict) else opt.params
     for _ in range(count):
-        opt.step([np.ones_like(param) for param in opt.params])
-    return [param.tolist() for param in opt.params]
+        opt.step([np.ones_like(param) for param in params])
+    return [param.tolist() for param in params]
 
 
 def test_groups_take_a_mask_for_each_array():
@@ -206,3 +207,57 @@ def test_lr_scale_is_refused_for_rules_in_which_lr_acts_otherwise(rule, message)
     opt.step(np.ones(3))
     assert opt.lr_scale is None
     assert_all_same_bits([opt.params], [np.full(3, 0.75 if rule is SQUARE else 0.5)])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_add_group_takes_and_keeps_masks(lookahead, backend):
+    old, new, plain = np.zeros(3), np.zeros((2, 2), order="F"), np.zeros(1)
+    settings = {"lr": 0.5, "momentum": 0.0, "lookahead": lookahead, "backend": backend}
+    opt = fm.Momentum([{"params": [old], "mask": MASK}], **settings)
+    mask, scale = np.array([[True, False], [True, True]]), np.array([[1.0, 2.0], [3.0, 4.0]])
+    opt.add_group({"params": [new, plain], "mask": [mask, None], "lr_scale": [scale, None]})
+    assert stepped(opt) == [[-0.5, 0.0, -0.5], [[-0.5, 0.0], [-1.5, -2.0]], [-0.5]]
+    assert opt.groups[0]["mask"].tolist() == MASK.tolist()
+    assert opt.groups[1]["mask"][0].tolist() == mask.tolist()
+    assert opt.groups[1]["lr_scale"][0].tolist() == scale.tolist()
+
+
+def test_add_group_uses_no_mask_of_the_constructor():
+    opt = fm.Momentum(np.zeros(3), lr=0.5, momentum=0.0, mask=MASK, lr_scale=np.full(3, 2.0))
+    opt.add_group({"params": np.zeros(2)})
+    assert stepped(opt) == [[-1.0, 0.0, -1.0], [-0.5, -0.5]]
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"mask": np.ones(3, bool)}, "shape"),
+        ({"mask": np.ones(2)}, "booleans"),
+        ({"lr_scale": np.array([1.0, -1.0])}, ">= 0"),
+    ],
+)
+def test_add_group_with_a_refused_mask_changes_nothing(group, message):
+    opt = fm.Momentum([np.zeros(3)], lr=0.5, momentum=0.0, mask=[MASK])
+    with pytest.raises((TypeError, ValueError), match=message):
+        opt.add_group({"params": np.zeros(2), **group})
+    assert len(opt.groups) == 1
+    assert stepped(opt) == [[-0.5, 0.0, -0.5]]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_replace_keeps_the_mask_and_the_scale_in_the_layout_of_the_new_array(order, dtype, backend):
+    mask, scale = np.array([[True, False, True], [True, True, True]]), np.arange(6.0).reshape(2, 3)
+    param = np.zeros((2, 3), dtype)
+    opt = fm.Momentum(param, lr=0.5, momentum=0.0, mask=mask, lr_scale=scale, backend=backend)
+    opt.step(np.ones_like(param))
+    new = param.copy(order=order)
+    opt.replace(0, new)
+    grad = np.full_like(new, 1.0)
+    opt.step(grad)
+    assert param.tolist() == (-0.5 * mask * scale).tolist()
+    assert new.tolist() == (-1.0 * mask * scale).tolist()
+    assert opt.mask.tolist() == mask.tolist()
+    assert opt.lr_scale.tolist() == scale.tolist()

@@ -36,6 +36,16 @@ RULES = {
 """Settings of the optimisers, which cover every kind of part."""
 
 
+LAYOUTS = {
+    "C": lambda values: values.copy(),
+    "Fortran": lambda values: values.copy(order="F"),
+    "channels last": lambda values: values.transpose(0, 2, 1).copy().transpose(0, 2, 1),
+    "rows reversed": lambda values: values[::-1].copy()[::-1],
+    "Fortran, columns reversed": lambda values: values[:, :, ::-1].copy(order="F")[:, :, ::-1],
+}
+"""By name: what copies an array of three axes into this layout."""
+
+
 def settings_of(name):
     """Return the settings of an entry of RULES with lr and, if the rule takes it, momentum."""
     momentum = {} if name in ("sgd", "three slots") else {"momentum": 0.75}
@@ -323,3 +333,73 @@ def test_allocates_no_array_in_a_step():
             opt.step(g)
 
     assert_allocates_nothing(steps)
+
+
+def floats(values):
+    """Return the numbers of an array in C order, complex ones as pairs of floats."""
+    return values.reshape(-1).view(np.empty(0, values.dtype).real.dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.complex128])
+@pytest.mark.parametrize("name", RULES)
+def test_mask_and_scale_follow_the_layout_of_the_parameter(name, dtype, backend):
+    shape, parts = (3, 4, 5), 2 if np.dtype(dtype).kind == "c" else 1
+    real = np.empty(0, dtype).real.dtype
+    (start,) = random_arrays(60 * parts, 1, real)
+    mask, scale = random_mask(shape), np.random.default_rng(5).random(shape)
+    masks, scales = np.repeat(mask.reshape(-1), parts), np.repeat(scale.reshape(-1), parts)
+    grads = gradients(60 * parts, 3, real)
+    grads[:, ~masks] = np.nan
+    settings = settings_of(name) | {"skip_nonfinite": True}
+    oracle = run(fm.Optimizer(start.copy(), mask=masks, lr_scale=scales, backend="numpy", **settings), grads)
+    for layout in LAYOUTS.values():
+        param = layout(start.view(dtype).reshape(shape))
+        opt = fm.Optimizer(param, mask=mask, lr_scale=layout(scale), backend=backend, **settings)
+        run(opt, [layout(grad.view(dtype).reshape(shape)) for grad in grads])
+        assert_all_same_bits([floats(array) for array in arrays_in(opt)], arrays_in(oracle))
+        assert opt.skipped == 0
+        assert opt.mask.tolist() == mask.tolist()
+        assert opt.lr_scale.tolist() == scale.astype(real).tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("frozen", "skipped"), [(True, 0), (False, 1)])
+def test_skip_looks_at_moving_elements_of_every_layout_when_the_norm_overflows(backend, frozen, skipped):
+    mask = np.array([[False, True, True], [True, True, True]])
+    grad = np.full((2, 3), 1e200 + 1e200j, order="F")
+    grad[(0, 0) if frozen else (0, 1)] = complex(0.0, np.nan)
+    param = np.zeros((2, 3), complex, order="F")
+    opt = fm.Momentum(param, lr=0.5, mask=mask, skip_nonfinite=True, backend=backend)
+    opt.step(grad)
+    assert (opt.skipped, opt.steps) == (skipped, 1 - skipped)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.complex64])
+def test_masks_in_other_layouts_are_copied_saved_and_clipped(tmp_path, dtype, backend):
+    real, shape = np.empty(0, dtype).real.dtype, (3, 4, 5)
+    start = random_arrays(120, 1, real)[0][: 120 if dtype is np.complex64 else 60].view(dtype).reshape(shape)
+    grads = [start * number for number in (1.0, -0.5, 2.0, 0.25)]
+    mask, scale = random_mask(shape), np.random.default_rng(5).random(shape)
+    settings = {"lr": 0.5, "momentum": 0.75, "max_norm": 0.5, "lookahead": True, "correct": True, "backend": backend}
+    for layout in LAYOUTS.values():
+        opt = fm.Optimizer(layout(start), rule="classical", mask=mask, lr_scale=scale, **settings)
+        run(opt, map(layout, grads[:2]))
+        opt.save(tmp_path / "state.npz")
+        other = fm.Optimizer(layout(opt.params), rule="classical", **settings)
+        other.load(tmp_path / "state.npz")
+        copies = [other, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))]
+        opt.lr = 0.25
+        run(opt, map(layout, grads[2:]))
+        for each in copies:
+            each.lr = 0.25
+            like = each.params
+            for grad in grads[2:]:
+                given = np.empty_like(like) if like.strides[0] > 0 and like.strides[2] > 0 else layout(grad)
+                given[...] = grad
+                each.step(given)
+            assert_all_same_bits(arrays_in(each)[:1], arrays_in(opt)[:1])
+            assert each.mask.tolist() == mask.tolist()
+        frozen = opt.params[~mask], opt.point[~mask], start[~mask]
+        assert_all_same_bits(frozen[:2], [frozen[2], frozen[2]])

@@ -27,8 +27,9 @@ def test_step_refuses_arrays_that_it_cannot_serve(which, kind, backend):
     copies = [a.copy() for a in arrays]
     given = list(arrays)
     given[place] = make(arrays[place])
-    # A parameter of another dtype or size is right in itself, and the message names the state, which does not fit.
-    named = "state" if which == "param" and kind in ("double", "short", "long", "empty", "2-D") else which
+    # A parameter of another dtype, size or order is right in itself, and the message names the state, which differs.
+    right = ("double", "short", "long", "empty", "2-D", "complex", "reversed")
+    named = "state" if which == "param" and kind in right else which
     with pytest.raises(error, match=f"^{named}: expected|^state: rule.*expects") as raised:
         fm.step(*given, lr=0.1, backend=backend)
     if named == which:

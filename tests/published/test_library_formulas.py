@@ -269,7 +269,10 @@ def test_updates_match_the_published_formula(walk, dtype, api):
         for i, g in enumerate(walk.grads(theirs)):
             theirs[i], slots[i] = walk.formula(dtype, theirs[i], slots[i], g, step)
             walk.tolerance.check(params[i], theirs[i], step + 1)
-            walk.velocity_tolerance.check(walk.sign * velocities[i], slots[i], step + 1)
+            if api == "Momentum" and walk.settings.get("momentum") == 0.0:  # as in torch, no velocity is kept then
+                assert not velocities[i].any()
+            else:
+                walk.velocity_tolerance.check(walk.sign * velocities[i], slots[i], step + 1)
 
 
 @pytest.mark.parametrize(("nesterov", "published"), [(False, 5 - 2 * 5), (True, 5 - 2 * (4 + 5))])

@@ -197,7 +197,7 @@ def test_saved_file_can_be_read_with_numpy_and_json_alone(tmp_path):
     )
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
         meta = json.loads(arrays["meta"].tobytes())
-    assert meta["schema"] == 3
+    assert meta["schema"] == 4
     assert meta["groups"][0]["lr"] == {"schedule": "Step", "start": 0.1, "factor": 0.5, "every": 30}
     assert meta["groups"][0]["momentum"] == {"schedule": "Linear", "start": 0.5, "end": 0.9, "steps": 10}
     assert meta["functions"] == {"lr": [None], "momentum": [None]}

@@ -21,7 +21,7 @@ from fastmomentum.backends.base import (
     group_by_code,
 )
 from fastmomentum.backends.cpu import threads
-from fastmomentum.backends.cpu.headers import SIZE, dtype_code
+from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, OBJECTS, SIZE, dtype_code
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
 from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
@@ -138,8 +138,10 @@ class CpuExecutor(HostExecutor):
     ) -> None:
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
+        self._headers = [job.arrays[0].view() for job in jobs]  # the table holds their addresses
         given = max([len(job.given) for job in jobs], default=0)
-        self._table = np.array([_table_row(i, job, given) for i, job in enumerate(jobs)], np.int64)
+        rows = [_table_row(i, *each, given) for i, each in enumerate(zip(jobs, self._headers))]
+        self._table = np.array(rows, np.int64) if rows else np.zeros((0, OBJECTS), np.int64)
         self._key, self._order = group_by_code(jobs)
 
     def select(self, row_of: Sequence[int]) -> None:
@@ -156,9 +158,10 @@ class CpuExecutor(HostExecutor):
         for _, members in groupby(rows, self._key):
             numbers = list(members)
             job = self._jobs[numbers[0]]
-            hyper = np.empty((len(numbers), len(job.update.hyper)), job.dtype)
+            dtype = job.dtype
+            hyper = np.empty((len(numbers), len(job.update.hyper)), dtype)
             part = Part(checked, table[start : start + len(numbers)], hyper, job)
-            kernel = many_kernel(job.update, job.dtype)
+            kernel = many_kernel(job.update, dtype)
             updates.add(partial(kernel, part.checked, self._written, part.rows, hyper), self._in_threads(part))
             self._parts.append(part)
             self._blocks += self._by_row(hyper, numbers, row_of)
@@ -245,12 +248,15 @@ def _measure_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
     return measure_kernel(part.job.update, part.job.dtype, parallel)
 
 
-def _table_row(index: int, job: ArrayUpdate, given: int) -> list[int]:
+def _table_row(index: int, job: ArrayUpdate, header: npt.NDArray[Any], given: int) -> list[int]:
     """Return the row of a parameter; `given` is the greatest number of given arrays of any row."""
-    param, memory = job.arrays[0], map(address, job.arrays)
+    memory = [*map(address, job.arrays)]
+    flags = ALIGNED | C_CONTIGUOUS if header.flags.c_contiguous else ALIGNED
+    size = 2 * header.size if header.dtype.kind == "c" else header.size
+    first = header.__array_interface__["data"][0] - memory[0]
+    columns = (index, size, header.nbytes, dtype_code(header.dtype), flags, id(header), first)
     others = [*map(address, job.given), *[0] * (given - len(job.given))]
-    head = [index, param.size, param.nbytes, dtype_code(param.dtype)]
-    return [*head, *map(id, job.arrays), *memory, UNKNOWN_ADDRESS, *others]
+    return [*columns, *map(id, job.arrays), *memory, UNKNOWN_ADDRESS, *others]
 
 
 def _shares(sizes: npt.NDArray[np.int64], threads: int) -> npt.NDArray[np.intp]:

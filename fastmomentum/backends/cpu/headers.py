@@ -4,6 +4,9 @@ Between two steps an array object can change: its memory can move (``resize(refc
 be assigned, its write flag can be cleared; and gradients are often new objects. So every step reads the header of every
 array before it writes anything.
 
+All arrays of a parameter must have its layout, so that their elements have the same order in memory. A copy of the
+parameter's header, which no other code can change, holds its shape and strides.
+
 An array's header is ``PyArrayObject_fields`` of NumPy's ndarraytypes.h, part of NumPy's C ABI: data, nd, dimensions,
 strides, base, descr, flags, after Python's object head, whose last word is the type. A dtype is identified by the word
 of ``PyArray_Descr`` that holds kind, type, byte order and type_num, not by its address, as an unpickled array has a
@@ -24,22 +27,23 @@ from fastmomentum.backends.base import COUNTERS
 from fastmomentum.rules.assemble import Function
 
 _HEAD = object.__basicsize__  # 16 bytes; more in a free-threaded Python
-TYPE, DATA, NDIM, DIMENSIONS, DESCR, FLAGS = _HEAD - 8, _HEAD, _HEAD + 8, _HEAD + 16, _HEAD + 40, _HEAD + 48
+TYPE, DATA, NDIM, DIMENSIONS, STRIDES, DESCR, FLAGS = (_HEAD + at for at in (-8, 0, 8, 16, 24, 40, 48))
 CODE = _HEAD + 8  # in a dtype: the bytes kind, type, byte order and flags, then type_num
 KIND, ORDER = -0x100000000 | 0xFFFF, 0xFF0000  # KIND leaves out the byte order: "=" and "<" are both native
 SWAPPED = ord(">") << 16  # all machines that Numba supports are little-endian
 ITEMS = _HEAD + 8  # in a list
 NDARRAY, NONE = id(np.ndarray), id(None)
-READABLE = 0x0001 | 0x0100  # NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_ALIGNED
-WRITEABLE = READABLE | 0x0400  # NPY_ARRAY_WRITEABLE
+C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x0001, 0x0100, 0x0400  # NPY_ARRAY_C_CONTIGUOUS and so on
 
-INDEX, SIZE, BYTES, DTYPE, OBJECTS = range(5)
+INDEX, SIZE, BYTES, DTYPE, FLAG_BITS, HEADER, FIRST, OBJECTS = range(8)
 """The first columns of a table with one row for each parameter.
 
-A row holds the index in the list of gradients; the size, bytes and dtype code of each of the parameter's arrays; then
-the addresses of the objects p and *state; then the addresses of the memory of p, *state and g, and of the rule's given
-arrays, which only the optimiser holds, so that they cannot change. If the size is negative, the parameter must have no
-gradient.
+A row holds the index in the list of gradients; then, of each of the parameter's arrays, the number of floats, the
+number of bytes, the dtype code, the flags that it must have (with C_CONTIGUOUS, strides need no comparison), the
+address of a header with its shape and strides, and the number of bytes from the begin of its memory to its first
+element; then the addresses of the objects p and *state, and the addresses at which the memory of p, *state and g
+begins, and that of the rule's given arrays, which only the optimiser holds, so that they cannot change. If the size is
+negative, the parameter must have no gradient.
 """
 
 
@@ -53,7 +57,8 @@ def check_header_layout() -> None:
     """Raise RuntimeError if the headers in this Python and NumPy do not have the layout that the kernels read."""
     array = np.zeros((3, 5), np.float32)
     head = id(array)
-    dimensions = _read_word(head + DIMENSIONS)
+    dimensions, strides = _read_word(head + DIMENSIONS), _read_word(head + STRIDES)
+    flags = C_CONTIGUOUS | ALIGNED | WRITEABLE
     found = [
         *(
             _read_word(head + TYPE),
@@ -61,10 +66,11 @@ def check_header_layout() -> None:
             _read_word(head + NDIM) & 0xFFFFFFFF,
             _read_word(head + DESCR),
         ),
-        *(_read_word(head + FLAGS) & WRITEABLE, _read_word(dimensions), _read_word(dimensions + 8)),
+        *(_read_word(head + FLAGS) & flags, _read_word(dimensions), _read_word(dimensions + 8)),
+        *(_read_word(strides), _read_word(strides + 8)),
         _read_word(_read_word(id(items := [None, array]) + ITEMS) + 8),
     ]
-    expected = [NDARRAY, array.ctypes.data, 2, id(array.dtype), WRITEABLE, 3, 5, id(items[1])]
+    expected = [NDARRAY, array.ctypes.data, 2, id(array.dtype), flags, 3, 5, 20, 4, id(items[1])]
     if found != expected:
         raise RuntimeError(
             "expected the array headers of CPython and the NumPy 2 ABI, which compiled kernels read; NumPy "
@@ -139,27 +145,35 @@ def memory_spans(typing_context: Any, arrays: Any) -> Any:
 
 
 @register_jitable
-def _fits(header: Any, param: Any, size: Any, dtype: Any, flags: Any) -> Any:
-    """Return whether an array has this dtype, these flags, and the shape of the parameter, which has this size."""
+def _fits(header: Any, like: Any, dtype: Any, flags: Any) -> Any:
+    """Return whether an array has this dtype and these flags, and the shape and strides in the header `like`."""
     if _load_word(header + TYPE) != NDARRAY:
         return False
     code = _load_word(_load_word(header + DESCR) + CODE)
     if code & KIND != dtype or code & ORDER == SWAPPED:
         return False
-    ndim, dimensions, expected = (
-        _load_half(param + NDIM),
-        _load_word(header + DIMENSIONS),
-        _load_word(param + DIMENSIONS),
-    )
+    ndim, dimensions, expected = _load_half(like + NDIM), _load_word(header + DIMENSIONS), _load_word(like + DIMENSIONS)
     if _load_half(header + FLAGS) & flags != flags or _load_half(header + NDIM) != ndim:
         return False
-    elements = 1
     for axis in range(ndim):
-        length = _load_word(dimensions + 8 * axis)
-        if length != _load_word(expected + 8 * axis):
+        if _load_word(dimensions + 8 * axis) != _load_word(expected + 8 * axis):
             return False
-        elements *= length
-    return elements == size
+    return flags & C_CONTIGUOUS != 0 or _strides_fit(header, like)
+
+
+@register_jitable
+def _strides_fit(header: Any, like: Any) -> Any:
+    """Return whether an array of this shape has the same strides; those of axes of length 1 do not matter."""
+    dimensions, strides, expected = (
+        _load_word(like + DIMENSIONS),
+        _load_word(header + STRIDES),
+        _load_word(like + STRIDES),
+    )
+    for axis in range(_load_half(like + NDIM)):
+        differ = _load_word(strides + 8 * axis) != _load_word(expected + 8 * axis)
+        if differ and _load_word(dimensions + 8 * axis) != 1:
+            return False
+    return True
 
 
 @register_jitable
@@ -184,17 +198,17 @@ def arrays_unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
     """
     items = _load_word(grads + ITEMS)
     for row in range(table.shape[0]):
-        grad, param, size = _load_word(items + 8 * table[row, INDEX]), table[row, OBJECTS], table[row, SIZE]
-        if size < 0:
+        grad, like, flags = _load_word(items + 8 * table[row, INDEX]), table[row, HEADER], table[row, FLAG_BITS]
+        if table[row, SIZE] < 0:
             if grad != NONE:
                 return False
             continue
         for column in range(OBJECTS, OBJECTS + arrays + 1):
             is_grad = column == OBJECTS + arrays
             header = grad if is_grad else table[row, column]
-            if not _fits(header, param, size, table[row, DTYPE], READABLE if is_grad else WRITEABLE):
+            if not _fits(header, like, table[row, DTYPE], flags if is_grad else flags | WRITEABLE):
                 return False
-            address = _load_word(header + DATA)
+            address = _load_word(header + DATA) - table[row, FIRST]
             if address != table[row, column + arrays]:
                 if not is_grad or _overlaps(written, address, address + table[row, BYTES]):
                     return False

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastmomentum.backends.base import NO_ROW, ArrayUpdate, HostExecutor, StepCounter, StepRows, uninterrupted
+from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.numpy.kernels import kernel
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
@@ -18,6 +19,7 @@ class NumpyExecutor(HostExecutor):
     def __init__(self, jobs: Sequence[ArrayUpdate], counter: StepCounter) -> None:
         self._jobs, self._counter = jobs, counter
         self._kernels = [kernel(job.update) for job in jobs]
+        self._flat = [tuple(map(flat_view, job.arrays)) for job in jobs]
 
     def select(self, row_of: Sequence[int]) -> None:
         """Update the parameters that have a row of hyper-parameters until the next call."""
@@ -31,8 +33,8 @@ class NumpyExecutor(HostExecutor):
 
     def sum_squares(self, grads: list[Any]) -> list[float]:
         """Return the sum of squares of each gradient."""
-        masks = [job.mask for job in self._jobs]
-        return [0.0 if row == NO_ROW else sum_of_squares(grads[i], masks[i]) for i, row in enumerate(self._row_of)]
+        pairs = enumerate(zip(self._row_of, self._jobs))
+        return [0.0 if row == NO_ROW else sum_of_squares(flat_view(grads[i]), job.mask) for i, (row, job) in pairs]
 
     def set_factors(self, name: str, factors: Sequence[float]) -> None:
         """Set the hyper-parameter `name` of each parameter whose rule has it."""
@@ -47,13 +49,14 @@ class NumpyExecutor(HostExecutor):
         for i in self._active:
             job = self._jobs[i]
             row = tuple([job.dtype.type(number) for number in self._hyper[i]])
-            found[i] = self._step_sums(i, measure(job.update)(job.arrays, grads[i], row, job.given))
+            found[i] = self._step_sums(i, measure(job.update)(self._flat[i], flat_view(grads[i]), row, job.given))
         return found
 
     def _update(self, grads: list[Any]) -> bool:
         with uninterrupted():
             for i in self._active:
-                if not self._kernels[i](self._jobs[i].arrays, grads[i], self._hyper[i], self._jobs[i].given):
+                given = self._jobs[i].given
+                if not self._kernels[i](self._flat[i], flat_view(grads[i]), self._hyper[i], given):
                     return False
             self._counter.steps += 1
         return True

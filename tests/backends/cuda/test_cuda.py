@@ -245,7 +245,7 @@ def test_device_scalars_are_saved_as_numbers():
     assert saved["groups"][0]["lr"] == 0.1
     lr.copy_to_device(np.array([0.3]))
     opt.load_state_dict(saved)
-    assert opt.lr is lr
+    assert all(each is lr for each in opt.lr)
     assert fm.Momentum(there[0], lr=0.5).state_dict()["groups"][0]["lr"] == 0.5
 
 
@@ -576,7 +576,7 @@ def test_device_scalars_are_checked_at_every_step():
     lr = Moving(cuda.to_device(np.array([1.0])))
     there, grad = cuda.to_device(np.zeros(3)), cuda.to_device(np.ones(3))
     opt = fm.Momentum([{"params": [there]}, {"params": [cuda.to_device(np.zeros(2))]}], lr=lr, momentum=0.0)
-    assert opt.lr is lr
+    assert all(each is lr for each in opt.lr)
     opt.step([grad, None])
     lr.array = cuda.to_device(np.array([10.0]))
     opt.step([grad, None])

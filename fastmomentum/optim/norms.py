@@ -1,0 +1,69 @@
+"""Check the settings of groups for a backend, and work out what an update has to know about the norms of gradients."""
+
+from collections.abc import Sequence
+from math import inf
+
+from fastmomentum.backends.base import NormLimits
+from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.restart import GRADIENT, check_restart
+
+
+def norm_limits(groups: Sequence[ParamGroup], skip_nonfinite: bool | int) -> NormLimits:
+    """Return the limits on norms that these groups have now."""
+    max_norm = groups[0].number("max_norm")
+    clip_norms = [inf if (norm := group.number("clip_norm")) is None else norm for group in groups]
+    clips_arrays = any([norm != inf for norm in clip_norms])
+    scales = [group.scale if clips_arrays or max_norm is not None else 1.0 for group in groups]
+    return NormLimits(
+        max_norm,
+        clip_norms if clips_arrays else None,
+        scales if any([scale != 1.0 for scale in scales]) else None,
+        bool(skip_nonfinite),
+        2**62 if skip_nonfinite is True else int(skip_nonfinite),
+    )
+
+
+def check_norms_on_device(group: ParamGroup) -> None:
+    """Check that a group of arrays on a device asks for no norms but that of all gradients as they are.
+
+    Raises
+    ------
+    TypeError
+        If it does.
+    """
+    if group.number("clip_norm") is not None:
+        raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
+    if group.number("max_norm") is not None and group.scale != 1.0:
+        raise TypeError(
+            "max_norm: expected None with a chain that begins with a scale, as the arrays are on a device, where norms "
+            "are those of the gradients themselves"
+        )
+
+
+def check_groups(backend: str, groups: Sequence[ParamGroup]) -> None:
+    """Check that the kernels of all arrays can take these settings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting has a wrong type or value.
+    """
+    if groups[0].number("restart") is not None and check_restart(groups) == GRADIENT:
+        check_on_host("restart", backend)
+    for group in groups:
+        group.check()
+        group.check_device_scalars(backend != "cuda")
+        if backend == "cuda":
+            check_norms_on_device(group)
+
+
+def check_on_host(name: str, backend: str) -> None:
+    """Check that updates can be observed, as the argument or method `name` needs.
+
+    Raises
+    ------
+    TypeError
+        If the arrays are on a device.
+    """
+    if backend == "cuda":
+        raise TypeError(f"{name}: expected arrays on the host; got some on a device, which a step does not wait for")
