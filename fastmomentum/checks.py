@@ -83,6 +83,7 @@ A hyper-parameter that is in neither may be any finite number.
 OPTIONS = (
     *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
     *("max_norm", "clip_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
+    *("mask", "lr_scale"),
 )
 """The names that :func:`did_you_mean` can propose beside a rule's own hyper-parameters."""
 
@@ -241,9 +242,9 @@ def reversed_axes(value: Array) -> tuple[int, ...]:
     return tuple([axis for axis, stride in enumerate(value.strides) if stride < 0 and value.shape[axis] > 1])
 
 
-def empty_like(value: Array) -> Array:
-    """Return a new array of the same shape, dtype and strides, with undefined values."""
-    found = np.empty_like(value)  # it has the same order of axes, but reverses none
+def empty_like(value: Array, dtype: npt.DTypeLike | None = None) -> Array:
+    """Return a new array of the same shape and layout, with undefined values, in another dtype if one is given."""
+    found = np.empty_like(value, dtype)  # it has the same order of axes, but reverses none
     return found if value.flags.c_contiguous else np.flip(found, reversed_axes(value))
 
 

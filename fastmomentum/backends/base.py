@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK
 from fastmomentum.rules.stages import maximises
 
 LANES = 32
@@ -209,16 +211,26 @@ class NormLimits(NamedTuple):
 
 
 class ArrayUpdate(NamedTuple):
-    """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number."""
+    """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number.
+
+    `given` are the arrays that the rule takes after the gradient, the mask and the scale of lr: flat views in the order
+    of addresses, with one entry for each float. No other code holds their memory.
+    """
 
     arrays: tuple[Any, ...]
     update: Rule
     group: int
+    given: tuple[Any, ...] = ()
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype in which all its arrays are updated; of complex arrays that of their parts."""
         return real_dtype(self.arrays[0].dtype)
+
+    @property
+    def mask(self) -> Any:
+        """The mask, 0 where an element is frozen; None if there is none."""
+        return self.given[self.update.given.index(MASK)] if MASK in self.update.given else None
 
 
 class Executor(Protocol):
@@ -326,7 +338,7 @@ class HostExecutor:
         if squares is None:
             return False
         counter = self._counter
-        finite = not limits.skip or is_finite(sum_in_order(squares), grads)
+        finite = not limits.skip or is_finite(sum_in_order(squares), grads, self._jobs)
         if not finite and counter.in_a_row < limits.most_skips:
             counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
             return True
@@ -371,9 +383,15 @@ def at_most_one(factor: float) -> float:
     return 1.0 if factor > 1.0 else factor
 
 
-def is_finite(squares: float, grads: Sequence[Any]) -> bool:
-    """Return whether all gradients are finite: if their sum of squares is, or, if it overflowed, by each element."""
-    return math.isfinite(squares) or all(np.isfinite(grad).all() for grad in grads if grad is not None)
+def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate]) -> bool:
+    """Return whether all gradients are finite, frozen elements aside.
+
+    They are if their sum of squares is. If the sum overflowed, each element is looked at.
+    """
+    if math.isfinite(squares):
+        return True
+    pairs = [(np.isfinite(flat_view(grad)), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+    return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])
 
 
 def sum_in_order(values: Iterable[float]) -> float:

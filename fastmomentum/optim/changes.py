@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastmomentum.backends.base import uninterrupted
+from fastmomentum.optim.elements import Elements, check_elements, check_rules, split_by_array
 from fastmomentum.optim.engine import Engine, Record
-from fastmomentum.optim.groups import ParamGroup, values_at
+from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import check_groups
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import PointRow, lr_corrections
 from fastmomentum.optim.restart import ALL, epoch
 from fastmomentum.optim.state import ALL_ROWS, State
+from fastmomentum.optim.values import values_at
 
 
 def set_value(engine: Engine, number: int, name: str, value: float) -> bool:
@@ -72,6 +74,7 @@ def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:
     """
     step = engine.schedule_step if engine.follows_settings else 0
     check_groups(engine.backend, groups)
+    _check_rules(engine, groups, engine.state.elements)
     for group in groups:
         if group.update.state != engine.update.state:
             raise ValueError(
@@ -131,6 +134,40 @@ def _use_state(engine: Engine, state: State, groups: list[ParamGroup], group_of:
             raise
 
 
+def set_elements(engine: Engine, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
+    """Use these masks, or these scales of lr, in the groups with these numbers, from the next update on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value does not fit the arrays or the rule of its group; nothing has been changed then.
+    """
+    state = engine.state
+    elements = list(state.elements)
+    for number, value in zip(numbers, values):
+        members = [i for i in engine.all_params if engine.group_of[i] == number]
+        keys = None if state.names is None else [state.names[i] for i in members]
+        for i, each, where in zip(members, *split_by_array(name, value, len(members), keys)):
+            values_of = check_elements(name, where, each, state.params[i], engine.backend)
+            elements[i] = elements[i]._replace(**{name: values_of})
+    _check_rules(engine, engine.groups, elements)
+    points = engine.points(engine.all_params, values_at(engine.groups, engine.schedule_step))
+    with uninterrupted():
+        _use_elements(engine, elements)
+        engine.write_state([], points)
+
+
+def _use_elements(engine: Engine, elements: list[Elements]) -> None:
+    """Use these masks and scales of lr, which have been checked; the next step makes an executor anew."""
+    engine._fast, engine._executor_checks = None, False
+    engine.state.elements = elements
+
+
+def _check_rules(engine: Engine, groups: Sequence[ParamGroup], elements: Sequence[Elements]) -> None:
+    """Check that the rules of these groups can take the masks and the scales of lr of their arrays."""
+    check_rules(elements, [groups[number].update for number in engine.group_of])
+
+
 def set_skips(engine: Engine, skip_nonfinite: bool | int) -> None:
     """Skip updates with gradients that are not finite, or not, from the next update on."""
     engine._fast, engine.skip_nonfinite = None, engine.check_skips(skip_nonfinite)
@@ -163,11 +200,19 @@ def set_steps(engine: Engine, steps: int) -> None:
         engine.write_state(corrections, points)
 
 
-def load(engine: Engine, saved: Mapping[str, Any], groups: list[ParamGroup], skip_nonfinite: bool | int) -> None:
-    """Continue from a saved state, which has been checked, with these settings."""
-    check_groups(engine.backend, groups)
-    engine.check_arrays()
+def load(
+    engine: Engine,
+    saved: Mapping[str, Any],
+    groups: list[ParamGroup],
+    skip_nonfinite: bool | int,
+    elements: list[Elements] | None = None,
+) -> None:
+    """Continue from a saved state, which has been checked, with these settings; None keeps masks and scales."""
     state = engine.state
+    elements = state.elements if elements is None else elements
+    check_groups(engine.backend, groups)
+    _check_rules(engine, groups, elements)
+    engine.check_arrays()
     slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
     with uninterrupted():
         engine.loads += 1
@@ -177,6 +222,8 @@ def load(engine: Engine, saved: Mapping[str, Any], groups: list[ParamGroup], ski
         state.updates = saved["updates"]
         state.value, engine.skip_nonfinite = saved["value"], skip_nonfinite
         engine.set_groups(groups)
+        if elements is not state.elements:
+            _use_elements(engine, elements)
         state.write(slots)
 
 

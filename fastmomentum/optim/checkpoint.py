@@ -21,6 +21,8 @@ A saved state is a dict:
     values          for each group the last values of its functions of the step
     updates         for each array the number of updates since its state was at rest
     state           for each array a list of its state slots (copies), the look-ahead point among them
+    elements        for each array a dict of its mask and its scale of lr; only there if an array has one. They replace
+                    those of the optimiser that loads the state; without the key it keeps its own
 
 :mod:`fastmomentum.optim.archive` writes it to a file and reads it.
 """
@@ -36,9 +38,10 @@ from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import changes
 from fastmomentum.optim.archive import read_archive, write_archive
+from fastmomentum.optim.elements import Elements, read_elements
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, restored_group
-from fastmomentum.optim.schema import ARRAYS, SCHEMA, SavedState, check_form, check_mapping, refuse, upgrade
+from fastmomentum.optim.schema import ARRAYS, ELEMENTS, SCHEMA, SavedState, check_form, check_mapping, refuse, upgrade
 from fastmomentum.optim.state import State
 from fastmomentum.optim.values import PLAIN, skips
 from fastmomentum.rules.registry import find, names
@@ -49,6 +52,7 @@ def to_dict(engine: Engine) -> dict[str, Any]:
     state, groups = engine.state, engine.groups
     settings = [group.settings for group in groups]
     scheduled = dict.fromkeys((*SCHEDULED, *(name for group in groups for _, name, _ in group.calls)))
+    elements = [{name: given.given(name) for name in given.names} for given in state.elements]
     return {
         "schema": SCHEMA,
         "rule": groups[0].name,
@@ -68,7 +72,7 @@ def to_dict(engine: Engine) -> dict[str, Any]:
         "values": [{name: group.number(name) for _, name, _ in group.calls} for group in groups],
         "updates": list(state.updates),
         "state": state.fetch_slots(),
-    }
+    } | ({ELEMENTS: elements} if any(elements) else {})
 
 
 def load_dict(saved: SavedState, engine: Engine) -> None:
@@ -104,7 +108,27 @@ def restore(saved: SavedState, engine: Engine) -> None:
                 raise ValueError(f"state_dict: expected one {name} for all groups; got several")
         if any([group.update.state != engine.update.state for group in groups]):
             raise ValueError("state_dict: expected the same lookahead as that of this optimiser; got another")
-        changes.load(engine, saved, groups, skip_nonfinite)
+        changes.load(engine, saved, groups, skip_nonfinite, _saved_elements(saved, engine))
+
+
+def _saved_elements(saved: SavedState, engine: Engine) -> list[Elements] | None:
+    """Return the masks and scales of lr of a saved state, checked for these arrays; None if it has none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they do not fit.
+    """
+    if ELEMENTS not in saved:
+        return None
+    return read_elements(
+        [
+            {name: (value, f"state_dict['{ELEMENTS}'][{i}][{name!r}]") for name, value in given.items()}
+            for i, given in enumerate(saved[ELEMENTS])
+        ],
+        engine.state.params,
+        engine.backend,
+    )
 
 
 def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
@@ -121,7 +145,8 @@ def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
     missing, unknown = [name for name in names if name not in place], place.keys() - set(names)
     refuse([f"{name}: no state was saved for it" for name in missing] + [f"{name}: no such array" for name in unknown])
     order = [place[name] for name in names]
-    return {**saved, "names": list(names)} | {key: [saved[key][i] for i in order] for key in ("updates", "state")}
+    keys = [key for key in ("updates", "state", ELEMENTS) if key in saved]
+    return {**saved, "names": list(names)} | {key: [saved[key][i] for i in order] for key in keys}
 
 
 def merge_settings(group: ParamGroup, packed: Mapping[str, Any], functions: Mapping[str, int | None]) -> dict[str, Any]:
@@ -279,6 +304,8 @@ def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
     for key in ("groups", "values", "updates", "state"):
         if len(saved[key]) != len(like[key]):
             yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
+    if len(given := saved.get(ELEMENTS, like["state"])) != len(like["state"]):
+        yield f"{ELEMENTS}: expected {len(like['state'])} entries; got {len(given)}"
     for number, (given, own) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
         if given.get(ARRAYS) != own[ARRAYS]:
             yield f"groups[{number}]: expected {own[ARRAYS]} arrays; got {given.get(ARRAYS)}"
@@ -297,8 +324,12 @@ def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
 def write_file(path: str | PathLike[str], saved: SavedState) -> None:
     """Write a saved state to a file, and replace the file that exists."""
     arrays = {f"state_{i}_{j}": slot for i, state in enumerate(saved["state"]) for j, slot in enumerate(state)}
-    meta = {name: value for name, value in saved.items() if name != "state"}
+    elements = saved.get(ELEMENTS, [])
+    arrays |= {f"{name}_{i}": values for i, given in enumerate(elements) for name, values in given.items()}
+    meta = {name: value for name, value in saved.items() if name not in ("state", ELEMENTS)}
     meta["slots"] = [len(state) for state in saved["state"]]
+    if elements:
+        meta[ELEMENTS] = [list(given) for given in elements]
     write_archive(path, arrays, meta)
 
 
@@ -319,6 +350,9 @@ def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """Return the saved state that :func:`write_file` took apart."""
     slots = meta.pop("slots")
     state = [[arrays[f"state_{i}_{j}"] for j in range(count)] for i, count in enumerate(slots)]
-    if len(arrays) != sum(slots):
+    if ELEMENTS in meta:
+        names = meta[ELEMENTS]
+        meta[ELEMENTS] = [{name: arrays[f"{name}_{i}"] for name in given} for i, given in enumerate(names)]
+    if len(arrays) != sum(slots) + sum(map(len, meta.get(ELEMENTS, []))):
         raise ValueError("it holds more members than its table of contents says")
     return upgrade({**meta, "state": state, "resets": [tuple(reset) for reset in meta["resets"]]})

@@ -15,6 +15,7 @@ from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, make_group
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert
+from fastmomentum.rules.elementwise import LR_SCALE, MASK
 from fastmomentum.rules.registry import find
 
 
@@ -72,6 +73,8 @@ def convert_run(
     for name in ("params", "momentum"):
         if name in settings:
             raise TypeError(f"{name}: expected none, as it stays as it is; got {checks.describe(settings[name])}")
+    if any(LR_SCALE in given.names for given in engine.state.elements):
+        raise ValueError("lr_scale: expected None, as the state is converted with one lr for a group")
     settings = dict(settings)
     shared = {name: settings.pop(name, getattr(engine, name)) for name in ("backend", "threads", "skip_nonfinite")}
     with one_caller(engine.lock):
@@ -105,12 +108,17 @@ def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) ->
     """Return the arguments of the constructor for the same parameters, with these settings of the groups."""
     shared = {name: value for name, value in groups[0].items() if name in SHARED}
     own = [{name: value for name, value in group.items() if name not in SHARED} for group in groups]
+    masks = [given.given(MASK) for given in engine.state.elements]
     if single:
-        return {"params": engine.state.given[0], **own[0], **shared}
+        return {"params": engine.state.given[0], MASK: masks[0], **own[0], **shared}
     members: list[list[Any]] = [[] for _ in groups]
-    for number, param in zip(engine.group_of, engine.state.given):
+    masks_of: list[list[Any]] = [[] for _ in groups]
+    for number, param, mask in zip(engine.group_of, engine.state.given, masks):
         members[number].append(param)
-    parts = [{"params": arrays, **settings} for arrays, settings in zip(members, own)]
+        masks_of[number].append(mask)
+    parts = [
+        {"params": arrays, MASK: own_masks, **settings} for arrays, own_masks, settings in zip(members, masks_of, own)
+    ]
     return {"params": parts, "lr": own[0]["lr"], **shared}
 
 

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import (
-    NO_ROW,
-    ArrayUpdate,
-    Executor,
-    Observer,
-    one_caller,
-    uninterrupted,
-)
+from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.optim.groups import ParamGroup, Values, values_at
+from fastmomentum.optim.elements import check_rules
+from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import check_groups, check_on_host, norm_limits
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import (
@@ -37,7 +31,9 @@ from fastmomentum.optim.plan import (
 )
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
+from fastmomentum.optim.values import Values, values_at
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import with_given
 
 Record = tuple[int, str, str]
 """The record of a reset: the number of updates done before it, the reason, the scope."""
@@ -158,6 +154,8 @@ class Engine:
         asked, self._asked = self._asked, None
         self._ask = self._ask or FunctionCalls(self.groups)
         groups, values = groups_at(self.groups, self._ask(step) if asked is None else asked, step)
+        if groups != self.groups:
+            check_rules(self.state.elements, [groups[number].update for number in self.group_of])
         keys: dict[RowKey, int] = {}
         row_of = assign_rows(groups, self.group_of, grads, self.state, keys)
         rows = Rows([*keys], groups)
@@ -268,7 +266,10 @@ class Engine:
     def check_and_build(self, grads: Sequence[Any]) -> list[Any]:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
-        jobs = [ArrayUpdate(self.state.arrays_of(i), self.groups[k].update, k) for i, k in enumerate(self.group_of)]
+        jobs = [
+            ArrayUpdate(self.state.arrays_of(i), with_given(self.groups[k].update, own.names), k, own.arrays)
+            for i, (k, own) in enumerate(zip(self.group_of, self.state.elements))
+        ]
         self._row_of, self._fast, self._executor_checks = None, None, False  # until the new executor is complete
         self._executor = backends.make_executor(
             self.backend, jobs, written, self.state.counter, self.threads, self.state.device

@@ -9,6 +9,7 @@ from fastmomentum.optim import changes
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import DEFAULTS, FIXED, SHARED, ParamGroup
 from fastmomentum.optim.values import skips
+from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF, SWITCHES
 
 ENGINE_SETTINGS = ("skip_nonfinite",)
@@ -46,6 +47,8 @@ class GroupSettings(MutableMapping[str, Any]):
             return [p for p, number in zip(engine.state.given, engine.group_of) if number == self._number]
         if name in ENGINE_SETTINGS:
             return getattr(engine, name)
+        if name in GIVEN:
+            return self._elements(name)
         if not is_setting(group, name):
             if name in SHARED:
                 return group.settings.get(name)
@@ -58,18 +61,32 @@ class GroupSettings(MutableMapping[str, Any]):
         with one_caller(engine.lock):
             if name in SHARED and len(engine.groups) > 1:
                 raise TypeError(f"{name}: expected as an attribute of the optimiser, as all groups share it")
+            if name in GIVEN:
+                changes.set_elements(engine, [self._number], name, [value])
+                return
             check_setting(engine.groups[self._number], name)
             if name in ENGINE_SETTINGS:
                 set_settings(engine, name, value)
             else:
                 changes.set_setting(engine, [self._number], name, [value])
 
+    def _elements(self, name: str) -> Any:
+        """Return copies of the masks, or of the scales of lr, in the form in which they are assigned."""
+        engine = self._engine
+        pairs = zip(engine.state.elements, engine.group_of)
+        found = [given.given(name) for given, number in pairs if number == self._number]
+        return found[0] if len(found) == 1 else found
+
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{name}: a setting cannot be deleted; assign the value that turns it off")
 
     def __iter__(self) -> Iterator[str]:
         group = self._engine.groups[self._number]
-        return iter(dict.fromkeys(("params", "rule", *group.parameters, *OFF, *SWITCHES, *group.settings)))
+        elements = [
+            each for each, number in zip(self._engine.state.elements, self._engine.group_of) if number == self._number
+        ]
+        given = [name for name in GIVEN if any(name in each.names for each in elements)]
+        return iter(dict.fromkeys(("params", "rule", *group.parameters, *OFF, *SWITCHES, *group.settings, *given)))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -95,7 +112,7 @@ class SettingAttribute:
             return self
         engine, name = opt._engine, self._name
         groups = engine.groups
-        if name not in ENGINE_SETTINGS and not any([is_setting(group, name) for group in groups]):
+        if name not in (*ENGINE_SETTINGS, *GIVEN) and not any([is_setting(group, name) for group in groups]):
             raise AttributeError(f"{name}: rule {groups[0].form} has no such setting")
         found = [GroupSettings(engine, number).get(name) for number in range(len(groups))]
         return found[0] if len(found) == 1 or name in SHARED else found
@@ -124,12 +141,15 @@ def set_settings(engine: Engine, name: str, value: Any) -> None:
     AttributeError, TypeError, ValueError
         If there is no such setting, or a value is refused; no group has been changed then.
     """
+    count = len(engine.groups)
+    if name in GIVEN:
+        changes.set_elements(engine, range(count), name, [value] if count == 1 else checks.sequence(name, value, count))
+        return
     for group in engine.groups:
         check_setting(group, name)
     if name in ENGINE_SETTINGS:
         changes.set_skips(engine, skips(value))
         return
-    count = len(engine.groups)
     values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
     if name in SHARED and any(each is not values[0] and each != values[0] for each in values):
         raise ValueError(f"{name}: expected one value, as all groups share it; got several")

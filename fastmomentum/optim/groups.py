@@ -1,6 +1,6 @@
 """Parameter groups: the settings of some arrays, and the rule that these settings resolve to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import inf, nextafter, prod
 from typing import Any, Self
@@ -359,15 +359,6 @@ class ParamGroup:
                 )
             if name in NORMS:
                 raise TypeError(f"{name}: expected a number or a function of the step; got {value.array}")
-
-
-Values = Callable[[int, str], Any]
-"""The function that returns the value of a setting, by the number of a group and the name of the setting."""
-
-
-def values_at(groups: Sequence[ParamGroup], step: int) -> Values:
-    """Return the function that returns values for the update with this number."""
-    return lambda number, name: groups[number].value(name, step)
 
 
 def _form(settings: Mapping[str, Any]) -> Rule:

@@ -19,6 +19,7 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
 
@@ -116,7 +117,7 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
     groups = []
     for number, group in enumerate(engine.groups):
         rule = rule_name("to_torch", group, "pytorch")
-        if options := [*_options_unknown_to_torch(group), *["skip_nonfinite"] * engine.skip_nonfinite]:
+        if options := [*_options_unknown_to_torch(group), *_options_of_run(engine)]:
             raise ValueError(
                 f"to_torch: expected no option that torch.optim.SGD does not have; got {', '.join(options)}. In torch, "
                 "apply it to the gradients or parameters before a step; opt.velocity returns the velocities alone"
@@ -135,6 +136,12 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         if engine.state.started[i] or engine.state.is_moving(i, engine.update)
     }
     return {"state": state, "param_groups": groups}
+
+
+def _options_of_run(engine: Engine) -> list[str]:
+    """Return the options of the optimiser, beside those of its groups, that torch does not have."""
+    elements = [name for name in GIVEN if any(name in given.names for given in engine.state.elements)]
+    return [*["skip_nonfinite"] * bool(engine.skip_nonfinite), *elements]
 
 
 def rule_name(method: str, group: ParamGroup, name: str) -> str:

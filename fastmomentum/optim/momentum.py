@@ -55,6 +55,18 @@ class Momentum(Optimizer):
         of heavy_ball and nesterov_positions. The trajectory is then that of the pytorch form (for positions, if only
         the rule moves p, and at a constant momentum). State that holds lr starts at rest where lr is 0. The state of
         other rules holds no lr, and is not changed. A group may have its own value.
+    mask : array of bool, or a sequence or mapping of them, optional
+        False where an element is frozen: the bits of its parameter and its state stay as they are, for any gradient
+        (NaN, too), weight decay or average. Shaped like the parameter; for a group of several arrays one for each, or
+        None, in a sequence or a mapping like its "params". The gradients of frozen elements count as 0 in max_norm,
+        clip_norm, skip_nonfinite and :meth:`trace`, and the look-ahead point of a frozen element is the element. The
+        optimiser keeps a copy of one byte an element, which the kernel reads in its one pass; reset leaves it alone. A
+        mask can be assigned, also from and to None. It is for arrays on the host; of a complex number it freezes both
+        parts.
+    lr_scale : array of numbers ≥ 0, or a sequence or mapping of them, optional
+        Each element is updated as if lr were lr·lr_scale, a product in the arrays' dtype. A factor 1 − lr·λ, as of
+        decoupled decay, becomes 1 − s·(1 − factor), and a number proportional to lr is multiplied by s. The form of the
+        value is that of `mask`; the copy has the parameter's dtype.
     restart : {"gradient", "function", "schedule"} or int, optional
         When to reset everything, with an entry in :attr:`resets`: "gradient", after an update that went up the
         gradient, g·(p⁺ − p) > 0; "function", if an objective passed to :meth:`report` has risen; "schedule", when lr or
@@ -101,6 +113,10 @@ class Momentum(Optimizer):
     ...     opt.step(p.copy())  # the gradient of ½‖p‖²
     >>> p, opt.velocity, opt.steps
     (array([ 0.4375, -0.875 ], dtype=float32), array([ 1.25, -2.5 ], dtype=float32), 2)
+    >>> opt.mask = np.array([True, False])
+    >>> opt.step(np.array([1.0, np.nan], dtype=np.float32))
+    >>> p, opt.velocity
+    (array([ 0.03125, -0.875  ], dtype=float32), array([ 1.625, -2.5  ], dtype=float32))
     """
 
     def __init__(
@@ -122,6 +138,8 @@ class Momentum(Optimizer):
         lookahead: bool = False,
         correct: bool = False,
         restart: str | int | None = None,
+        mask: Any = None,
+        lr_scale: Any = None,
         backend: str | None = None,
         threads: int | None = None,
         **hyper: Any,
@@ -142,6 +160,8 @@ class Momentum(Optimizer):
             lookahead=lookahead,
             correct=correct,
             restart=restart,
+            mask=mask,
+            lr_scale=lr_scale,
             backend=backend,
             threads=threads,
             **hyper,

@@ -220,6 +220,7 @@ class Optimizer:
     clip_norm, max_norm = SettingAttribute("clip_norm"), SettingAttribute("max_norm")
     nesterov, maximize, lookahead, correct = map(SettingAttribute, ("nesterov", "maximize", "lookahead", "correct"))
     restart, skip_nonfinite = SettingAttribute("restart"), SettingAttribute("skip_nonfinite")
+    mask, lr_scale = SettingAttribute("mask"), SettingAttribute("lr_scale")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Use another value of a setting from the next update on: a number, a function of the step, or a list of them.
@@ -275,7 +276,8 @@ class Optimizer:
         engine = self._engine
         with one_caller(engine.lock):
             state = engine.state
-            layout = Layout(state.given, state.array_names, state.names, engine.groups, engine.group_of, False)
+            unset: list[Any] = [{} for _ in state.given]  # the state keeps the masks and scales of its own arrays
+            layout = Layout(state.given, state.array_names, state.names, engine.groups, engine.group_of, False, unset)
             now = engine.groups[0].settings
             shared = self._given | {name: now[name] for name in SHARED if name in now}
             where = f"groups[{len(engine.groups)}]"

@@ -7,7 +7,9 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.backends import is_array
+from fastmomentum.optim.elements import split_by_array
 from fastmomentum.optim.groups import SHARED, ParamGroup, make_group
+from fastmomentum.rules.elementwise import GIVEN
 
 
 class Layout(NamedTuple):
@@ -27,6 +29,8 @@ class Layout(NamedTuple):
         The number of each array's group.
     single : bool
         Whether the user passed one array.
+    elements : list of dict
+        For each array the values of the settings mask and lr_scale, each with its name in messages; not checked yet.
     """
 
     params: list[Any]
@@ -35,6 +39,7 @@ class Layout(NamedTuple):
     groups: list[ParamGroup]
     group_of: list[int]
     single: bool
+    elements: list[dict[str, tuple[Any, str]]]
 
 
 def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
@@ -46,14 +51,18 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
         If `params` is none of an array, a sequence or mapping of arrays, and a sequence of groups, or if a setting is
         refused.
     """
+    given, shared = _without_elements(shared)
     if is_array(params):
-        return Layout([params], ["params"], None, [make_group(shared, dtypes=_dtypes_of([params]))], [0], True)
+        group = make_group(shared, dtypes=_dtypes_of([params]))
+        return Layout([params], ["params"], None, [group], [0], True, _elements("", given, 1, None))
     params = _to_list(params)
     if isinstance(params, Mapping | Sequence) and not len(params):
         raise ValueError("params: expected at least one array, or a group; got none")
     if isinstance(params, Mapping):
         arrays, names, keys = read_arrays("params", params)
-        return Layout(arrays, names, keys, [make_group(shared, dtypes=_dtypes_of(arrays))], [0] * len(arrays), False)
+        group = make_group(shared, dtypes=_dtypes_of(arrays))
+        elements = _elements("", given, len(arrays), keys)
+        return Layout(arrays, names, keys, [group], [0] * len(arrays), False, elements)
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence or a dict of arrays, or a sequence of dicts with 'params'; "
@@ -62,8 +71,11 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if not any(isinstance(entry, Mapping) for entry in params):
         names = [f"params[{i}]" for i in range(len(params))]
         group = make_group(shared, dtypes=_dtypes_of(params))
-        return Layout(list(params), names, None, [group], [0] * len(params), False)
-    layout = Layout([], [], None, [], [], False)
+        elements = _elements("", given, len(params), None)
+        return Layout(list(params), names, None, [group], [0] * len(params), False, elements)
+    for name in given:
+        raise TypeError(f"{name}: expected in the groups, beside their 'params', as it belongs to their arrays")
+    layout = Layout([], [], None, [], [], False, [])
     for number, entry in enumerate(params):
         layout = with_group(layout, f"params[{number}]", entry, shared)
     return layout
@@ -95,7 +107,8 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
     if all_keys is not None and len(set(all_keys)) != len(all_keys):
         twice = next(key for key in all_keys if all_keys.count(key) > 1)
         raise ValueError(f"{where}['params']: expected a name of its own for each array; got {twice!r} twice")
-    settings = {**shared, **{name: value for name, value in entry.items() if name != "params"}}
+    given, own = _without_elements(entry)
+    settings = {**_without_elements(shared)[1], **{name: value for name, value in own.items() if name != "params"}}
     group = make_group(settings, step, _dtypes_of(arrays))
     if layout.groups and group.update.state != layout.groups[0].update.state:
         raise ValueError(f"{where}: expected settings under which the rule keeps the same state as in the other groups")
@@ -106,7 +119,27 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
         [*layout.groups, group],
         [*layout.group_of, *[len(layout.groups)] * len(arrays)],
         False,
+        [*layout.elements, *_elements(where, given, len(arrays), keys)],
     )
+
+
+def _without_elements(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values of mask and lr_scale that are not None, and the other settings."""
+    given = {name: settings[name] for name in GIVEN if settings.get(name) is not None}
+    return given, {name: value for name, value in settings.items() if name not in GIVEN}
+
+
+def _elements(
+    where: str, given: Mapping[str, Any], count: int, keys: Sequence[str] | None
+) -> list[dict[str, tuple[Any, str]]]:
+    """Return for each array of a group its mask and its scale of lr, each with its name in messages."""
+    found: list[dict[str, tuple[Any, str]]] = [{} for _ in range(count)]
+    for name, value in given.items():
+        for own, each, called in zip(
+            found, *split_by_array(f"{where}[{name!r}]" if where else name, value, count, keys)
+        ):
+            own[name] = (each, called)
+    return found
 
 
 def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str] | None]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fastmomentum.backends.base import NO_ROW
-from fastmomentum.optim.groups import ParamGroup, Values
+from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.state import State
-from fastmomentum.optim.values import live_number
+from fastmomentum.optim.values import Values, live_number
 
 PointRow = tuple[int, tuple[Any, ...]]
 """A parameter's number, and the lr and momentum from which its look-ahead point is computed."""

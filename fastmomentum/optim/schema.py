@@ -15,6 +15,7 @@ from fastmomentum import checks, schedules
 from fastmomentum.optim.groups import SCHEDULED
 from fastmomentum.optim.restart import ALL
 from fastmomentum.optim.values import PLAIN
+from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.registry import find
 
 SavedState = Mapping[str, Any]
@@ -25,6 +26,9 @@ KEYS = (
     *("schema", "rule", "made_of", "steps", "skipped", "skipped_in_a_row", "skip_nonfinite"),
     *("resets", "last_reset", "value", "names", "groups", "functions", "values", "updates", "state"),
 )
+
+ELEMENTS = "elements"
+"""The key of the masks and scales of lr, which is left out if there are none."""
 
 ARRAYS = "number of arrays"
 """The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
@@ -42,7 +46,7 @@ def check_form(saved: SavedState) -> None:
         refuse([f"schema: expected {' or '.join(map(str, READABLE))}; got {schema!r}"])
     refuse(
         [f"{key}: missing" for key in KEYS if key not in saved]
-        + [f"{key}: unknown" for key in saved if key not in KEYS]
+        + [f"{key}: unknown" for key in saved if key not in (*KEYS, ELEMENTS)]
     )
     refuse(malformed(saved))
 
@@ -65,6 +69,7 @@ def malformed(saved: SavedState) -> Iterator[str]:
         "updates": _is_count,
         "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
         "names": lambda name: isinstance(name, str),
+        ELEMENTS: lambda given: isinstance(given, Mapping) and {*given} <= {*GIVEN},
     }
     value = saved["value"]
     if value is not None and type(value) is not float:
@@ -83,7 +88,7 @@ def malformed(saved: SavedState) -> Iterator[str]:
     if names is not None and isinstance(saved["state"], list) and len(saved["state"]) != len(names):
         yield f"state: expected {len(names)} entries, one for each name; got {len(saved['state'])}"
     for key, is_right in forms.items():
-        if key == "names" and saved[key] is None:
+        if saved.get(key) is None and key in ("names", ELEMENTS):
             continue
         if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
             yield f"{key}: expected a list as state_dict() gives it; got {checks.describe(saved[key])}"

@@ -12,6 +12,7 @@ from fastmomentum import backends, checks
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.checks import Array, array, describe, real_dtype
+from fastmomentum.optim.elements import read_elements
 from fastmomentum.optim.groups import SCHEDULED
 from fastmomentum.optim.params import Layout
 from fastmomentum.rules.base import Rule
@@ -58,6 +59,8 @@ class State:
         The same parameters as plain arrays, which the last :meth:`check_arrays` made.
     slots : list of tuple of arrays
         The state slots of each parameter; the optimiser owns these arrays.
+    elements : list of Elements
+        The mask and the scale of lr of each parameter.
     names : list of str or None
         The names that the user gave to the parameters.
     array_names : list of str
@@ -81,6 +84,7 @@ class State:
         self._arrays = backends.arrays_of(backend)
         params = [self._array(name, p) for name, p in zip(self.array_names, self.given)]
         self.device = self._arrays.one_device(self.array_names, params)
+        self.elements = read_elements(layout.elements, params, backend)
         with self._arrays.on(self.device):
             self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
         self.params: list[Any] = params
@@ -127,17 +131,19 @@ class State:
             If a kernel cannot work on a new array.
         """
         count = len(self.given)
-        new = State(layout._replace(params=layout.params[count:], names=layout.names[count:]), self._backend)
+        added = {name: getattr(layout, name)[count:] for name in ("params", "names", "elements")}
+        new = State(layout._replace(**added), self._backend)
         found = copy(self)
         found.given, found.names, found.array_names = layout.params, layout.keys, layout.names
         found._grad_names = _names_of_grads(layout)
         found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
+        found.elements = [*self.elements, *new.elements]
         counts = [*self._tally[2], *[False] * len(new.params)]
         found._tally = [*self.updates, *new.updates], self.counter.steps, counts
         return found
 
     def with_param(self, i: int, param: Any) -> "State":
-        """Return this state with another array as parameter i; the state slots have the layout of the new array.
+        """Return this state with another array as parameter i; its slots, mask and scale get the new array's layout.
 
         Raises
         ------
@@ -148,15 +154,17 @@ class State:
         new = self._array(name, param)
         if (new.dtype, new.shape) != (old.dtype, old.shape):
             raise ValueError(f"{name}: expected {describe(old)}, as before; got {describe(new)}")
-        slots = self.slots[i]
+        slots, elements = self.slots[i], self.elements[i]
         if getattr(new, "strides", None) != getattr(old, "strides", None):
             slots = tuple(self._arrays.empty_like(new) for _ in slots)
             for target, source in zip(slots, self.slots[i]):
                 self._arrays.copy(target, source)
+            elements = elements.laid_out_like(new)
         found = copy(self)
         found.given, found.params = list(self.given), list(self.params)
         found.given[i], found.params[i] = param, new
         found.slots = [*self.slots[:i], slots, *self.slots[i + 1 :]]
+        found.elements = [*self.elements[:i], elements, *self.elements[i + 1 :]]
         return found
 
     def _array(self, name: str, value: Any, like: Any = None, write: bool = True) -> Any:
@@ -239,7 +247,10 @@ class State:
         """Write the look-ahead points of these parameters, from the rows that :meth:`point_rows` returned."""
         with self._arrays.on(self.device):
             for i, row in rows:
-                self._arrays.point(rule, self.arrays_of(i), row, stream)
+                if self.elements[i].names:
+                    self.elements[i].write_point(rule, self.arrays_of(i), row)
+                else:
+                    self._arrays.point(rule, self.arrays_of(i), row, stream)
 
     def lr_corrections(self, i: int, rule: Rule, lr: float, lr_next: float) -> list[tuple[Any, Any]]:
         """Return the slots of a parameter that hold lr, each with its values for the new lr, on the host."""
@@ -253,7 +264,8 @@ class State:
                 (factor,) = hyper_row(stage, {"lr": lr, "lr_next": lr_next}, real_dtype(copies[0].dtype))
                 with np.errstate(all="ignore"):
                     values = stage.function(*map(flat_view, copies), factor)
-                found.append((slot, values.view(copies[0].dtype).reshape(copies[0].shape)))
+                values = values.view(copies[0].dtype).reshape(copies[0].shape)
+                found.append((slot, self.elements[i].where_moving(values, slot)))
         return found
 
     def write(self, slots: Iterable[tuple[Any, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Read the values of settings: numbers of any library, and what functions of the step return."""
 
+from collections.abc import Callable, Sequence
 from math import inf
 from numbers import Real
 from typing import Any
@@ -14,6 +15,15 @@ from fastmomentum.rules.options import OFF, SWITCHES
 
 PLAIN = (float, int, bool, str, type(None))
 """The types of settings that a group stores, and a checkpoint holds, as they are."""
+
+
+Values = Callable[[int, str], Any]
+"""The function that returns the value of a setting, by the number of a group and the name of the setting."""
+
+
+def values_at(groups: Sequence[Any], step: int) -> Values:
+    """Return the function that returns values for the update with this number."""
+    return lambda number, name: groups[number].value(name, step)
 
 
 def live_number(name: str, value: Any) -> float:

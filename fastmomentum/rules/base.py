@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, NoReturn
 
 from fastmomentum.rules.assemble import Call, Function, Part, Wrap, assemble, identifiers, identity, write_source
-from fastmomentum.rules.record import Record, check_record
+from fastmomentum.rules.record import Record, check_record, check_state_slots
 from fastmomentum.rules.symbolic import evaluate
 
 LOOK_AHEAD, LR_CORRECTION = "look_ahead", "lr_correction"  # kinds of stages that only the package makes
@@ -140,6 +140,8 @@ class Rule(Record):
     ----------
     parts : tuple of Part
         The scalar functions that the rule is made of, in the order in which they run.
+    given : tuple of str
+        The arrays of :mod:`fastmomentum.rules.elementwise` that the function takes after g; empty for other rules.
     composed_of : tuple of Rule and Stage
         The links of a composed rule, in the order of the hyper-parameters. Exactly one of them is a rule, the
         :attr:`core`. Empty for a rule that is not composed.
@@ -190,6 +192,7 @@ class Rule(Record):
     gradient_slot: str = "p"
     parts: Sequence[Part] = ()
     composed_of: Sequence[Record] = ()
+    given: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.composed_of:
@@ -381,23 +384,3 @@ class Rule(Record):
 def results_of(part: Part) -> int | None:
     """Return the length of the tuple that the part's function returns; None if it returns one value."""
     return len(part.writes) if part.packed or len(part.writes) > 1 else None
-
-
-def check_state_slots(state: Any) -> None:
-    """Check that `state` is a sequence of pairs, each a name of its own and an initial value.
-
-    Raises
-    ------
-    TypeError
-        If an entry is not a pair.
-    ValueError
-        If two slots have one name, a name is "p", "g" or "x", or an initial value is neither "zero" nor "param".
-    """
-    if isinstance(state, str) or any(isinstance(slot, str) or len(slot) != 2 for slot in state):
-        raise TypeError(f"state: expected a sequence of pairs (name, initial value); got {state!r}")
-    names = [slot for slot, _ in state]
-    if len({*names, "p", "g", "x"}) != len(names) + 3:
-        raise ValueError(f"state: expected slots with names of their own, other than p, g and x; got {state!r}")
-    for slot, initial in state:
-        if initial not in ("zero", "param"):
-            raise ValueError(f"state: the initial value of slot {slot!r} must be 'zero' or 'param'; got {initial!r}")

@@ -271,7 +271,8 @@ def point_rule(rule: Rule) -> Rule:
     (stage,) = (stage for stage in rule.stages_after if stage.kind == LOOK_AHEAD)
     (part,) = stage.parts
     core = rule.core
-    return Rule(name=f"{core.name}_point", state=(*core.state, *stage.state), hyper=part.hyper, parts=(part,))
+    state = (*core.state, *stage.state)
+    return Rule(name=f"{core.name}_point", state=state, hyper=part.hyper, parts=(part,), gradient_slot="point")
 
 
 # In pytorch, ema and their Nesterov forms a velocity holds gradients alone, and a new lr acts on all of it at once:

@@ -237,3 +237,23 @@ def merge_ranges(records: Sequence[Record]) -> dict[str, Range]:
     names = dict.fromkeys(name for record in records for name in record.ranges)
     users = {name: [record for record in records if name in {*record.parameters, *record.hyper}] for name in names}
     return {name: reduce(and_, [record.range_of(name) for record in users[name]]) for name in names}
+
+
+def check_state_slots(state: Any) -> None:
+    """Check that `state` is a sequence of pairs, each a name of its own and an initial value.
+
+    Raises
+    ------
+    TypeError
+        If an entry is not a pair.
+    ValueError
+        If two slots have one name, a name is "p", "g" or "x", or an initial value is neither "zero" nor "param".
+    """
+    if isinstance(state, str) or any(isinstance(slot, str) or len(slot) != 2 for slot in state):
+        raise TypeError(f"state: expected a sequence of pairs (name, initial value); got {state!r}")
+    names = [slot for slot, _ in state]
+    if len({*names, "p", "g", "x"}) != len(names) + 3:
+        raise ValueError(f"state: expected slots with names of their own, other than p, g and x; got {state!r}")
+    for slot, initial in state:
+        if initial not in ("zero", "param"):
+            raise ValueError(f"state: the initial value of slot {slot!r} must be 'zero' or 'param'; got {initial!r}")

@@ -244,10 +244,7 @@ def resolve_rule(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule
             )
     composed, values = resolve_options(rule, lr=0.0, momentum=0.0, **hyper)
     if STEP in composed.parameters:
-        raise ValueError(
-            "rule: expected one that is linear in p, state and g, and the same at every step, as others have no rate; "
-            f"got {composed}"
-        )
+        raise ValueError(f"rule: expected one that is linear in p, state and g at every step; got {composed}")
     return ResolvedRule(composed, {name: value for name, value in values.items() if name not in ("lr", "momentum")})
 
 

@@ -139,7 +139,8 @@ class CpuExecutor(HostExecutor):
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
         self._headers = [job.arrays[0].view() for job in jobs]  # the table holds their addresses
-        rows = [_table_row(i, *each) for i, each in enumerate(zip(jobs, self._headers))]
+        given = max([len(job.given) for job in jobs], default=0)
+        rows = [_table_row(i, *each, given) for i, each in enumerate(zip(jobs, self._headers))]
         self._table = np.array(rows, np.int64) if rows else np.zeros((0, OBJECTS), np.int64)
         self._key, self._order = group_by_code(jobs)
 
@@ -212,7 +213,7 @@ class CpuExecutor(HostExecutor):
         """Return the sum of squares of each gradient, or None if the update cannot be done."""
         if self._squares is None:
             self._square_sums = np.zeros((len(self._jobs), 1))
-            self._squares = self._reductions(_squares_kernel, self._square_sums, LANES)
+            self._squares = self._reductions(_squares_kernel, self._square_sums, LANES + BLOCK // 8)
         self._square_sums[:] = 0.0
         return self._square_sums[:, 0].tolist() if self._squares.run(grads) else None
 
@@ -220,7 +221,7 @@ class CpuExecutor(HostExecutor):
         """Return the sums of the next step, or None if it cannot be done."""
         if self._measures is None:
             self._step_sum_rows = np.zeros((len(self._jobs), WIDTH))
-            self._measures = self._reductions(_measure_kernel, self._step_sum_rows, WIDTH * LANES + 3 * BLOCK // 8)
+            self._measures = self._reductions(_measure_kernel, self._step_sum_rows, WIDTH * LANES + 4 * BLOCK // 8)
         self._step_sum_rows[:] = 0.0
         if not self._measures.run(grads):
             return None
@@ -240,20 +241,22 @@ class CpuExecutor(HostExecutor):
 
 
 def _squares_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
-    return squares_kernel(part.job.dtype, len(part.job.arrays), parallel)
+    return squares_kernel(part.job.update, part.job.dtype, parallel)
 
 
 def _measure_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
     return measure_kernel(part.job.update, part.job.dtype, parallel)
 
 
-def _table_row(index: int, job: ArrayUpdate, header: npt.NDArray[Any]) -> list[int]:
+def _table_row(index: int, job: ArrayUpdate, header: npt.NDArray[Any], given: int) -> list[int]:
+    """Return the row of a parameter; `given` is the greatest number of given arrays of any row."""
     memory = [*map(address, job.arrays)]
     flags = ALIGNED | C_CONTIGUOUS if header.flags.c_contiguous else ALIGNED
     size = 2 * header.size if header.dtype.kind == "c" else header.size
     first = header.__array_interface__["data"][0] - memory[0]
     columns = (index, size, header.nbytes, dtype_code(header.dtype), flags, id(header), first)
-    return [*columns, *map(id, job.arrays), *memory, UNKNOWN_ADDRESS]
+    others = [*map(address, job.given), *[0] * (given - len(job.given))]
+    return [*columns, *map(id, job.arrays), *memory, UNKNOWN_ADDRESS, *others]
 
 
 def _shares(sizes: npt.NDArray[np.int64], threads: int) -> npt.NDArray[np.intp]:

@@ -42,7 +42,8 @@ A row holds the index in the list of gradients; then, of each of the parameter's
 number of bytes, the dtype code, the flags that it must have (with C_CONTIGUOUS, strides need no comparison), the
 address of a header with its shape and strides, and the number of bytes from the begin of its memory to its first
 element; then the addresses of the objects p and *state, and the addresses at which the memory of p, *state and g
-begins. If the size is negative, the parameter must have no gradient.
+begins, and that of the rule's given arrays, which only the optimiser holds, so that they cannot change. If the size is
+negative, the parameter must have no gradient.
 """
 
 

@@ -27,6 +27,7 @@ from fastmomentum.backends.cpu.headers import (
 from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK
 
 STRICT: dict[str, str | bool] = {"error_model": "numpy", "nogil": True, "fastmath": False}
 """Compile options of every function that is compiled inside of other compiled code.
@@ -129,9 +130,9 @@ def make_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
     intervals of memory that are written, and after them the counters (:func:`count_call`).
     """
     arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
-    views = make_views([vector(dtype)] * (arrays + 1))
+    views = make_views(table_kinds(rule, dtype))
     memory = OBJECTS + arrays
-    loop = make_loop(make_advance(rule), arrays)
+    loop = make_loop(make_advance(rule), arrays, 1 + len(rule.given))
 
     def kernel(table: Any, written: Any, rows: Any, hyper: Any, grads: Any) -> Any:
         if not arrays_unchanged(table, written, arrays, grads):
@@ -171,9 +172,10 @@ def make_parallel_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool
     ``ends[i]`` is the number of elements in the rows 0 to i.
     """
     arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
-    views = make_views([vector(dtype)] * (arrays + 1))
+    views = make_views(table_kinds(rule, dtype))
     memory = OBJECTS + arrays
-    loop, cut = make_loop(make_advance(rule), arrays), make_cut(arrays)
+    data = 1 + len(rule.given)
+    loop, cut, cut_data = make_loop(make_advance(rule), arrays, data), make_cut(arrays), make_cut(data)
 
     def kernel(table: Any, written: Any, rows: Any, hyper: Any, ends: Any, threads: Any, grads: Any) -> Any:
         if not arrays_unchanged(table, written, arrays, grads):
@@ -188,7 +190,7 @@ def make_parallel_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool
                 each = views(rows, row, memory, size)
                 loop(
                     cut(each[:arrays], start, stop),
-                    (each[arrays][start:stop],),
+                    cut_data(each[arrays:], start, stop),
                     to_fixed_tuple(hyper[row], n_hyper),
                 )
                 first += stop - start
@@ -204,6 +206,12 @@ def make_parallel_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool
 def vector(dtype: np.dtype, readonly: bool = False) -> types.Array:
     """Return the Numba type of a contiguous 1-D array."""
     return types.Array(from_dtype(dtype), 1, "C", readonly=readonly)
+
+
+def table_kinds(rule: Rule, dtype: np.dtype) -> list[types.Array]:
+    """Return the Numba types of the arrays in a row of the table: p, the state, g, and the rule's given arrays."""
+    given = [vector(np.dtype(np.int8) if name == MASK else dtype) for name in rule.given]
+    return [vector(dtype)] * (2 + len(rule.state)) + given
 
 
 def hyper_type(dtype: np.dtype) -> types.Array:

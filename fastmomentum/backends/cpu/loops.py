@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
-from numba.extending import overload, register_jitable
+from numba.extending import intrinsic, overload, register_jitable
 
 from fastmomentum.rules.assemble import Function, define
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import relax, select
 
 FLOATS = (types.float32, types.float64)
 NUMBERS = (types.Integer, types.Float, types.Boolean)
@@ -24,9 +26,41 @@ def inlined(function: Function) -> Function:
     return inlinable
 
 
+@intrinsic
+def select_one(typing_context: Any, mask: Any, new: Any, old: Any) -> Any:
+    """Return `new` if the mask of an element is −1, and `old` if it is 0, both an int8."""
+    # Written as (new & mask) | (old & ~mask) on the bits: of a comparison LLVM makes a masked store, which is slow on
+    # AMD's processors (measured for pytorch in float32, in the caches: 1.06 ns an element; so 0.41, without mask 0.35).
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(new.bitwidth)
+        bits = builder.sext(arguments[0], word)
+        first, second = [builder.bitcast(value, word) for value in arguments[1:]]
+        chosen = builder.or_(builder.and_(first, bits), builder.and_(second, builder.not_(bits)))
+        return builder.bitcast(chosen, arguments[1].type)
+
+    return new(mask, new, new), codegen
+
+
+def relax_one(factor: Any, scale: Any) -> Any:
+    """Return 1 − s·(1 − f) in the dtype of the factor f."""
+    one = as_like(1.0, factor)
+    return one - scale * (one - factor)
+
+
+COMPILED: dict[Function, Function] = {select: select_one, relax: register_jitable(relax_one)}
+"""The compiled forms of functions that work on whole arrays: Numba's numpy.where returns an array even for scalars."""
+
+
+def compiled_part(function: Function) -> Function:
+    """Return a part of a rule in a form that compiled code can call."""
+    found: Function = COMPILED.get(function) or register_jitable(function)
+    return found
+
+
 def make_advance(rule: Rule) -> Function:
-    """Return ``advance(p, *state, g, *hyper) -> (p, *state)``, the update of one element."""
-    return inlined(rule.build(register_jitable))
+    """Return ``advance(p, *state, g, *given, *hyper) -> (p, *state)``, the update of one element."""
+    return inlined(rule.build(compiled_part))
 
 
 def make_descent(rule: Rule, gradient: Function, data: int) -> Function:

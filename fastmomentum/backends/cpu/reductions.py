@@ -17,11 +17,12 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
 from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_unchanged, make_views
-from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, hyper_type, vector
-from fastmomentum.backends.cpu.loops import inlined, make_cut, make_function, make_load
+from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, table_kinds, vector
+from fastmomentum.backends.cpu.loops import as_like, compiled_part, inlined, make_cut, make_function, make_load
 from fastmomentum.backends.step_sums import BLOCK, PAIRS, WIDTH, make_step_vectors
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK, select
 
 Pairs = Sequence[tuple[int, int]]
 """For each sum, the indices of the two arrays whose products are added."""
@@ -30,21 +31,31 @@ _DOUBLES = types.Array(types.float64, 1, "C")
 _ROWS = types.Array(types.float64, 2, "C")
 
 
-def squares_kernel(dtype: np.dtype, arrays: int, parallel: bool = False) -> Callable[..., bool]:
+def squares_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
     """Return ``kernel(table, written, rows, hyper, lanes, sums, grads)``, which sums g²; `hyper` is not used.
 
-    If `parallel`, the kernel takes `ends`, `shares`, `lanes`, `parts` and `sums` in place of `lanes` and `sums`.
+    If `parallel`, the kernel takes `ends`, `shares`, `lanes`, `parts` and `sums` in place of `lanes` and `sums`. The
+    gradient of a frozen element counts as 0.
     """
-    make = make_parallel_kernel if parallel else make_kernel
-    key = ("squares", parallel, dtype, arrays)
-    return cached_kernel(key, lambda: make(make_add_squares(arrays), 1, dtype, arrays))
+    make, arrays = make_parallel_kernel if parallel else make_kernel, 1 + len(rule.state)
+    is_masked = MASK in rule.given
+    key = ("squares", parallel, dtype, arrays, *(rule.given if is_masked else ()))
+
+    def make_it() -> Callable[..., bool]:
+        if is_masked:
+            return make(make_add_masked_squares(rule, dtype), 1, table_kinds(rule, dtype), arrays)
+        return make(make_add_squares(arrays), 1, [vector(dtype)] * (arrays + 1), arrays)
+
+    return cached_kernel(key, make_it)
 
 
 def measure_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
     """Return a kernel with the arguments of :func:`squares_kernel`, which adds the StepSums of each parameter."""
-    make, arrays = make_parallel_kernel if parallel else make_kernel, 1 + len(rule.state)
+    make = make_parallel_kernel if parallel else make_kernel
     key = ("measure", parallel, rule.structure, rule.slots, dtype)
-    return cached_kernel(key, lambda: make(make_add_step_sums(rule, dtype), WIDTH, dtype, arrays))
+    return cached_kernel(
+        key, lambda: make(make_add_step_sums(rule, dtype), WIDTH, table_kinds(rule, dtype), 1 + len(rule.state))
+    )
 
 
 def make_add_squares(arrays: int) -> Function:
@@ -58,13 +69,21 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
     # Two loops for each block of elements: LLVM vectorises the first, over elements, as it does the update; the second
     # adds rows of products, eight lanes of all seven sums at a time, as 32 vector registers hold no more.
     arrays, n_hyper, kind, block = 1 + len(rule.state), len(rule.hyper), dtype.type, BLOCK // dtype.itemsize
-    step_vectors, add = make_step_vectors(rule, register_jitable), make_add(PAIRS, 8)
-    load, cut = make_load(arrays), make_cut(arrays + 1)
+    step_vectors, add, given = make_step_vectors(rule, compiled_part), make_add(PAIRS, 8), len(rule.given)
+    load, cut, moving_gradient = make_load(arrays), make_cut(arrays + 1 + given), make_moving_gradient(rule)
+    load_given, given_at = make_load(given), arrays + 1
 
     @register_jitable
     def fill(v: Any, step: Any, next_v: Any, chunk: Any, g: Any, hyper: Any) -> None:
         for i in range(g.size):
             v[i], step[i], next_v[i] = step_vectors(load(chunk, i), g[i], hyper)
+
+    @register_jitable
+    def fill_given(v: Any, step: Any, next_v: Any, chunk: Any, g: Any, hyper: Any) -> None:
+        for i in range(g.size):
+            g[i] = moving_gradient(chunk, i)
+            row = load_given(chunk[given_at:], i) + hyper
+            v[i], step[i], next_v[i] = step_vectors(load(chunk, i), g[i], row)
 
     def add_step_sums(lanes: Any, chunk: Any, hyper: Any) -> None:
         row = to_fixed_tuple(hyper, n_hyper)
@@ -76,7 +95,54 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
             fill(v[: g.size], step[: g.size], next_v[: g.size], part[:arrays], g, row)
             add(lanes, (v[: g.size], g, step[: g.size], next_v[: g.size], p))
 
-    return inlined(add_step_sums)
+    def add_step_sums_given(lanes: Any, chunk: Any, hyper: Any) -> None:
+        row = to_fixed_tuple(hyper, n_hyper)
+        scratch = lanes[WIDTH * LANES :].view(kind)
+        for start in range(0, chunk[0].size, block):
+            part = cut(chunk, start, min(start + block, chunk[0].size))
+            size = part[0].size
+            v, step = scratch[:size], scratch[block : block + size]
+            next_v, g = scratch[2 * block : 2 * block + size], scratch[3 * block : 3 * block + size]
+            fill_given(v, step, next_v, part, g, row)
+            add(lanes, (v, g, step, next_v, part[0]))
+
+    return inlined(add_step_sums_given if given else add_step_sums)
+
+
+def make_moving_gradient(rule: Rule) -> Function:
+    """Return ``moving_gradient((p, *state, g, *given), i)``: element i of g; 0 if the element is frozen."""
+    g_at = 1 + len(rule.state)
+    mask_at, choose = g_at + 1, compiled_part(select)
+
+    def moving_gradient(chunk: Any, i: Any) -> Any:
+        return choose(chunk[mask_at][i], chunk[g_at][i], as_like(0.0, chunk[g_at][i]))
+
+    def gradient(chunk: Any, i: Any) -> Any:
+        return chunk[g_at][i]
+
+    return inlined(moving_gradient if MASK in rule.given else gradient)
+
+
+def make_add_masked_squares(rule: Rule, dtype: np.dtype) -> Function:
+    """Return ``add(lanes, (p, *state, g, *given), hyper)``, which adds g² of the elements that are not frozen."""
+    kind, block = dtype.type, BLOCK // dtype.itemsize
+    add, moving_gradient = make_add(((0, 0),), LANES), make_moving_gradient(rule)
+    cut = make_cut(2 + len(rule.state) + len(rule.given))
+
+    @register_jitable
+    def fill(g: Any, chunk: Any) -> None:
+        for i in range(g.size):
+            g[i] = moving_gradient(chunk, i)
+
+    def add_masked_squares(lanes: Any, chunk: Any, hyper: Any) -> None:
+        scratch = lanes[LANES:].view(kind)
+        for start in range(0, chunk[0].size, block):
+            part = cut(chunk, start, min(start + block, chunk[0].size))
+            g = scratch[: part[0].size]
+            fill(g, part)
+            add(lanes, (g,))
+
+    return inlined(add_masked_squares)
 
 
 def make_add(pairs: Pairs, vector_width: int) -> Function:
@@ -163,15 +229,15 @@ def _make_chunk_sums(add: Function, arrays: int, width: int) -> Function:
     return inlined(chunk_sums)
 
 
-def make_kernel(add: Function, width: int, dtype: np.dtype, arrays: int) -> Callable[..., bool]:
+def make_kernel(add: Function, width: int, kinds: list[types.Array], arrays: int) -> Callable[..., bool]:
     """Return ``kernel(table, written, rows, hyper, lanes, sums, grads)``, which adds `width` sums of each parameter.
 
     The kernel checks the table as the update kernels do, and returns False if an array does not pass. Then it adds the
     sums of each of `rows` to the row of `sums` that has the index of the parameter's gradient. `arrays` is the number
-    of arrays (p, *state), and `lanes` is scratch memory.
+    of arrays (p, *state), `kinds` has the Numba types of (p, *state, g, *given), and `lanes` is scratch memory.
     """
-    views = make_views([vector(dtype)] * (arrays + 1))
-    chunk_sums, memory = _make_chunk_sums(add, arrays + 1, width), OBJECTS + arrays
+    views = make_views(kinds)
+    chunk_sums, memory = _make_chunk_sums(add, len(kinds), width), OBJECTS + arrays
 
     def kernel(table: Any, written: Any, rows: Any, hyper: Any, lanes: Any, sums: Any, grads: Any) -> Any:
         if not arrays_unchanged(table, written, arrays, grads):
@@ -182,18 +248,18 @@ def make_kernel(add: Function, width: int, dtype: np.dtype, arrays: int) -> Call
                 chunk_sums(lanes, each, hyper[row], start, sums[rows[row, INDEX]])
         return True
 
-    return compiled(kernel, types.boolean(*TABLES, hyper_type(dtype), _DOUBLES, _ROWS, types.int64))
+    return compiled(kernel, types.boolean(*TABLES, types.Array(kinds[0].dtype, 2, "C"), _DOUBLES, _ROWS, types.int64))
 
 
-def make_parallel_kernel(add: Function, width: int, dtype: np.dtype, arrays: int) -> Callable[..., bool]:
+def make_parallel_kernel(add: Function, width: int, kinds: list[types.Array], arrays: int) -> Callable[..., bool]:
     """Return ``kernel(table, written, rows, hyper, ends, shares, lanes, parts, sums, grads)`` for several threads.
 
     It computes what the kernel of :func:`make_kernel` does. ``ends[i]`` is the number of chunks in the rows 0 to i.
     Thread i sums the chunks ``shares[i]`` to ``shares[i + 1] - 1`` with the scratch memory ``lanes[i]``, and writes the
     sums of each chunk to a row of `parts`. At the end these are added in order, as in the serial kernel.
     """
-    views = make_views([vector(dtype)] * (arrays + 1))
-    chunk_sums, memory = _make_chunk_sums(add, arrays + 1, width), OBJECTS + arrays
+    views = make_views(kinds)
+    chunk_sums, memory = _make_chunk_sums(add, len(kinds), width), OBJECTS + arrays
 
     def kernel(
         table: Any,
@@ -224,5 +290,5 @@ def make_parallel_kernel(add: Function, width: int, dtype: np.dtype, arrays: int
                 chunk += 1
         return True
 
-    given = (*TABLES, hyper_type(dtype), ENDS, ENDS, _ROWS, _ROWS, _ROWS, types.int64)
+    given = (*TABLES, types.Array(kinds[0].dtype, 2, "C"), ENDS, ENDS, _ROWS, _ROWS, _ROWS, types.int64)
     return compiled(kernel, types.boolean(*given), parallel=True)

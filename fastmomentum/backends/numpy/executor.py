@@ -33,7 +33,8 @@ class NumpyExecutor(HostExecutor):
 
     def sum_squares(self, grads: list[Any]) -> list[float]:
         """Return the sum of squares of each gradient."""
-        return [0.0 if row == NO_ROW else sum_of_squares(flat_view(grads[i])) for i, row in enumerate(self._row_of)]
+        pairs = enumerate(zip(self._row_of, self._jobs))
+        return [0.0 if row == NO_ROW else sum_of_squares(flat_view(grads[i]), job.mask) for i, (row, job) in pairs]
 
     def set_factors(self, name: str, factors: Sequence[float]) -> None:
         """Set the hyper-parameter `name` of each parameter whose rule has it."""
@@ -48,13 +49,14 @@ class NumpyExecutor(HostExecutor):
         for i in self._active:
             job = self._jobs[i]
             row = tuple([job.dtype.type(number) for number in self._hyper[i]])
-            found[i] = self._step_sums(i, measure(job.update)(self._flat[i], flat_view(grads[i]), row))
+            found[i] = self._step_sums(i, measure(job.update)(self._flat[i], flat_view(grads[i]), row, job.given))
         return found
 
     def _update(self, grads: list[Any]) -> bool:
         with uninterrupted():
             for i in self._active:
-                if not self._kernels[i](self._flat[i], flat_view(grads[i]), self._hyper[i]):
+                given = self._jobs[i].given
+                if not self._kernels[i](self._flat[i], flat_view(grads[i]), self._hyper[i], given):
                     return False
             self._counter.steps += 1
         return True

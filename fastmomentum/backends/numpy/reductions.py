@@ -8,7 +8,7 @@ of 65,536 elements, and a chunk into rows of 32 lanes:
 3. The sums of the chunks are added in order, and the caller adds the sums of the arrays in order.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,11 @@ import numpy.typing as npt
 from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
 from fastmomentum.backends.step_sums import PAIRS, StepSums, make_step_vectors
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK
 
 Array = npt.NDArray[np.floating]
-Measure = Callable[[tuple[Array, ...], Array, tuple[np.floating, ...]], StepSums]
-"""``measure((param, *state), grad, hyper) -> StepSums``."""
+Measure = Callable[..., StepSums]
+"""``measure((param, *state), grad, hyper, given=()) -> StepSums``."""
 
 
 def measure(rule: Rule) -> Measure:
@@ -28,15 +29,25 @@ def measure(rule: Rule) -> Measure:
 
 
 def make_measure(rule: Rule) -> Measure:
-    """Return ``measure((param, *state), grad, hyper)``, which computes the sums of the next step and writes nothing."""
+    """Return ``measure((param, *state), grad, hyper, given=())``, which computes the sums of the next step.
+
+    It writes nothing. The gradient of a frozen element counts as 0.
+    """
     step_vectors = make_step_vectors(rule)
 
-    def measure(arrays: tuple[Array, ...], grad: Array, hyper: tuple[np.floating, ...]) -> StepSums:
+    mask_at = rule.given.index(MASK) if MASK in rule.given else None
+
+    def measure(
+        arrays: tuple[Array, ...], grad: Array, hyper: tuple[np.floating, ...], given: Sequence[Array] = ()
+    ) -> StepSums:
         *flat, g = (array.reshape(-1) for array in (*arrays, grad))
+        others = [array.reshape(-1) for array in given]
+        if mask_at is not None:
+            g = np.where(others[mask_at], g, g.dtype.type(0))
 
         def products(part: slice) -> Iterable[Array]:
             before = [array[part] for array in flat]
-            velocity, step, next_velocity = step_vectors(before, g[part], hyper)
+            velocity, step, next_velocity = step_vectors(before, g[part], (*(array[part] for array in others), *hyper))
             factors = [x.astype(np.float64) for x in (velocity, g[part], step, next_velocity, before[0])]
             return (factors[one] * factors[other] for one, other in PAIRS)
 
@@ -45,9 +56,9 @@ def make_measure(rule: Rule) -> Measure:
     return measure
 
 
-def sum_of_squares(grad: Array) -> float:
-    """Return Σg², added in the fixed order in double precision."""
-    flat = grad.reshape(-1)
+def sum_of_squares(grad: Array, mask: npt.NDArray[np.int8] | None = None) -> float:
+    """Return Σg², added in the fixed order in double precision; an element whose mask is 0 counts as 0."""
+    flat = grad.reshape(-1) if mask is None else np.where(mask, grad, grad.dtype.type(0)).reshape(-1)
     return sums(lambda part: (flat[part].astype(np.float64) ** 2,), flat.size, 1)[0]
 
 
