@@ -151,7 +151,7 @@ def set_elements(engine: Engine, numbers: Sequence[int], name: str, values: Sequ
             values_of = check_elements(name, where, each, state.params[i], engine.backend)
             elements[i] = elements[i]._replace(**{name: values_of})
     _check_rules(engine, engine.groups, elements)
-    points = engine.points(engine.all_params, values_at(engine.groups, engine.schedule_step))
+    points = engine.points_at(engine.all_params, engine.schedule_step)
     with uninterrupted():
         _use_elements(engine, elements)
         engine.write_state([], points)
@@ -231,7 +231,7 @@ def reset(engine: Engine, which: Sequence[int], rows: slice, record: Record) -> 
     """Write the initial state to these rows of these parameters; the next step of a whole array is a first step."""
     engine.check_arrays()
     step = engine.step_after_reset(record[0]) if record[2] == ALL else engine.schedule_step
-    points = engine.points(which, values_at(engine.groups, step))
+    points = engine.points_at(which, step)
     with uninterrupted():
         engine.write_reset(which, rows, record, points)
 
@@ -242,7 +242,7 @@ def report(engine: Engine, value: float, record: Record) -> bool:
     points: list[PointRow] = []
     if risen:
         engine.check_arrays()
-        points = engine.points(engine.all_params, values_at(engine.groups, engine.step_after_reset(record[0])))
+        points = engine.points_at(engine.all_params, engine.step_after_reset(record[0]))
     with uninterrupted():
         if risen:
             engine.write_reset(engine.all_params, ALL_ROWS, record, points)
@@ -252,5 +252,5 @@ def report(engine: Engine, value: float, record: Record) -> bool:
 
 def write_points(engine: Engine) -> None:
     """Compute and write all look-ahead points."""
-    points = engine.points(engine.all_params, values_at(engine.groups, engine.schedule_step))
+    points = engine.points_at(engine.all_params, engine.schedule_step)
     engine.state.write_points(engine.update, points, engine._stream)

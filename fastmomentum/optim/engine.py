@@ -100,7 +100,7 @@ class Engine:
         self.groups = [group.with_dtypes(self.dtypes_of(number)) for number, group in enumerate(self.groups)]
         self.check_and_build([None] * len(self.group_of))
         check_groups(self.backend, self.groups)
-        points = self.points(self.all_params, values_at(self.groups, 0))
+        points = self.points_at(self.all_params, 0)
         self.state.initialise(self.update, self.all_params, ALL_ROWS)
         self.set_groups(self.groups)
         self.write_state([], points)
@@ -138,8 +138,7 @@ class Engine:
 
     def _step_slowly(self, grads: list[Any], fast: Callable[[list[Any]], bool] | None) -> None:
         """Read gradients of other libraries and try again, or plan the step."""
-        if len(grads) != len(self.group_of):
-            grads = checks.sequence("grads", grads, len(self.group_of))
+        grads = checks.sequence("grads", grads, len(self.group_of))
         is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
         read = grads if is_usual else self.state.read(grads)
         if read is grads or fast is None or not fast(read):
@@ -178,7 +177,6 @@ class Engine:
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and the writes that follow it."""
         follows = bool(plan.corrections or plan.points) or self.restart is not None
-        # Asking whether an update was skipped waits for a device.
         before = self.state.counter.skipped if self.skip_nonfinite and follows else 0
         is_active = [row != NO_ROW for row in plan.row_of]
         with uninterrupted() if follows else nullcontext():
@@ -325,6 +323,10 @@ class Engine:
             self.state.write(corrections)
         if points:
             self.state.write_points(self.update, points, self._stream)
+
+    def points_at(self, which: Iterable[int], step: int) -> list[PointRow]:
+        """Return the values of :meth:`points` for functions of the step at this step."""
+        return [] if self.update.gradient_slot == "p" else self.points(which, values_at(self.groups, step))
 
     def points(self, which: Iterable[int], then: Values) -> list[PointRow]:
         """Return the values that the look-ahead points of these parameters are computed from; [] without look-ahead."""

@@ -55,9 +55,9 @@ class Schedule(ABC):
         TypeError, ValueError
             If `step` is not a whole number from 0 to 2⁶².
         """
-        # A plain int, as in every step of a run, is checked without the cost of a call.
-        is_plain = type(step) is int and 0 <= step <= 2**62
-        return self._value(step if is_plain else checks.integer("step", step))
+        if type(step) is int and 0 <= step <= 2**62:  # as in every step of a run, without the cost of another call
+            return self._value(step)
+        return self._value(checks.integer("step", step))
 
     def __str__(self) -> str:
         return self._formula("t")

@@ -109,18 +109,18 @@ class HyperBlock:
         The numbers of the parameters.
     rule : Rule
         Their rule.
+    write : callable
+        ``write(*numbers)`` writes these numbers, cast to the dtype of the arrays, to every row of the block.
     """
 
     def __init__(self, row: int, hyper: npt.NDArray[Any], members: list[int], rule: Rule) -> None:
         self.row, self.hyper, self.members, self.rule = row, hyper, members, rule
         self._pack = partial(Struct(f"{hyper.shape[1]}{hyper.dtype.char}").pack_into, hyper[:1].reshape(-1).data, 0)
-        self._others = hyper[1:] if len(hyper) > 1 else None
+        self.write: Callable[..., None] = self._pack if len(hyper) == 1 else self._write_all
 
-    def write(self, numbers: tuple[float, ...]) -> None:
-        """Write these numbers, cast to the dtype of the arrays, to every row of the block."""
+    def _write_all(self, *numbers: float) -> None:
         self._pack(*numbers)
-        if self._others is not None:
-            self._others[:] = self.hyper[0]
+        self.hyper[1:] = self.hyper[0]
 
 
 class CpuExecutor(HostExecutor):
@@ -207,7 +207,7 @@ class CpuExecutor(HostExecutor):
         """Use these hyper-parameters."""
         numbers = rows.numbers
         for block in self._blocks:
-            block.write(numbers[block.row])
+            block.write(*numbers[block.row])
 
     def sum_squares(self, grads: list[Any]) -> list[float] | None:
         """Return the sum of squares of each gradient, or None if the update cannot be done."""
