@@ -70,7 +70,7 @@ def linearise(values: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
     """
     update, given = resolve_options(**values)
     if STEP in update.parameters:
-        raise ValueError(f"rule: expected one that is linear in p, state and g at every step; got {update}")
+        raise ValueError(f"rule: expected one that is linear in p, state and g; got {update}")
     hyper = hyper_row(update, given, dtype)
     size = 1 + len(update.state)
     try:
