@@ -4,6 +4,8 @@ Only the operations that Python does not have (reading memory, vector registers)
 """
 
 import ctypes
+from functools import lru_cache
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -43,9 +45,14 @@ def add_rows_in_python(pairs, together):
     return add_rows
 
 
+step_module = import_module("fastmomentum.optim.step")
+
+
 @pytest.fixture(autouse=True)
 def in_python(monkeypatch):
     monkeypatch.setattr(base, "_kernels", {})
+    monkeypatch.setattr(step_module, "_form", step_module._form.__wrapped__)  # its cache holds kernels, too
+    monkeypatch.setattr(step_module, "_plan", lru_cache(1)(step_module._plan.__wrapped__))
     for module in (kernels, reductions):
         monkeypatch.setattr(module, "compiled", lambda function, signature: function)
         monkeypatch.setattr(module, "make_views", views_in_python)
