@@ -6,12 +6,8 @@ reads memory that the cache no longer holds. The launch overhead is the time on 
 for the device.
 """
 
-import argparse
-import json
-import platform
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -23,8 +19,8 @@ from rich.table import Table
 
 from benchmarks.contenders import OURS
 from benchmarks.gpu_contenders import COPY, SIZES, cases, makers
-from benchmarks.machine import versions
 from benchmarks.native import Run
+from benchmarks.records import arguments, write_record
 from fastmomentum.backends import cuda as backend
 
 
@@ -123,35 +119,19 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Measure all cases, print a table, and write record and picture."""
-    parser = argparse.ArgumentParser(prog="gpu", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="run one small case, to check that it works")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("fastmomentum-bench"),
-        help="the folder for record and picture (default %(default)s)",
-    )
-    chosen = parser.parse_args()
+    chosen = arguments("gpu", __doc__)
     try:
         backend.require()
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
-    chosen.out.mkdir(parents=True, exist_ok=True)
     console, found = Console(width=None if sys.stdout.isatty() else 200), []
     for each in measure(chosen.smoke):
         found.append(each)
         console.print(each["case"])
     console.print(make_table(found))
     device = "simulated" if config.ENABLE_CUDASIM else cuda.get_current_device().name
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": device.decode() if isinstance(device, bytes) else str(device),
-        "system": platform.platform(),
-        "versions": versions(),
-        "smoke": chosen.smoke,
-        "cases": found,
-    }
-    (chosen.out / "gpu.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    name = device.decode() if isinstance(device, bytes) else str(device)
+    write_record(chosen.out / "gpu.json", chosen.smoke, device=name, cases=found)
     draw(found, chosen.out / "gpu.png")
 
 

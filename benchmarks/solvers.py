@@ -3,19 +3,15 @@
 ``python -m benchmarks.solvers [--smoke] [--out FOLDER]``.
 """
 
-import argparse
-import json
-import platform
-from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from benchmarks.contenders import OURS
 from benchmarks.embedding import goal_table, measure_goals
-from benchmarks.machine import processor, versions
+from benchmarks.machine import versions
+from benchmarks.records import arguments, write_record
 from benchmarks.solver_cases import CASES, Case
 from benchmarks.timing import alternate
 
@@ -58,33 +54,15 @@ def table(record: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measure all cases, write the record, and print the tables."""
-    parser = argparse.ArgumentParser(prog="solvers", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="run one round, to check that it works")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("fastmomentum-bench"),
-        help="the folder for the record (default %(default)s)",
-    )
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    chosen = arguments("solvers", __doc__)
     rounds = 1 if chosen.smoke else ROUNDS
     # Without a limit each library would use as many cores as it chooses, and the times would compare those choices.
     with threadpool_limits(limits=1):
         found = [measure_case(name, make(), rounds) for name, make in CASES.items()]
         embedded = measure_goals(rounds, chosen.smoke)
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": processor(),
-        "system": platform.platform(),
-        "versions": versions() | {"scikit-learn": version("scikit-learn")},
-        "rounds": rounds,
-        "smoke": chosen.smoke,
-        "cases": found,
-        "embedded": embedded,
-    }
-    (chosen.out / "solvers.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(*table(record), sep="\n")
+    own = versions() | {"scikit-learn": version("scikit-learn")}
+    measured = {"versions": own, "rounds": rounds, "cases": found, "embedded": embedded}
+    print(*table(write_record(chosen.out / "solvers.json", chosen.smoke, **measured)), sep="\n")
 
 
 if __name__ == "__main__":

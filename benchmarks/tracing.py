@@ -1,17 +1,12 @@
 """Compare a step that a trace records with a plain one: ``python -m benchmarks.tracing [--smoke] [--out FOLDER]``."""
 
-import argparse
-import json
-import platform
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fastmomentum as fm
-from benchmarks.machine import processor, versions
+from benchmarks.records import arguments, write_record
 from benchmarks.timing import alternate
 
 SIZES = (10_000, 1_000_000, 10_000_000)
@@ -51,28 +46,11 @@ def table(record: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Measure all cases, write the record, and print the table."""
-    parser = argparse.ArgumentParser(prog="tracing", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="run small cases, to check that it works")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("fastmomentum-bench"),
-        help="the folder for the record (default %(default)s)",
-    )
-    chosen = parser.parse_args()
+    chosen = arguments("tracing", __doc__)
     rounds, sizes = (2, SIZES[:1]) if chosen.smoke else (15, SIZES)
     dtypes = ("float32", "float64")
-    record = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": processor(),
-        "system": platform.platform(),
-        "versions": versions(),
-        "rounds": rounds,
-        "smoke": chosen.smoke,
-        "cases": [measure_case(rule, size, dtype, rounds) for rule in RULES for size in sizes for dtype in dtypes],
-    }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "tracing.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    cases = [measure_case(rule, size, dtype, rounds) for rule in RULES for size in sizes for dtype in dtypes]
+    record = write_record(chosen.out / "tracing.json", chosen.smoke, rounds=rounds, cases=cases)
     print(*table(record), sep="\n")
 
 

@@ -17,7 +17,7 @@ from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, Observer, 
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
-from fastmomentum.optim.norms import check_groups, check_on_host, norm_limits
+from fastmomentum.optim.norms import check_groups, norm_limits
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import (
     FunctionCalls,
@@ -31,7 +31,7 @@ from fastmomentum.optim.plan import (
 )
 from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
-from fastmomentum.optim.values import Values, values_at
+from fastmomentum.optim.values import Values, next_values_in, values_at, values_in
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import with_given
 
@@ -165,10 +165,9 @@ class Engine:
         restart_points: list[PointRow] = []
         if scheduled and NO_ROW in row_of:
             idle = [i for i, row in enumerate(row_of) if row == NO_ROW]
-            now = lambda number, name: groups[number].number_in(name, values[number])  # noqa: E731
-            following = lambda number, name: groups[number].next_number_in(name, values[number])  # noqa: E731
-            corrections = lr_corrections(self.groups, self.group_of, self.state, idle, now, following)
-            points = self.points(idle, following)
+            now, then = values_in(groups, values), next_values_in(groups, values)
+            corrections = lr_corrections(self.groups, self.group_of, self.state, idle, now, then)
+            points = self.points(idle, then)
         if self.restart is not None:
             restart_points = self.points(self.all_params, values_at(groups, self.step_after_reset(steps + 1)))
         own_values = [own[: len(group.live)] for group, own in zip(groups, values)]
@@ -359,16 +358,6 @@ class Engine:
         if self.backend == "cuda" and type(skip_nonfinite) is int:
             raise TypeError("skip_nonfinite: expected True or False, as the arrays are on a device; got a number")
         return skip_nonfinite
-
-    def check_observable(self, name: str) -> None:
-        """Check that updates can be observed, as the argument or method `name` needs.
-
-        Raises
-        ------
-        TypeError
-            If the arrays are on a device.
-        """
-        check_on_host(name, self.backend)
 
     def observe(self, observer: Observer | None, gradient_restart: GradientRestart | None) -> None:
         """Let these observers, or none, see every update from now on."""

@@ -41,7 +41,7 @@ class Momentum(Optimizer):
     skip_nonfinite : bool or int
         Skip the whole update, so that parameters, state and :attr:`steps` stay as they are, if any gradient holds a NaN
         or an infinity. :attr:`skipped` counts the skipped updates. n skips at most n updates in a row, and does the
-        next one whatever its gradients are, as optax's apply_if_finite.
+        next one even if its gradients are not finite, as optax's apply_if_finite.
     keep_resets : int, optional
         The number of entries that :attr:`resets` keeps, the last ones; all unless given.
     lookahead : bool

@@ -130,15 +130,15 @@ class FunctionCalls:
 
     def __call__(self, step: int) -> list[list[float]]:
         """Return the values of the live settings of all groups at this step; nothing is written."""
-        values = []
+        values: list[list[float]] = []
         for group in self._groups:  # a comprehension would be one more call in every step
             values.append(group.values.copy())
         for function, name, places in self._calls:
             value = function(step)
             if type(value) is not float:
                 value = live_number(name, value)
-            for group, place in places:
-                values[group][place] = value
+            for number, place in places:
+                values[number][place] = value
         return values
 
 

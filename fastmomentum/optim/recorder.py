@@ -7,6 +7,7 @@ from typing import Any
 from fastmomentum.backends.base import HostExecutor, one_caller
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.engine import Engine
+from fastmomentum.optim.norms import check_on_host
 from fastmomentum.optim.trace import EMPTY, Row, Trace, combine
 
 
@@ -84,7 +85,7 @@ def start_trace(engine: Engine, every: int) -> Trace:
     TypeError
         If the arrays are on a device.
     """
-    engine.check_observable("trace")
+    check_on_host("trace", engine.backend)
     trace = Trace(engine.update)
     trace.every, trace._groups = every, [group.settings_now for group in engine.groups]
     trace._engine = engine

@@ -26,6 +26,16 @@ def values_at(groups: Sequence[Any], step: int) -> Values:
     return lambda number, name: groups[number].value(name, step)
 
 
+def values_in(groups: Sequence[Any], values: Sequence[Sequence[float]]) -> Values:
+    """Return the function that returns the values of one step, which all groups have been asked for."""
+    return lambda number, name: groups[number].number_in(name, values[number])
+
+
+def next_values_in(groups: Sequence[Any], values: Sequence[Sequence[float]]) -> Values:
+    """Return the function that returns the values of the following step, as far as the rule uses them."""
+    return lambda number, name: groups[number].next_number_in(name, values[number])
+
+
 def live_number(name: str, value: Any) -> float:
     """Return the value of a function of the step as a live value: a float, infinite for an option that is off."""
     number = as_number(name, value)

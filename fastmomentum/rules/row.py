@@ -48,7 +48,9 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
     """
     names = [name for name, _, _ in inputs]
     every = tuple(dict.fromkeys((*names, *record.parameters, STEP)))
-    *variables, values = identifiers((*every, "values"), taken=("inf", *(f"derived_{i}" for i in range(99))))
+    *variables, values = identifiers(
+        (*every, "values"), taken=("inf", *(f"derived_{i}" for i in range(len(record.entries))))
+    )
     known = dict(zip(every, variables))
     namespace: dict[str, Any] = {"inf": inf}
     given = [f"{low} <= {known[name]} <= {high}" for name, low, high in inputs if low is not None]

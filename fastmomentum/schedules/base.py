@@ -35,12 +35,6 @@ class Schedule(ABC):
     ranges: ClassVar[Mapping[str, Range]] = {}
     """The ranges of float fields, by name; a field without an entry may be any finite number."""
 
-    keeps_velocity: ClassVar[bool] = False
-    """Whether a momentum of 0 is part of a method that uses the velocity of that step later.
-
-    With other momenta of 0 the rules of torch leave the velocity alone (see ``Momentum``).
-    """
-
     def __post_init__(self) -> None:
         for field in fields(self):
             allowed = self.ranges.get(field.name, FINITE)
@@ -61,6 +55,14 @@ class Schedule(ABC):
 
     def __str__(self) -> str:
         return self._formula("t")
+
+    @property
+    def keeps_velocity(self) -> bool:
+        """Whether a momentum of 0 is part of a method that uses the velocity of that step later.
+
+        With other momenta of 0 the rules of torch leave the velocity alone; ``Momentum`` describes it.
+        """
+        return False
 
     def begins(self, step: int) -> bool:
         """Return whether a new period, other than the first, begins at this step.
@@ -215,7 +217,7 @@ class Then(Schedule):
     after: int
 
     @property
-    def keeps_velocity(self) -> bool:  # type: ignore[override]
+    def keeps_velocity(self) -> bool:
         """Whether one of the two schedules needs the velocity of steps with momentum 0."""
         return self.first.keeps_velocity or self.second.keeps_velocity
 

@@ -36,7 +36,10 @@ class Nesterov(Schedule):
     [0.0, 0.281754, 0.434043, 0.999997]
     """
 
-    keeps_velocity = True
+    @property
+    def keeps_velocity(self) -> bool:
+        """Return True: the first momentum is 0, and the next step uses the velocity."""
+        return True
 
     def _value(self, t: int) -> float:
         current = _nesterov_t(t)
@@ -64,7 +67,10 @@ class NesterovSimple(Schedule):
     [0.0, 0.25, 0.5, 0.75]
     """
 
-    keeps_velocity = True
+    @property
+    def keeps_velocity(self) -> bool:
+        """Return True: the first momentum is 0, and the next step uses the velocity."""
+        return True
 
     def _value(self, t: int) -> float:
         return t / (t + 3)
@@ -296,7 +302,10 @@ class ChebyshevMomentum(Schedule):
     ω_k − 1, ω_0 = 1, ω_k = 2σT_k(σ)/T_(k + 1)(σ), σ = (9 + 1)/(9 − 1), k = t
     """
 
-    keeps_velocity = True
+    @property
+    def keeps_velocity(self) -> bool:
+        """Return True: the first momentum is 0, and the next step uses the velocity."""
+        return True
 
     of: Chebyshev
 

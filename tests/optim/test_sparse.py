@@ -225,7 +225,7 @@ def test_refused_step_changes_nothing(change, error, reason):
         ({"clip_value": 1.0}, ValueError, "linear in p, state and g"),
         ({"lookahead": True}, TypeError, "lookahead: expected only by Momentum"),
         ({"max_norm": 1.0}, TypeError, "max_norm: expected only by Momentum"),
-        ({"lr": "0.1"}, TypeError, "lr: expected a finite number, or a function of the step; got '0.1'"),
+        ({"lr": "0.1"}, TypeError, "lr: expected a finite number >= 0; got '0.1'"),
         ({"lr": lambda step: -0.1}, ValueError, "lr: expected a finite number >= 0; got -0.1"),
         ({"momentum": 1.5}, ValueError, "momentum: expected a number in"),
         ({"beta": 0.5}, TypeError, "beta: rule 'pytorch' takes no such"),
