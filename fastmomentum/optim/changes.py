@@ -52,16 +52,19 @@ def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Seque
     if len(numbers) == 1 and set_value(engine, numbers[0], name, values[0]):
         return
     groups = list(engine.groups)
-    plain = [groups[number].with_value(name, value) for number, value in zip(numbers, values)]
-    if None in plain or engine.follows_settings:
+    found = [groups[number].with_value(name, value) for number, value in zip(numbers, values)]
+    plain = [own for own in found if own is not None]
+    if len(plain) < len(found) or engine.follows_settings:
         step = engine.schedule_step
         for number, value in zip(numbers, values):
             groups[number] = groups[number].with_settings({name: value}, step)
         use_groups(engine, groups)
         return
+    fast, engine._fast = engine._fast, None
     with uninterrupted():
-        for number, value in zip(numbers, values):
-            set_value(engine, number, name, value)
+        for number, own in zip(numbers, plain):
+            groups[number].values = own
+        engine._fast = fast and engine._run_with_new_values
 
 
 def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:

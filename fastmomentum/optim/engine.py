@@ -237,11 +237,12 @@ class Engine:
         """Use these groups, which have been checked, with these values."""
         for group, own in zip(groups, values):
             group.values = own
-        if groups is not self.groups or not hasattr(self, "_is_live"):
-            self.groups, self._ask = groups, None
-            self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
-            # Whether state has to be written when lr or momentum changes.
-            self.follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
+        if groups != self.groups:
+            self._ask = None
+        self.groups = groups
+        self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
+        # Whether state has to be written when lr or momentum changes.
+        self.follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
         self.update_limits()
 
     def _run(self, grads: list[Any]) -> bool:

@@ -248,7 +248,7 @@ class ParamGroup:
         """
         found = [*values]
         for name_next, name in self._next:
-            value = self.values[self.places[name]] if name not in self.places else values[self.places[name]]
+            value = values[self.places[name]]
             try:
                 value_next = as_number(name, self._settings[name](step + 1))
                 value = value_next if value_next in self.update.allowed[name_next] else value
