@@ -237,7 +237,7 @@ class Engine:
         """Use these groups, which have been checked, with these values."""
         for group, own in zip(groups, values):
             group.values = own
-        if groups != self.groups:
+        if self._ask is not None and self._ask.groups != groups:
             self._ask = None
         self.groups = groups
         self._is_live = any([bool(group.calls) or group.uses_step for group in groups])

@@ -114,14 +114,14 @@ class StepPlan(NamedTuple):
 class FunctionCalls:
     """Call the functions of the step of all groups, each once.
 
-    Parameters
+    Attributes
     ----------
     groups : sequence of ParamGroup
         The groups.
     """
 
     def __init__(self, groups: Sequence[ParamGroup]) -> None:
-        self._groups = groups
+        self.groups = groups
         found: dict[int, tuple[Callable[[int], Any], str, list[tuple[int, int]]]] = {}
         for number, group in enumerate(groups):
             for place, name, function in group.calls:
@@ -131,7 +131,7 @@ class FunctionCalls:
     def __call__(self, step: int) -> list[list[float]]:
         """Return the values of the live settings of all groups at this step; nothing is written."""
         values: list[list[float]] = []
-        for group in self._groups:  # a comprehension would be one more call in every step
+        for group in self.groups:  # a comprehension would be one more call in every step
             values.append(group.values.copy())
         for function, name, places in self._calls:
             value = function(step)
