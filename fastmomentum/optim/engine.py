@@ -180,7 +180,7 @@ class Engine:
         is_active = [row != NO_ROW for row in plan.row_of]
         with uninterrupted() if follows else nullcontext():
             if [group.code for group in plan.groups] != [group.code for group in self.groups]:
-                self._executor_checks = False  # makes an executor anew
+                self._executor_checks = False  # so that a new executor is made below
             self._use_values(plan.groups, plan.values)
             self.state.count_updates_of(
                 [active and plan.groups[number].keeps_state for active, number in zip(is_active, self.group_of)]

@@ -127,7 +127,7 @@ def check_setting(group: ParamGroup, name: str) -> None:
         If there is no such setting, or only the constructor takes it.
     """
     if name in FIXED:
-        raise AttributeError(f"{name}: expected by the constructor alone, as it decides which state there is")
+        raise AttributeError(f"{name}: expected by the constructor alone, as it cannot change during a run")
     if name not in ENGINE_SETTINGS and not is_setting(group, name):
         expected = f"{name}: expected a setting of rule {group.form}, which takes {', '.join(group.parameters)}"
         raise AttributeError(f"{expected}{checks.did_you_mean(name, group.parameters)}")

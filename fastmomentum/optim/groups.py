@@ -19,7 +19,7 @@ from fastmomentum.rules.row import inner_limits, make_row
 from fastmomentum.rules.stages import leading_scales
 
 SCHEDULED = ("lr", "momentum")
-"""The settings by which schedules are known to change: the look-ahead and the correction use their next values."""
+"""The settings whose values for the following update a look-ahead and the correction for lr use."""
 
 SHARED = ("rule", "lookahead", "max_norm", "restart", "skip_nonfinite", "backend", "threads")
 """The settings that all groups share."""
@@ -28,7 +28,7 @@ DEFAULTS: Mapping[str, Any] = {**OFF, **dict.fromkeys(SWITCHES, False), "restart
 """The values of options that are not given."""
 
 FIXED = ("rule", "lookahead", "backend", "threads")
-"""The settings that only the constructor takes: they decide which state there is, and what updates it."""
+"""The settings that only the constructor takes, as the state and the backend depend on them."""
 
 
 class ParamGroup:
@@ -171,7 +171,7 @@ class ParamGroup:
         return f"{name}_next" in self.update.parameters and self._looks_ahead(name)
 
     def _off_value(self, name: str) -> float | None:
-        """Return the value at which the rule is another one; None if there is no such value."""
+        """Return the value at which an option is off, so that another rule is used; None if there is no such value."""
         if name == "momentum":
             return None if self._keeps_velocity else 0.0
         if name not in OFF or name in self.form.parameters:
