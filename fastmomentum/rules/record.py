@@ -227,7 +227,7 @@ def _default(record: Record, name: str, given: Mapping[str, Any]) -> Any:
         return given[name]
     if name not in record.defaults:
         wanted = record.allowed[name]
-        raise TypeError(f"{name}: rule {record} needs this hyper-parameter, expected as {wanted}; it was not given")
+        raise TypeError(f"{name}: expected {wanted}, as rule {record} needs this hyper-parameter; it was not given")
     default = record.defaults[name]
     return _default(record, default, given) if isinstance(default, str) else default
 

@@ -461,7 +461,7 @@ def test_a_rule_without_lr_is_not_asked_for_it():
     sgd = fm.Momentum(p, rule="sgd", lr=0.5, momentum=never)
     sgd.step(np.ones(2))
     assert repr(sgd) == "Momentum(rule='sgd', lr=0.5, arrays=1, steps=1)"
-    with pytest.raises(TypeError, match="lr: rule 'sgd' needs this hyper-parameter, expected as a finite number >= 0"):
+    with pytest.raises(TypeError, match="lr: expected a finite number >= 0, as rule 'sgd' needs this hyper-parameter"):
         fm.Momentum(p, rule="sgd")
 
 

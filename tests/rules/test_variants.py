@@ -281,7 +281,7 @@ def test_a_variant_that_is_not_linear_has_no_rate(rule):
 
 def test_variants_refuse_settings_out_of_range():
     p, two = np.ones(3), (np.zeros(3), np.zeros(3))
-    with pytest.raises(TypeError, match="step: rule 'ema_corrected' needs this hyper-parameter"):
+    with pytest.raises(TypeError, match="step: expected .*, as rule 'ema_corrected' needs this hyper-parameter"):
         fm.step(p, two[0], p.copy(), rule="ema_corrected", lr=0.1)
     with pytest.raises(ValueError, match="step: expected a number >= 1; got 0"):
         fm.step(p, two[0], p.copy(), rule="ema_corrected", lr=0.1, step=0)
