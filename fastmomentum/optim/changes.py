@@ -13,7 +13,7 @@ from fastmomentum.optim.engine import Engine, Record
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import check_groups
 from fastmomentum.optim.params import Layout
-from fastmomentum.optim.plan import PointRow, lr_corrections
+from fastmomentum.optim.plan import PointRow, lr_corrections, plan_settings
 from fastmomentum.optim.restart import ALL, epoch
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.optim.values import values_at
@@ -91,10 +91,10 @@ def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:
     points = engine.points(engine.all_params, then)
     if corrections:
         engine.check_arrays()
-    engine._fast = None
+    plan = plan_settings(groups, engine.skip_nonfinite)
     with uninterrupted():
+        engine.use_settings(plan)
         engine.write_state(corrections, points)
-        engine.set_groups(groups)
 
 
 def add_group(engine: Engine, layout: Layout) -> None:
@@ -123,18 +123,19 @@ def _use_state(engine: Engine, state: State, groups: list[ParamGroup], group_of:
     """Use another state with these groups, or go on as before if an array or a setting is refused."""
     if engine.observer is not None:
         raise RuntimeError("expected no trace in progress, as it records the arrays of before; call its stop()")
+    used = [group.with_dtypes(state.dtypes_of(group_of, number)) for number, group in enumerate(groups)]
+    check_groups(engine.backend, used)
+    plan = plan_settings(used, engine.skip_nonfinite)
     before = engine.state, engine.groups, engine.group_of
     with uninterrupted():
         try:
-            engine.state, engine.groups, engine.group_of = state, groups, group_of
+            engine.state, engine.groups, engine.group_of = state, used, group_of
             engine.check_and_build([None] * len(group_of))
-            used = [group.with_dtypes(engine.dtypes_of(number)) for number, group in enumerate(groups)]
-            check_groups(engine.backend, used)
-            engine.set_groups(used)
         except BaseException:
             engine.state, engine.groups, engine.group_of = before
             engine._fast, engine._executor_checks, engine._row_of = None, False, None
             raise
+        engine.use_settings(plan)
 
 
 def set_elements(engine: Engine, numbers: Sequence[int], name: str, values: Sequence[Any]) -> None:
@@ -173,8 +174,9 @@ def _check_rules(engine: Engine, groups: Sequence[ParamGroup], elements: Sequenc
 
 def set_skips(engine: Engine, skip_nonfinite: bool | int) -> None:
     """Skip updates with gradients that are not finite, or not, from the next update on."""
-    engine._fast, engine.skip_nonfinite = None, engine.check_skips(skip_nonfinite)
-    engine.update_limits()
+    plan = plan_settings(engine.groups, engine.check_skips(skip_nonfinite))
+    with uninterrupted():
+        engine.use_settings(plan)
 
 
 def set_steps(engine: Engine, steps: int) -> None:
@@ -216,6 +218,7 @@ def load(
     check_groups(engine.backend, groups)
     _check_rules(engine, groups, elements)
     engine.check_arrays()
+    plan = plan_settings(groups, engine.check_skips(skip_nonfinite))
     slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
     with uninterrupted():
         engine.loads += 1
@@ -223,8 +226,8 @@ def load(
         state.counter.in_a_row = saved["skipped_in_a_row"]
         state.resets, state.last_reset = deque(saved["resets"], state.resets.maxlen), saved["last_reset"]
         state.updates = saved["updates"]
-        state.value, engine.skip_nonfinite = saved["value"], skip_nonfinite
-        engine.set_groups(groups)
+        state.value = saved["value"]
+        engine.use_settings(plan)
         if elements is not state.elements:
             _use_elements(engine, elements)
         state.write(slots)

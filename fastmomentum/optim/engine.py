@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, Observer, one_caller, uninterrupted
+from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
@@ -24,12 +24,14 @@ from fastmomentum.optim.plan import (
     PointRow,
     RowKey,
     Rows,
+    SettingsPlan,
     StepPlan,
     assign_rows,
     groups_at,
     lr_corrections,
+    plan_settings,
 )
-from fastmomentum.optim.restart import ALL, GRADIENT, GradientRestart, check_restart, epoch, restart_due
+from fastmomentum.optim.restart import ALL, GRADIENT, UPHILL, GradientRestart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.optim.values import Values, next_values_in, values_at, values_in
 from fastmomentum.rules.base import Rule
@@ -89,7 +91,7 @@ class Engine:
         self.observer: Observer | None = None
         self.gradient_restart: GradientRestart | None = None
         self.restart: str | int | None = None
-        self._epoch = 0
+        self._epoch, self._measures = 0, False
         self._stream: object = None
         self._executor: Executor
         self._fast: Callable[[list[Any]], bool] | None = None
@@ -97,12 +99,14 @@ class Engine:
         self._ask: FunctionCalls | None = None
         self._asked: list[list[float]] | None = None
         self.state = State(layout, self.backend, keep_resets)
-        self.groups = [group.with_dtypes(self.dtypes_of(number)) for number, group in enumerate(self.groups)]
+        self.groups = [
+            group.with_dtypes(self.state.dtypes_of(self.group_of, number)) for number, group in enumerate(self.groups)
+        ]
         self.check_and_build([None] * len(self.group_of))
         check_groups(self.backend, self.groups)
         points = self.points_at(self.all_params, 0)
         self.state.initialise(self.update, self.all_params, ALL_ROWS)
-        self.set_groups(self.groups)
+        self.use_settings(plan_settings(self.groups, self.skip_nonfinite))
         self.write_state([], points)
 
     @property
@@ -168,10 +172,13 @@ class Engine:
             now, then = values_in(groups, values), next_values_in(groups, values)
             corrections = lr_corrections(self.groups, self.group_of, self.state, idle, now, then)
             points = self.points(idle, then)
+        reason = None
         if self.restart is not None:
+            reason = restart_due(self.restart, groups, step + 1)
             restart_points = self.points(self.all_params, values_at(groups, self.step_after_reset(steps + 1)))
         own_values = [own[: len(group.live)] for group, own in zip(groups, values)]
-        return StepPlan(groups, own_values, row_of, rows, corrections, points, restart_points)
+        limits = norm_limits(groups, own_values, self.skip_nonfinite)
+        return StepPlan(groups, own_values, limits, row_of, rows, corrections, points, reason, restart_points)
 
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and the writes that follow it."""
@@ -181,7 +188,7 @@ class Engine:
         with uninterrupted() if follows else nullcontext():
             if [group.code for group in plan.groups] != [group.code for group in self.groups]:
                 self._executor_checks = False  # so that a new executor is made below
-            self._use_values(plan.groups, plan.values)
+            self._use_values(plan.groups, plan.values, plan.limits)
             self.state.count_updates_of(
                 [active and plan.groups[number].keeps_state for active, number in zip(is_active, self.group_of)]
             )
@@ -221,10 +228,10 @@ class Engine:
         values, self._asked = self._asked or self._ask(steps - self._epoch), None
         done = False
         if rows.compute(values, steps):
+            if self._measures:
+                self._limits = norm_limits(self.groups, values, self.skip_nonfinite)
             for group, own in zip(self.groups, values):
                 group.values = own
-            if self._measures:
-                self.update_limits()
             self._executor.set_hyper(rows)
             done = self._run(grads) if self._measures else self._executor.run(grads)
         if not done:
@@ -233,8 +240,8 @@ class Engine:
             self._fast = self._run_again
         return done
 
-    def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]]) -> None:
-        """Use these groups, which have been checked, with these values."""
+    def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]], limits: NormLimits) -> None:
+        """Use these groups, which have been checked, with these values and limits on norms."""
         for group, own in zip(groups, values):
             group.values = own
         if self._ask is not None and self._ask.groups != groups:
@@ -243,21 +250,17 @@ class Engine:
         self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
         # Whether state has to be written when lr or momentum changes.
         self.follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
-        self.update_limits()
+        self._limits, self._measures = limits, limits.clips or limits.skip
 
     def _run(self, grads: list[Any]) -> bool:
         """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
         return self._executor.run_clipped(grads, self._limits) if self._measures else self._executor.run(grads)
 
-    def update_limits(self) -> None:
-        """Work out again what an update needs to know about the norms of gradients."""
-        self._limits = norm_limits(self.groups, self.skip_nonfinite)
-        self._measures = self._limits.clips or self._limits.skip
-
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
         self.write_state(plan.corrections, plan.points)
-        reason = restart_due(self.restart, self.groups, self.schedule_step, self.gradient_restart)
+        is_uphill = self.gradient_restart is not None and self.gradient_restart.is_uphill
+        reason = UPHILL if is_uphill else plan.restart_reason
         if reason:
             self.write_reset(self.all_params, ALL_ROWS, (self.state.counter.steps, reason, ALL), plan.restart_points)
 
@@ -278,12 +281,6 @@ class Engine:
         are_plain = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
         self._executor_checks = self._executor.checks and are_plain
         return plain
-
-    def dtypes_of(self, group: int) -> list[np.dtype[Any]]:
-        """Return the dtypes of a group's arrays."""
-        params = [param for number, param in zip(self.group_of, self.state.params) if number == group]
-        found = {checks.real_dtype(param.dtype) for param in params}
-        return [dtype for dtype in checks.DTYPES if dtype in found]
 
     def check_arrays(self) -> None:
         """Check that all arrays can be written.
@@ -332,17 +329,20 @@ class Engine:
         """Return the values that the look-ahead points of these parameters are computed from; [] without look-ahead."""
         return [] if self.update.gradient_slot == "p" else self.state.point_rows(which, self.group_of, then)
 
-    def set_groups(self, groups: list[ParamGroup]) -> None:
-        """Use these settings, which have been checked."""
-        if [group.code for group in groups] != [group.code for group in self.groups]:
+    def use_settings(self, plan: SettingsPlan, last_reset: int | None = None) -> None:
+        """Use these settings from the next update on.
+
+        `last_reset` is the number of updates before the last reset of everything, if it changes, too.
+        """
+        if [group.code for group in plan.groups] != [group.code for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
         self._fast = self._asked = None
-        self._use_values(groups, [group.values for group in groups])
-        if self.restart is not None or groups[0].number("restart") is not None:
-            restart = check_restart(groups)
-            self.observe(self.observer, GradientRestart() if restart == GRADIENT else None)
-            self.restart = restart
-            self._epoch = epoch(restart, self.state.last_reset)
+        self.skip_nonfinite = plan.skip_nonfinite
+        self._use_values(plan.groups, [group.values for group in plan.groups], plan.limits)
+        if plan.restart is not None or self.restart is not None:
+            self.observe(self.observer, GradientRestart() if plan.restart == GRADIENT else None)
+        self.restart = plan.restart
+        self._epoch = epoch(plan.restart, self.state.last_reset if last_reset is None else last_reset)
 
     @property
     def _observers(self) -> list[Observer]:

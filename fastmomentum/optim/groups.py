@@ -158,11 +158,10 @@ class ParamGroup:
         """Whether an update uses the next values of functions of the step."""
         return bool(self._next)
 
-    @property
-    def scale(self) -> float:
-        """The factor by which the rule multiplies gradients before it clips them."""
+    def scale_in(self, values: Sequence[float]) -> float:
+        """Return the factor by which the rule multiplies gradients before it clips them, at these live values."""
         count = len(leading_scales(self.update))
-        return prod(self.exact_row(self.values, 1)[:count]) if count else 1.0
+        return prod(self.exact_row(values, 1)[:count]) if count else 1.0
 
     def _looks_ahead(self, name: str) -> bool:
         return bool(self._settings.get("lookahead") or (name == "lr" and self.correct))

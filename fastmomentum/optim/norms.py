@@ -8,14 +8,19 @@ from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.restart import GRADIENT, check_restart
 
 
-def norm_limits(groups: Sequence[ParamGroup], skip_nonfinite: bool | int) -> NormLimits:
-    """Return the limits on norms that these groups have now."""
-    max_norm = groups[0].number("max_norm")
-    clip_norms = [inf if (norm := group.number("clip_norm")) is None else norm for group in groups]
+def norm_limits(
+    groups: Sequence[ParamGroup], values: Sequence[Sequence[float]], skip_nonfinite: bool | int
+) -> NormLimits:
+    """Return the limits on norms that these groups have at these values of their live settings."""
+    max_norm = groups[0].number_in("max_norm", values[0])
+    clip_norms = [
+        inf if (norm := group.number_in("clip_norm", own)) is None else norm for group, own in zip(groups, values)
+    ]
     clips_arrays = any([norm != inf for norm in clip_norms])
-    scales = [group.scale if clips_arrays or max_norm is not None else 1.0 for group in groups]
+    clips = clips_arrays or max_norm not in (None, inf)
+    scales = [group.scale_in(own) if clips else 1.0 for group, own in zip(groups, values)]
     return NormLimits(
-        max_norm,
+        None if max_norm == inf else max_norm,
         clip_norms if clips_arrays else None,
         scales if any([scale != 1.0 for scale in scales]) else None,
         bool(skip_nonfinite),
@@ -33,7 +38,7 @@ def check_norms_on_device(group: ParamGroup) -> None:
     """
     if group.number("clip_norm") is not None:
         raise TypeError("clip_norm: expected None, as the arrays are on a device; max_norm clips there")
-    if group.number("max_norm") is not None and group.scale != 1.0:
+    if group.number("max_norm") is not None and group.scale_in(group.values) != 1.0:
         raise TypeError(
             "max_norm: expected None with a chain that begins with a scale, as the arrays are on a device, where norms "
             "are those of the gradients themselves"

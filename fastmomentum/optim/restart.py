@@ -72,12 +72,15 @@ def _do_nothing() -> None:
     pass
 
 
-def restart_due(
-    restart: str | int | None, groups: Sequence[ParamGroup], step: int, gradient: GradientRestart | None
-) -> str | None:
-    """Return the reason for a restart after an update, or None; functions of the step have reached this `step`."""
-    if gradient is not None and gradient.is_uphill:
-        return "gradient scheme: the update went up the gradient"
+UPHILL = "gradient scheme: the update went up the gradient"
+"""The reason for a restart by the gradient scheme."""
+
+
+def restart_due(restart: str | int | None, groups: Sequence[ParamGroup], step: int) -> str | None:
+    """Return the reason for a restart after the update that brings functions of the step to this `step`, or None.
+
+    Whether the update goes up the gradient, :class:`GradientRestart` finds out during the update.
+    """
     if restart == SCHEDULE:
         for _, name, function in [call for group in groups for call in group.calls]:
             if isinstance(function, schedules.Schedule) and function.begins(step):

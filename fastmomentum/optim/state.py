@@ -206,6 +206,11 @@ class State:
         self._arrays.one_device([*written, *read], arrays)
         return plain, checks.disjoint_intervals([*written, *read], arrays, read=len(read))
 
+    def dtypes_of(self, group_of: Sequence[int], group: int) -> list[np.dtype[Any]]:
+        """Return the dtypes of a group's arrays; ``group_of[i]`` is the number of the group of array i."""
+        found = {real_dtype(param.dtype) for number, param in zip(group_of, self.params) if number == group}
+        return [dtype for dtype in checks.DTYPES if dtype in found]
+
     def arrays_of(self, i: int) -> tuple[Any, ...]:
         """Return one parameter and its state slots as plain arrays."""
         return (self.params[i], *(self._arrays.view("state", values) for values in self.slots[i]))

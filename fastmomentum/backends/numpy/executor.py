@@ -5,7 +5,7 @@ from typing import Any
 
 from fastmomentum.backends.base import NO_ROW, ArrayUpdate, HostExecutor, StepCounter, StepRows, uninterrupted
 from fastmomentum.backends.host_arrays import flat_view
-from fastmomentum.backends.numpy.kernels import kernel
+from fastmomentum.backends.numpy.kernels import results_of, write
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
 
@@ -18,7 +18,7 @@ class NumpyExecutor(HostExecutor):
 
     def __init__(self, jobs: Sequence[ArrayUpdate], counter: StepCounter) -> None:
         self._jobs, self._counter = jobs, counter
-        self._kernels = [kernel(job.update) for job in jobs]
+        self._results = [results_of(job.update) for job in jobs]
         self._flat = [tuple(map(flat_view, job.arrays)) for job in jobs]
 
     def select(self, row_of: Sequence[int]) -> None:
@@ -53,10 +53,15 @@ class NumpyExecutor(HostExecutor):
         return found
 
     def _update(self, grads: list[Any]) -> bool:
+        """Compute the results of all parameters, then write them: a rule's function that raises has written nothing."""
+        found = []
+        for i in self._active:
+            results = self._results[i](self._flat[i], flat_view(grads[i]), self._hyper[i], self._jobs[i].given)
+            if results is None:
+                return False
+            found.append(results)
         with uninterrupted():
-            for i in self._active:
-                given = self._jobs[i].given
-                if not self._kernels[i](self._flat[i], flat_view(grads[i]), self._hyper[i], given):
-                    return False
+            for i, results in zip(self._active, found):
+                write(self._flat[i], results)
             self._counter.steps += 1
         return True
