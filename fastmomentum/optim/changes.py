@@ -11,9 +11,9 @@ from fastmomentum.backends.base import uninterrupted
 from fastmomentum.optim.elements import Elements, check_elements, check_rules, split_by_array
 from fastmomentum.optim.engine import Engine, Record
 from fastmomentum.optim.groups import ParamGroup
-from fastmomentum.optim.norms import check_groups
+from fastmomentum.optim.norms import check_groups, plan_settings
 from fastmomentum.optim.params import Layout
-from fastmomentum.optim.plan import PointRow, lr_corrections, plan_settings
+from fastmomentum.optim.plan import PointRow, lr_corrections
 from fastmomentum.optim.restart import ALL, epoch
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.optim.values import values_at

@@ -17,19 +17,17 @@ from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
-from fastmomentum.optim.norms import check_groups, norm_limits
+from fastmomentum.optim.norms import SettingsPlan, check_groups, norm_limits, plan_settings
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import (
     FunctionCalls,
     PointRow,
     RowKey,
     Rows,
-    SettingsPlan,
     StepPlan,
     assign_rows,
     groups_at,
     lr_corrections,
-    plan_settings,
 )
 from fastmomentum.optim.restart import ALL, GRADIENT, UPHILL, GradientRestart, epoch, restart_due
 from fastmomentum.optim.state import ALL_ROWS, State

@@ -1,11 +1,46 @@
-"""Check the settings of groups for a backend, and work out what an update has to know about the norms of gradients."""
+"""Plan a change of settings: check them for a backend, and work out what an update must know about norms."""
 
 from collections.abc import Sequence
 from math import inf
+from typing import NamedTuple
 
 from fastmomentum.backends.base import NormLimits
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.restart import GRADIENT, check_restart
+
+
+class SettingsPlan(NamedTuple):
+    """Hold all that is decided before the settings of an optimiser are changed.
+
+    Attributes
+    ----------
+    groups : list of ParamGroup
+        The groups with the new settings.
+    limits : NormLimits
+        The limits on the norms of gradients.
+    restart : str, int or None
+        The restart scheme.
+    skip_nonfinite : bool or int
+        Whether an update is skipped if a gradient is not finite; a number limits the skips in a row.
+    """
+
+    groups: list[ParamGroup]
+    limits: NormLimits
+    restart: str | int | None
+    skip_nonfinite: bool | int
+
+
+def plan_settings(groups: list[ParamGroup], skip_nonfinite: bool | int) -> SettingsPlan:
+    """Return the plan of the change to these settings, which have been checked one by one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such restart scheme, or a function that computes a hyper-parameter raises.
+    """
+    limits = norm_limits(groups, [group.values for group in groups], skip_nonfinite)
+    restart = None if groups[0].number("restart") is None else check_restart(groups)
+    return SettingsPlan(groups, limits, restart, skip_nonfinite)
 
 
 def norm_limits(

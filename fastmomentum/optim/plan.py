@@ -1,12 +1,10 @@
-"""Decide what a step of an optimiser, or a change of its settings, does, before it writes anything."""
+"""Decide what a step of an optimiser does, before it writes anything."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fastmomentum.backends.base import NO_ROW, NormLimits
 from fastmomentum.optim.groups import ParamGroup
-from fastmomentum.optim.norms import norm_limits
-from fastmomentum.optim.restart import check_restart
 from fastmomentum.optim.state import State
 from fastmomentum.optim.values import Values, live_number
 
@@ -117,39 +115,6 @@ class StepPlan(NamedTuple):
     points: list[PointRow]
     restart_reason: str | None
     restart_points: list[PointRow]
-
-
-class SettingsPlan(NamedTuple):
-    """Hold all that is decided before the settings of an optimiser are changed.
-
-    Attributes
-    ----------
-    groups : list of ParamGroup
-        The groups with the new settings.
-    limits : NormLimits
-        The limits on the norms of gradients.
-    restart : str, int or None
-        The restart scheme.
-    skip_nonfinite : bool or int
-        Whether an update is skipped if a gradient is not finite; a number limits the skips in a row.
-    """
-
-    groups: list[ParamGroup]
-    limits: NormLimits
-    restart: str | int | None
-    skip_nonfinite: bool | int
-
-
-def plan_settings(groups: list[ParamGroup], skip_nonfinite: bool | int) -> SettingsPlan:
-    """Return the plan of the change to these settings, which have been checked one by one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there is no such restart scheme, or a function that computes a hyper-parameter raises.
-    """
-    limits = norm_limits(groups, [group.values for group in groups], skip_nonfinite)
-    return SettingsPlan(groups, limits, check_restart(groups), skip_nonfinite)
 
 
 class FunctionCalls:
