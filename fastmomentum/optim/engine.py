@@ -327,11 +327,8 @@ class Engine:
         """Return the values that the look-ahead points of these parameters are computed from; [] without look-ahead."""
         return [] if self.update.gradient_slot == "p" else self.state.point_rows(which, self.group_of, then)
 
-    def use_settings(self, plan: SettingsPlan, last_reset: int | None = None) -> None:
-        """Use these settings from the next update on.
-
-        `last_reset` is the number of updates before the last reset of everything, if it changes, too.
-        """
+    def use_settings(self, plan: SettingsPlan) -> None:
+        """Use these settings from the next update on."""
         if [group.code for group in plan.groups] != [group.code for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
         self._fast = self._asked = None
@@ -339,8 +336,8 @@ class Engine:
         self._use_values(plan.groups, [group.values for group in plan.groups], plan.limits)
         if plan.restart is not None or self.restart is not None:
             self.observe(self.observer, GradientRestart() if plan.restart == GRADIENT else None)
+            self._epoch = epoch(plan.restart, self.state.last_reset)
         self.restart = plan.restart
-        self._epoch = epoch(plan.restart, self.state.last_reset if last_reset is None else last_reset)
 
     @property
     def _observers(self) -> list[Observer]:
