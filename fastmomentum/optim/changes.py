@@ -224,7 +224,7 @@ def load(
         engine.loads += 1
         state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
         state.counter.in_a_row = saved["skipped_in_a_row"]
-        state.resets, state.last_reset = deque(saved["resets"], state.resets.maxlen), saved["last_reset"]
+        state.resets, state.last_reset = deque(map(tuple, saved["resets"]), state.resets.maxlen), saved["last_reset"]
         state.updates = saved["updates"]
         state.value = saved["value"]
         engine.use_settings(plan)

@@ -21,38 +21,58 @@ A saved state is a dict:
     values          for each group the last values of its functions of the step
     updates         for each array the number of updates since its state was at rest
     state           for each array a list of its state slots (copies), the look-ahead point among them
+    fingerprint     for each array a checksum of the parameter; only there if it was asked for. It tells whether arrays
+                    without names are in another order than when they were saved
     elements        for each array a dict of its mask and its scale of lr; only there if an array has one. They replace
                     those of the optimiser that loads the state; without the key it keeps its own
 
 :mod:`fastmomentum.optim.archive` writes it to a file and reads it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from fastmomentum import checks, schedules
 from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import changes
-from fastmomentum.optim.archive import read_archive, write_archive
+from fastmomentum.optim.archive import open_archive, write_archive
 from fastmomentum.optim.elements import Elements, read_elements
 from fastmomentum.optim.engine import Engine
+from fastmomentum.optim.group_settings import set_numbers
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, restored_group
-from fastmomentum.optim.schema import ARRAYS, ELEMENTS, SCHEMA, SavedState, check_form, check_mapping, refuse, upgrade
+from fastmomentum.optim.matching import cast_slots, checksum, match, warn_of_another_order
+from fastmomentum.optim.schema import (
+    ARRAYS,
+    ELEMENTS,
+    FINGERPRINT,
+    SCHEMA,
+    SavedState,
+    check_form,
+    check_mapping,
+    contradictions,
+    refuse,
+    upgrade,
+)
 from fastmomentum.optim.state import State
 from fastmomentum.optim.values import PLAIN, skips
 from fastmomentum.rules.registry import find, names
 
 
-def to_dict(engine: Engine) -> dict[str, Any]:
+def to_dict(engine: Engine, fingerprint: bool = False) -> dict[str, Any]:
     """Return the saved state of an optimiser, as a copy."""
+    elements = [{name: given.given(name) for name in given.names} for given in engine.state.elements]
+    found = without_arrays(engine) | {"state": engine.state.fetch_slots()}
+    found |= {FINGERPRINT: [*map(checksum, engine.state.fetch_params())]} if fingerprint else {}
+    return found | ({ELEMENTS: elements} if any(elements) else {})
+
+
+def without_arrays(engine: Engine) -> dict[str, Any]:
+    """Return all entries of a saved state but those that hold arrays."""
     state, groups = engine.state, engine.groups
     settings = [group.settings for group in groups]
     scheduled = dict.fromkeys((*SCHEDULED, *(name for group in groups for _, name, _ in group.calls)))
-    elements = [{name: given.given(name) for name in given.names} for given in state.elements]
     return {
         "schema": SCHEMA,
         "rule": groups[0].name,
@@ -71,12 +91,13 @@ def to_dict(engine: Engine) -> dict[str, Any]:
         "functions": {name: number_functions([own.get(name) for own in settings]) for name in scheduled},
         "values": [{name: group.number(name) for _, name, _ in group.calls} for group in groups],
         "updates": list(state.updates),
-        "state": state.fetch_slots(),
-    } | ({ELEMENTS: elements} if any(elements) else {})
+    }
 
 
-def load_dict(saved: SavedState, engine: Engine) -> None:
+def load_dict(saved: SavedState, engine: Engine, cast: bool = False) -> None:
     """Let an optimiser continue from a saved state, after checking that the state fits.
+
+    With `cast`, saved arrays of another precision are converted.
 
     Raises
     ------
@@ -86,15 +107,16 @@ def load_dict(saved: SavedState, engine: Engine) -> None:
     check_mapping(saved)
     saved = upgrade(saved)
     check_form(saved)
-    restore(saved, engine)
+    restore(saved, engine, cast)
 
 
-def restore(saved: SavedState, engine: Engine) -> None:
+def restore(saved: SavedState, engine: Engine, cast: bool = False) -> None:
     """Let an optimiser continue from a saved state of the present schema, whose form has been checked."""
     with one_caller(engine.lock):
-        like = to_dict(engine)
-        saved = in_order_of(like["names"], saved)
-        refuse(_differences(saved, like))
+        saved = match(saved, without_arrays(engine), engine.state, cast)
+        if cast:
+            saved = {**saved, "state": cast_slots(saved["state"], engine.state.params)}
+        warn_of_another_order(saved, engine.state)
         skip_nonfinite = skips(saved["skip_nonfinite"])
         groups = []
         for number, group in enumerate(engine.groups):
@@ -129,24 +151,6 @@ def _saved_elements(saved: SavedState, engine: Engine) -> list[Elements] | None:
         engine.state.params,
         engine.backend,
     )
-
-
-def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
-    """Return the saved state with its arrays in the order of these names, if both have names.
-
-    Raises
-    ------
-    ValueError
-        If the names are not the saved ones.
-    """
-    if names is None or saved["names"] is None or list(names) == list(saved["names"]):
-        return saved
-    place = {name: i for i, name in enumerate(saved["names"])}
-    missing, unknown = [name for name in names if name not in place], place.keys() - set(names)
-    refuse([f"{name}: no state was saved for it" for name in missing] + [f"{name}: no such array" for name in unknown])
-    order = [place[name] for name in names]
-    keys = [key for key in ("updates", "state", ELEMENTS) if key in saved]
-    return {**saved, "names": list(names)} | {key: [saved[key][i] for i in order] for key in keys}
 
 
 def merge_settings(group: ParamGroup, packed: Mapping[str, Any], functions: Mapping[str, int | None]) -> dict[str, Any]:
@@ -195,8 +199,55 @@ def number_functions(values: Sequence[Any]) -> list[int | None]:
     return [None if function is None else seen.index(function) for function in functions]
 
 
+def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedState, dict[str, Any], dict[str, Any]]:
+    """Return the saved state, with numbers that the user gives in the place of functions that were not saved.
+
+    Parameters
+    ----------
+    saved : mapping
+        The saved state.
+    given : mapping
+        By the names of settings a number, a function of the step, or a list with one of them, or None, for each group.
+
+    Returns
+    -------
+    saved : mapping
+        The saved state, with the last value of each function that a number replaces.
+    numbers, functions : dict
+        The numbers among the given values, for each group one or None, and the functions.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the state is malformed, or a list has another length than there are groups.
+    """
+    check_form(saved)
+    refuse(contradictions(saved))
+    count = len(saved["groups"])
+    numbers: dict[str, Any] = {}
+    functions: dict[str, Any] = {}
+    groups, kinds, values = [list(map(dict, saved["groups"])), {**saved["functions"]}, list(map(dict, saved["values"]))]
+    for name, value in given.items():
+        entries = checks.sequence(name, value, count) if isinstance(value, list) else [value] * count
+        is_number = [entry is not None and not callable(entry) for entry in entries]
+        if not any(is_number):
+            functions[name] = value
+            continue
+        numbers[name] = [entry if each else None for entry, each in zip(entries, is_number)]
+        if not all(is_number):
+            functions[name] = [None if each else entry for entry, each in zip(entries, is_number)]
+        was_function = kinds.get(name, [None] * count)
+        kinds[name] = [None if each else kind for kind, each in zip(was_function, is_number)]
+        for i, kind in enumerate(was_function):
+            if is_number[i] and kind is not None:
+                groups[i][name] = values[i].pop(name, entries[i])
+    return {**saved, "groups": groups, "functions": kinds, "values": values}, numbers, functions
+
+
 def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functions: Any) -> dict[str, Any]:
     """Return the arguments of the constructor that make an optimiser like the saved one, for these parameters.
+
+    The form of the saved state has been checked.
 
     Parameters
     ----------
@@ -214,7 +265,6 @@ def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functi
     TypeError, ValueError
         If the state is malformed, or something that could not be saved was not passed.
     """
-    check_form(saved)
     groups = [unpack_settings(settings) for settings in saved["groups"]]
     for name in dict.fromkeys((*functions, *saved["functions"])):
         values = [settings.get(name) for settings in groups]
@@ -284,43 +334,6 @@ def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], val
     return functions
 
 
-def rule_differences(saved: SavedState, like: SavedState) -> Iterator[str]:
-    """Yield a sentence for each difference between the rules of two saved states."""
-    # For a rule without a name, the text in "rule" has changed between versions: only "made_of" is compared.
-    is_named = like["rule"] in names() or saved["rule"] in names()
-    for key in ("rule", "made_of") if is_named else ("made_of",):
-        if saved[key] != like[key]:
-            yield f"{key}: expected {like[key]!r}; got {checks.describe(saved[key])}"
-
-
-def _differences(saved: SavedState, like: SavedState) -> Iterator[str]:
-    """Yield a sentence for each way in which a saved state does not fit an optimiser whose own state is `like`."""
-    yield from rule_differences(saved, like)
-    if saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]:
-        yield (
-            f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "
-            f"opt = opt.convert({like['rule']!r})"
-        )
-    for key in ("groups", "values", "updates", "state"):
-        if len(saved[key]) != len(like[key]):
-            yield f"{key}: expected {len(like[key])} entries; got {len(saved[key])}"
-    if len(given := saved.get(ELEMENTS, like["state"])) != len(like["state"]):
-        yield f"{ELEMENTS}: expected {len(like['state'])} entries; got {len(given)}"
-    for number, (given, own) in enumerate(zip(saved["groups"], like["groups"], strict=False)):
-        if given.get(ARRAYS) != own[ARRAYS]:
-            yield f"groups[{number}]: expected {own[ARRAYS]} arrays; got {given.get(ARRAYS)}"
-        for name, functions in saved["functions"].items():
-            is_old = name in SCHEDULED and name in given and given[name] is None
-            own_functions = like["functions"].get(name)
-            is_passed = isinstance(own.get(name), Mapping) or (own_functions and own_functions[number] is not None)
-            if (is_old or functions[number] is not None) and not is_passed:
-                yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own.get(name)}"
-    for number, slots in enumerate(zip(saved["state"], like["state"], strict=False)):
-        given, own = ([(slot.dtype.name, slot.shape) for slot in map(np.asarray, each)] for each in slots)
-        if given != own:
-            yield f"state[{number}]: expected {own}; got {given}"
-
-
 def write_file(path: str | PathLike[str], saved: SavedState) -> None:
     """Write a saved state to a file, and replace the file that exists."""
     arrays = {f"state_{i}_{j}": slot for i, state in enumerate(saved["state"]) for j, slot in enumerate(state)}
@@ -333,17 +346,32 @@ def write_file(path: str | PathLike[str], saved: SavedState) -> None:
     write_archive(path, arrays, meta)
 
 
-def read_file(path: str | PathLike[str]) -> dict[str, Any]:
-    """Return the saved state in a file.
+Kind = TypeVar("Kind", bound=Any)
 
-    Raises
-    ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If it is damaged, or holds no saved state.
+
+def load_file(
+    cls: type[Kind],
+    path: str | PathLike[str],
+    params: Any,
+    given: Mapping[str, Any],
+    cast: bool,
+    rule: Any,
+    executor: Mapping[str, Any],
+) -> Kind:
+    """Return the optimiser of class `cls` that is saved in a file, for these parameters.
+
+    `given` has the settings that the user gives, by name (see :func:`with_numbers`), or None; `executor` has the
+    backend and the number of threads. :meth:`fastmomentum.Optimizer.load` describes the other arguments.
     """
-    return read_archive(path, "Momentum", _join)
+    given = {name: value for name, value in given.items() if value is not None}
+    with open_archive(path, "Momentum", _join) as file:
+        outline, numbers, functions = with_numbers(file.outline, given)
+        found = cls(**constructor_arguments(outline, params, rule=rule, **functions) | executor)
+        match(outline, without_arrays(found._engine), found._engine.state, cast)  # before the arrays are read
+        restore(with_numbers(file.read(), given)[0], found._engine, cast)
+    for name, values in numbers.items():
+        set_numbers(found._engine, name, values)
+    return found
 
 
 def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
@@ -355,4 +383,4 @@ def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
         meta[ELEMENTS] = [{name: arrays[f"{name}_{i}"] for name in given} for i, given in enumerate(names)]
     if len(arrays) != sum(slots) + sum(map(len, meta.get(ELEMENTS, []))):
         raise ValueError("it holds more members than its table of contents says")
-    return upgrade({**meta, "state": state, "resets": [tuple(reset) for reset in meta["resets"]]})
+    return upgrade({**meta, "state": state})

@@ -1,6 +1,6 @@
 """The settings of an optimiser's groups, as users read and assign them."""
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastmomentum import checks
@@ -154,6 +154,25 @@ def set_settings(engine: Engine, name: str, value: Any) -> None:
     if name in SHARED and any(each is not values[0] and each != values[0] for each in values):
         raise ValueError(f"{name}: expected one value, as all groups share it; got several")
     changes.set_setting(engine, range(count), name, values)
+
+
+def set_numbers(engine: Engine, name: str, values: Sequence[Any]) -> None:
+    """Use these values of a setting, None for groups whose value stays as it is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such setting, or a value is refused.
+    """
+    try:
+        if None not in values:
+            set_settings(engine, name, list(values))
+            return
+        for number, value in enumerate(values):
+            if value is not None:
+                GroupSettings(engine, number)[name] = value
+    except AttributeError as error:
+        raise TypeError(str(error)) from None
 
 
 def grads_in_order(engine: Engine, grads: Any) -> list[Any]:

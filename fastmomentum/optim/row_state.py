@@ -20,23 +20,52 @@ In a file each of seen, the state slots and the lists of products is an array, a
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from fastmomentum import checks, schedules
-from fastmomentum.optim.archive import read_archive, write_archive
-from fastmomentum.optim.checkpoint import reattach_functions, rule_differences
+from fastmomentum.optim.archive import Archive, open_archive, write_archive
+from fastmomentum.optim.checkpoint import reattach_functions
+from fastmomentum.optim.matching import array_differences, rule_differences
 from fastmomentum.optim.row_settings import NOT_NUMBERS, RowSettings, is_function, prepare
-from fastmomentum.optim.schema import SavedState, check_mapping, refuse, why_unfit
+from fastmomentum.optim.schema import (
+    Form,
+    SavedState,
+    array,
+    check_mapping,
+    count,
+    dict_of,
+    finite,
+    leaf,
+    list_of,
+    refuse,
+    text,
+    why_unfit,
+    wrong_entries,
+)
 from fastmomentum.optim.step_products import StepProducts
 from fastmomentum.rules.registry import find
 from fastmomentum.theory.linear import Floats
 
 SCHEMA = 2
-ADDED_IN_2 = ("values", "products")
-KEYS = ("schema", "rule", "made_of", "settings", "values", "steps", "seen", "state", "products")
+
+ANY: Form = leaf("a value", lambda value: True)
+FIRST: Mapping[str, Form] = {
+    "schema": leaf(f"1 or {SCHEMA}", lambda value: type(value) is int and value in (1, SCHEMA)),
+    "rule": text,
+    "made_of": text,
+    "settings": dict_of(ANY),
+    "steps": count,
+    "seen": array,
+    "state": list_of(array),
+}
+"""The form of each entry of a saved state of schema 1."""
+
+FORMS: Mapping[str, Form] = {**FIRST, "values": dict_of(finite), "products": ANY}
+"""The form of each entry of a saved state of the present schema; `StepProducts` checks the products."""
 
 
 def describe_settings(settings: RowSettings, step: int) -> dict[str, Any]:
@@ -109,7 +138,9 @@ def reattach(saved: SavedState, functions: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_saved(saved: SavedState, like: SavedState, own: Mapping[str, Any], products: StepProducts) -> None:
+def check_saved(
+    saved: SavedState, like: SavedState, own: Mapping[str, Any], products: StepProducts, cast: bool = False
+) -> None:
     """Check that a saved state fits rows whose own saved state is `like`.
 
     Parameters
@@ -122,49 +153,73 @@ def check_saved(saved: SavedState, like: SavedState, own: Mapping[str, Any], pro
         The settings of these rows.
     products : StepProducts
         The products of these rows.
+    cast : bool
+        Whether a state of another precision fits.
 
     Raises
     ------
     TypeError, ValueError
         If it does not fit; the message lists all differences.
     """
-    check_keys(saved)
-    refuse(_differences(saved, like, own, products), "these rows")
+    check_form(saved)
+    refuse(_differences(saved, like, own, products, cast), "these rows")
 
 
-def check_keys(saved: SavedState) -> None:
-    """Check that a saved state is a mapping that has the keys of its schema."""
+def check_form(saved: SavedState) -> None:
+    """Check that a saved state is a mapping whose entries have the form of its schema."""
     check_mapping(saved)
-    required = [key for key in KEYS if saved.get("schema") != 1 or key not in ADDED_IN_2]
-    missing = [f"{key}: missing" for key in required if key not in saved]
-    refuse(missing + [f"{key}: unknown" for key in saved if key not in required], "these rows")
+    refuse(wrong_entries(saved, FIRST if saved.get("schema") == 1 else FORMS), "these rows")
 
 
-def _differences(saved: SavedState, like: SavedState, own: Mapping[str, Any], products: StepProducts) -> Iterator[str]:
-    """Yield a sentence for each way in which a saved state with the right keys does not fit."""
-    if saved["schema"] not in (1, SCHEMA):
-        yield f"schema: expected 1 or {SCHEMA}; got {checks.describe(saved['schema'])}"
+def check_arrays(saved: SavedState, like: SavedState, cast: bool) -> None:
+    """Check that the arrays of a saved state have the shapes and dtypes of those of `like`."""
+    refuse(_array_differences(saved, like, cast), "these rows")
+
+
+def _array_differences(saved: SavedState, like: SavedState, cast: bool) -> Iterator[str]:
+    yield from array_differences("seen", saved["seen"], like["seen"])
+    yield from array_differences("state", saved["state"], like["state"], cast)
+
+
+def _differences(
+    saved: SavedState, like: SavedState, own: Mapping[str, Any], products: StepProducts, cast: bool
+) -> Iterator[str]:
+    """Yield a sentence for each way in which a saved state of the right form does not fit."""
     yield from rule_differences(saved, like)
-    settings = saved["settings"]
-    if not isinstance(settings, Mapping) or "rule" in settings:
-        yield f"settings: expected a dict of settings without the rule; got {checks.describe(settings)}"
+    if "rule" in saved["settings"]:
+        yield "settings: expected a dict of settings without the rule"
     elif saved["schema"] != 1:
-        yield from _unfit_settings(settings, saved["values"], own)
-    steps = saved["steps"]
-    if type(steps) is not int or not 0 <= steps <= 2**62:
-        yield f"steps: expected a whole number from 0 to 2**62; got {checks.describe(steps)}"
-        steps = 2**62
-    for key in ("seen", "state"):
-        expected, given = _form(like[key]), _form(saved[key])
-        if given != expected:
-            yield f"{key}: expected {expected}; got {given}"
-        elif key == "seen" and not ((saved[key] >= 0) & (saved[key] <= steps)).all():
-            yield f"seen: expected numbers from 0 to steps; got {saved[key].min()} to {saved[key].max()}"
-        elif key == "seen" and saved["schema"] != 1:
-            yield from products.differences(saved["products"], saved["seen"], steps)
+        yield from _unfit_settings(saved["settings"], saved["values"], own)
+    if wrong := [*_array_differences(saved, like, cast)]:
+        yield from wrong
+        return
+    seen, steps = saved["seen"], saved["steps"]
+    if not ((seen >= 0) & (seen <= steps)).all():
+        yield f"seen: expected numbers from 0 to steps; got {seen.min()} to {seen.max()}"
+    elif saved["schema"] != 1:
+        yield from products.differences(saved["products"], seen, steps)
 
 
-def _unfit_settings(settings: Mapping[str, Any], values: object, own: Mapping[str, Any]) -> Iterator[str]:
+def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedState, dict[str, Any], dict[str, Any]]:
+    """Return the saved state, with the last value of each function that a number of the user's replaces.
+
+    Returns
+    -------
+    saved : mapping
+        The saved state.
+    numbers, functions : dict
+        The numbers among the given values, and the functions.
+    """
+    check_form(saved)
+    numbers = {name: value for name, value in given.items() if not callable(value)}
+    functions = {name: value for name, value in given.items() if callable(value)}
+    values = dict(saved.get("values", {}))
+    replaced = {name: values.pop(name) for name in numbers if saved["settings"].get(name, 0.0) is None}
+    found = {**saved, "settings": {**saved["settings"], **replaced}}
+    return found | ({"values": values} if "values" in saved else {}), numbers, functions
+
+
+def _unfit_settings(settings: Mapping[str, Any], values: Mapping[str, float], own: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for each saved setting, or saved value of a function, that is none."""
     for name, setting in settings.items():
         if name in NOT_NUMBERS:
@@ -174,13 +229,8 @@ def _unfit_settings(settings: Mapping[str, Any], values: object, own: Mapping[st
         elif setting is None and not callable(own.get(name)):
             yield f"settings: {name} was a function of the step, to be passed again; got {own.get(name)}"
     functions = [name for name, value in settings.items() if value is None or isinstance(value, Mapping)]
-    if not isinstance(values, Mapping) or [*values] != functions or not all(type(x) is float for x in values.values()):
+    if [*values] != functions:
         yield f"values: expected a dict with a float for each of {functions}; got {checks.describe(values)}"
-
-
-def _form(value: Any) -> str:
-    """Return a text with the dtype and shape of an array, or of each array in a list."""
-    return f"[{', '.join(map(checks.describe, value))}]" if isinstance(value, list) else checks.describe(value)
 
 
 def write_file(path: str | PathLike[str], saved: SavedState) -> None:
@@ -190,17 +240,9 @@ def write_file(path: str | PathLike[str], saved: SavedState) -> None:
     write_archive(path, arrays, {key: saved[key] for key in saved if key not in ("seen", "state", "products")})
 
 
-def read_file(path: str | PathLike[str]) -> dict[str, Any]:
-    """Return the saved state in a file.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened.
-    ValueError
-        If it is damaged, or holds no saved state.
-    """
-    return read_archive(path, "SparseRows", _join)
+def open_file(path: str | PathLike[str]) -> AbstractContextManager[Archive]:
+    """Open a file that holds a saved state, as :func:`fastmomentum.optim.archive.open_archive` does."""
+    return open_archive(path, "SparseRows", _join)
 
 
 def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""The form of saved states: the keys of the present schema, checks of it, and states of older schemas.
+"""The form of saved states: what each entry of the present schema must be, and states of older schemas.
 
-:mod:`fastmomentum.optim.checkpoint` describes the keys.
+:mod:`fastmomentum.optim.checkpoint` describes the entries.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import repeat
 from numbers import Real
 from typing import Any
 
@@ -20,18 +19,121 @@ from fastmomentum.rules.registry import find
 
 SavedState = Mapping[str, Any]
 
+Form = Callable[[str, Any], Iterator[str]]
+"""``form(where, value)`` yields a sentence for each way in which the value at `where` does not have the form."""
+
 SCHEMA = 4
 READABLE = (1, 2, 3, SCHEMA)
-KEYS = (
-    *("schema", "rule", "made_of", "steps", "skipped", "skipped_in_a_row", "skip_nonfinite"),
-    *("resets", "last_reset", "value", "names", "groups", "functions", "values", "updates", "state"),
-)
 
 ELEMENTS = "elements"
 """The key of the masks and scales of lr, which is left out if there are none."""
 
+FINGERPRINT = "fingerprint"
+"""The key of the checksums of the parameters, which is left out if they were not asked for."""
+
 ARRAYS = "number of arrays"
 """The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
+
+MOST_LINES = 20
+"""The number of differences that a message lists; it counts the others."""
+
+
+def leaf(words: str, fits: Callable[[Any], bool]) -> Form:
+    """Return the form of a value for which ``fits(value)`` holds."""
+
+    def differences(where: str, value: Any) -> Iterator[str]:
+        if not fits(value):
+            yield f"{where}: expected {words}; got {checks.describe(value)}"
+
+    return differences
+
+
+def list_of(form: Form) -> Form:
+    """Return the form of a list whose entries have this form."""
+
+    def differences(where: str, value: Any) -> Iterator[str]:
+        if not isinstance(value, list):
+            yield f"{where}: expected a list; got {checks.describe(value)}"
+            return
+        for i, entry in enumerate(value):
+            yield from form(f"{where}[{i}]", entry)
+
+    return differences
+
+
+def dict_of(form: Form) -> Form:
+    """Return the form of a dict with names of settings, whose values have this form."""
+
+    def differences(where: str, value: Any) -> Iterator[str]:
+        if not isinstance(value, Mapping) or not all([isinstance(name, str) for name in value]):
+            yield f"{where}: expected a dict with names of settings; got {checks.describe(value)}"
+            return
+        for name in value:
+            yield from form(f"{where}[{name!r}]", value[name])
+
+    return differences
+
+
+def optional(form: Form) -> Form:
+    """Return the form of a value that has this form or is None."""
+    return lambda where, value: iter(()) if value is None else form(where, value)
+
+
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number from 0 to 2⁶²."""
+    return type(value) is int and 0 <= value <= 2**62
+
+
+def _is_reset(value: Any) -> bool:
+    is_triple = isinstance(value, list | tuple) and len(value) == 3
+    return is_triple and is_count(value[0]) and isinstance(value[1], str) and isinstance(value[2], str)
+
+
+def _group(where: str, value: Any) -> Iterator[str]:
+    yield from _names(where, value)
+    if isinstance(value, Mapping):
+        yield from count(f"{where}[{ARRAYS!r}]", value.get(ARRAYS))
+        for name, setting in value.items():
+            if name == "rule":
+                yield f"{where}: expected settings without the rule"
+            elif (name in SCHEDULED or type(setting) not in PLAIN) and (why := why_unfit(setting)):
+                yield f"{where}: {name}: {why}"
+
+
+text = leaf("a str", lambda value: isinstance(value, str))
+count = leaf("a whole number from 0 to 2**62", is_count)
+finite = leaf("a finite float", lambda value: type(value) is float and math.isfinite(value))
+skips = leaf("True, False or a whole number from 1", lambda value: type(value) is bool or (is_count(value) and value))
+array = leaf("an array", lambda value: type(value) is np.ndarray)
+_names = dict_of(lambda where, value: iter(()))
+
+FORMS: Mapping[str, Form] = {
+    "schema": leaf(" or ".join(map(str, READABLE)), lambda value: type(value) is int and value == SCHEMA),
+    "rule": text,
+    "made_of": text,
+    "steps": count,
+    "skipped": count,
+    "skipped_in_a_row": count,
+    "skip_nonfinite": skips,
+    "resets": list_of(leaf("(step, reason, scope)", _is_reset)),
+    "last_reset": count,
+    "value": optional(finite),
+    "names": optional(list_of(text)),
+    "groups": list_of(_group),
+    "functions": dict_of(list_of(optional(count))),
+    "values": list_of(dict_of(optional(finite))),
+    "updates": list_of(count),
+    "state": list_of(list_of(array)),
+}
+"""The form of each entry of a saved state."""
+
+NOT_ALWAYS: Mapping[str, Form] = {
+    ELEMENTS: list_of(
+        leaf(f"a dict with {' and '.join(GIVEN)}", lambda value: isinstance(value, Mapping) and {*value} <= {*GIVEN})
+    ),
+    FINGERPRINT: list_of(count),
+}
+"""The form of the entries that a saved state may lack."""
 
 
 def check_mapping(saved: object) -> None:
@@ -42,78 +144,47 @@ def check_mapping(saved: object) -> None:
 
 def check_form(saved: SavedState) -> None:
     """Check that a saved state has the form that :func:`to_dict` gives it; :func:`upgrade` has been done."""
-    if (schema := saved.get("schema", SCHEMA)) != SCHEMA:
-        refuse([f"schema: expected {' or '.join(map(str, READABLE))}; got {schema!r}"])
-    refuse(
-        [f"{key}: missing" for key in KEYS if key not in saved]
-        + [f"{key}: unknown" for key in saved if key not in (*KEYS, ELEMENTS)]
-    )
     refuse(malformed(saved))
 
 
 def refuse(differences: Iterable[str], what: str = "this optimiser") -> None:
     """Raise a ValueError that lists the differences, if there are any."""
     if listed := list(differences):
-        raise ValueError(f"state_dict does not fit {what}:\n  " + "\n  ".join(listed))
+        more = len(listed) - MOST_LINES
+        lines = listed[:MOST_LINES] + [f"and {more} more"] * (more > 0)
+        raise ValueError(f"state_dict does not fit {what}:\n  " + "\n  ".join(lines))
 
 
-def malformed(saved: SavedState) -> Iterator[str]:
-    """Yield a sentence for each entry that does not have the form that :func:`to_dict` gives it."""
-    for key in ("steps", "skipped", "skipped_in_a_row", "last_reset"):
-        if not _is_count(saved[key]):
-            yield f"{key}: expected a whole number from 0 to 2**62; got {checks.describe(saved[key])}"
-    forms: dict[str, Callable[[Any], bool]] = {
-        "resets": lambda reset: _are_resets([reset]),
-        "groups": lambda group: isinstance(group, Mapping) and ARRAYS in group and "rule" not in group,
-        "values": lambda values: isinstance(values, Mapping) and all(map(_is_value, values.values())),
-        "updates": _is_count,
-        "state": lambda state: isinstance(state, list) and all(type(slot) is np.ndarray for slot in state),
-        "names": lambda name: isinstance(name, str),
-        ELEMENTS: lambda given: isinstance(given, Mapping) and {*given} <= {*GIVEN},
-    }
-    value = saved["value"]
-    if value is not None and type(value) is not float:
-        yield f"value: expected a float or None; got {checks.describe(value)}"
-    functions = saved["functions"]
-    groups = len(saved["groups"]) if isinstance(saved["groups"], list) else 0
-    if not isinstance(functions, Mapping) or not all(map(isinstance, functions, repeat(str))):
-        yield f"functions: expected a dict with names of settings; got {checks.describe(functions)}"
-    elif not all(map(_are_numbers, functions.values(), repeat(groups))):
-        yield f"functions: expected for each name a list of {groups}, a number or None for each group"
-    if _is_count(saved["steps"]) and _is_count(saved["last_reset"]) and saved["last_reset"] > saved["steps"]:
+def wrong_entries(saved: SavedState, forms: Mapping[str, Form], not_always: Mapping[str, Form] = {}) -> list[str]:
+    """Return a sentence for each entry that is missing, unknown, or does not have the form given by its key."""
+    found = [f"{key}: missing" for key in forms if key not in saved]
+    found += [f"{key}: unknown" for key in saved if key not in forms and key not in not_always]
+    for key, form in {**forms, **not_always}.items():
+        if key in saved:
+            found += form(key, saved[key])
+    return found
+
+
+def malformed(saved: SavedState) -> list[str]:
+    """Return a sentence for each entry that does not have the form that :func:`to_dict` gives it."""
+    return wrong_entries(saved, FORMS, NOT_ALWAYS)
+
+
+def contradictions(saved: SavedState) -> Iterator[str]:
+    """Yield a sentence for each two entries of a saved state that do not go together."""
+    groups, arrays, names = len(saved["groups"]), len(saved["state"]), saved["names"]
+    lengths = [(f"functions[{name!r}]", numbers, groups) for name, numbers in saved["functions"].items()]
+    lengths += [("values", saved["values"], groups)]
+    lengths += [(key, saved[key], arrays) for key in ("updates", *NOT_ALWAYS) if key in saved]
+    for where, value, length in lengths:
+        if len(value) != length:
+            yield f"{where}: expected {length} entries; got {len(value)}"
+    if (members := sum([group[ARRAYS] for group in saved["groups"]])) != arrays:
+        yield f"state: expected {members} entries, the number of arrays of all groups; got {arrays}"
+    if names is not None and (len(names) != arrays or len({*names}) != arrays):
+        yield f"names: expected a name of its own for each of {arrays} arrays; got {names}"
+    if saved["last_reset"] > saved["steps"]:
         yield f"last_reset: expected at most the number of steps, {saved['steps']}; got {saved['last_reset']}"
-    names = saved["names"]
-    if isinstance(names, list) and not len({*map(repr, names)}) == len(names) == len(saved["updates"] or ()):
-        yield "names: expected a name of its own for each array"
-    if names is not None and isinstance(saved["state"], list) and len(saved["state"]) != len(names):
-        yield f"state: expected {len(names)} entries, one for each name; got {len(saved['state'])}"
-    for key, is_right in forms.items():
-        if saved.get(key) is None and key in ("names", ELEMENTS):
-            continue
-        if not isinstance(saved[key], list) or not all(map(is_right, saved[key])):
-            yield f"{key}: expected a list as state_dict() gives it; got {checks.describe(saved[key])}"
-        elif key == "groups":
-            for number, group in enumerate(saved[key]):
-                others = [name for name in group if name in SCHEDULED or type(group[name]) not in PLAIN]
-                yield from (f"groups[{number}]: {name}: {why}" for name in others if (why := why_unfit(group[name])))
-
-
-def _are_resets(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(reset, tuple) and list(map(type, reset)) == [int, str, str] for reset in value
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 2**62
-
-
-def _are_numbers(value: Any, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(n is None or _is_count(n) for n in value)
-
-
-def _is_value(value: Any) -> bool:
-    return value is None or type(value) is float
 
 
 def _is_number(value: Any) -> bool:
@@ -135,18 +206,20 @@ def why_unfit(value: Any) -> str:
 
 def upgrade(saved: SavedState) -> dict[str, Any]:
     """Return a saved state of any schema in the form of the present one."""
-    if (schema := saved.get("schema", SCHEMA)) == SCHEMA or schema not in READABLE:
+    schema = saved.get("schema", SCHEMA)
+    if type(schema) is not int or schema == SCHEMA or schema not in READABLE:
         return dict(saved)
     known = {name: value for name, value in saved.items() if name != "started"}
     started, steps = saved.get("started"), saved.get("steps")
     updates = [steps if each else 0 for each in started] if isinstance(started, list) else started
     resets: Any = saved.get("resets")
-    last_reset = max((step for step, _, scope in resets if scope == ALL), default=0) if _are_resets(resets) else 0
+    are_resets = not [*FORMS["resets"]("resets", resets)]
+    last_reset = max((step for step, _, scope in resets if scope == ALL), default=0) if are_resets else 0
     added = {"skipped_in_a_row": 0, "last_reset": last_reset, "value": None, "names": None, "updates": updates}
     groups = saved.get("groups")
     values: list[dict[str, Any]] = [{} for _ in groups] if isinstance(groups, list) else []
     found = added | {"values": values} | known | {"schema": SCHEMA}
-    if saved.get("made_of") == EMA_CORRECTED and not [*malformed(found)]:
+    if saved.get("made_of") == EMA_CORRECTED and not malformed(found) and not [*contradictions(found)]:
         return _without_weights(found)
     return found
 

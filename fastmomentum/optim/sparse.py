@@ -4,7 +4,7 @@ A row without a gradient does not stay as it is: its velocity decays, and moves 
 (p, *state) by the rule's matrix, so steps can wait until the row is read or gets a gradient, and are done as one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from threading import Lock
 from typing import Any, Self
@@ -16,6 +16,7 @@ from fastmomentum import backends, checks
 from fastmomentum.backends.base import one_caller, uninterrupted
 from fastmomentum.optim import row_state
 from fastmomentum.optim.checkpoint import choose_rule
+from fastmomentum.optim.matching import cast_slots
 from fastmomentum.optim.row_gradients import gradients_by_row, row_numbers
 from fastmomentum.optim.row_settings import LinearRule, RowSettings, Setting
 from fastmomentum.optim.step_products import StepProducts
@@ -256,8 +257,10 @@ class SparseRows:
                 "products": self._products.to_lists(),
             }
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], *, cast: bool = False) -> None:
         """Continue from a dict that :meth:`state_dict` returned; `param` must hold the table of that moment.
+
+        With `cast`, a state of another precision is converted to that of the table.
 
         Raises
         ------
@@ -272,10 +275,10 @@ class SparseRows:
         >>> again.lr
         0.5
         """
-        row_state.check_saved(saved, self.state_dict(), self._settings.given, self._products)
+        row_state.check_saved(saved, self.state_dict(), self._settings.given, self._products, cast)
         settings = row_state.restore_settings(saved, self._settings, self.param.dtype)
         products = row_state.restore_products(saved, self._products, settings.last.matrix)
-        state = tuple(np.array(slot, order="C") for slot in saved["state"])
+        state = tuple(cast_slots([saved["state"]], [self.param])[0])
         seen = np.array(saved["seen"])
         with one_caller(self._lock), uninterrupted():
             self._settings, self._products = settings, products
@@ -310,7 +313,8 @@ class SparseRows:
         *,
         rule: str | Rule | None = None,
         backend: str | None = None,
-        **functions: Callable[[int], float],
+        cast: bool = False,
+        **settings: Setting,
     ) -> Self:
         """Return the object that :meth:`save` wrote, for the table of that moment, which is not written to.
 
@@ -324,8 +328,11 @@ class SparseRows:
             The rule, if no rule is registered under the saved name.
         backend : optional
             As for the constructor; the file does not hold it.
-        **functions
-            The functions of the step that could not be saved: all except those of :mod:`fastmomentum.schedules`.
+        cast : bool
+            Whether a state of another precision is converted to that of the table.
+        **settings
+            Numbers that replace saved settings, and the functions of the step that could not be saved: all except those
+            of :mod:`fastmomentum.schedules`.
 
         Raises
         ------
@@ -343,12 +350,15 @@ class SparseRows:
         ...     fm.SparseRows.load(os.path.join(folder, "rows.npz"), table, lr=rate).lr
         0.5
         """
-        saved = row_state.read_file(path)
-        row_state.check_keys(saved)
-        attached = row_state.reattach(saved, functions)
-        found = cls(param, rule=choose_rule(saved, rule), backend=backend, **saved["settings"] | saved["values"])
-        found._settings.given = {**found._settings.given, **attached}
-        found.load_state_dict(saved)
+        with row_state.open_file(path) as file:
+            outline, numbers, functions = row_state.with_numbers(file.outline, settings)
+            attached = row_state.reattach(outline, functions)
+            own = outline["settings"] | outline["values"]
+            found = cls(param, rule=choose_rule(outline, rule), backend=backend, **own)
+            found._settings.given = {**found._settings.given, **attached}
+            row_state.check_arrays(outline, found.state_dict(), cast)  # before the arrays are read
+            found.load_state_dict(row_state.with_numbers(file.read(), settings)[0], cast=cast)
+        found.change(**numbers)
         return found
 
     def __getattr__(self, name: str) -> float:

@@ -1,0 +1,147 @@
+"""Match a saved state to the arrays and settings of an optimiser: by names if there are any, else by position."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from fastmomentum import checks
+from fastmomentum.optim.groups import SCHEDULED
+from fastmomentum.optim.schema import ARRAYS, ELEMENTS, FINGERPRINT, SavedState, contradictions, refuse
+from fastmomentum.optim.state import State
+from fastmomentum.rules.registry import names
+
+
+def match(saved: SavedState, like: SavedState, state: State, cast: bool = False) -> SavedState:
+    """Return a saved state of the right form in the order of an optimiser's names, after checking that it fits.
+
+    Parameters
+    ----------
+    saved : mapping
+        The saved state.
+    like : mapping
+        The optimiser's own saved state, without arrays.
+    state : State
+        The optimiser's arrays.
+    cast : bool
+        Whether saved arrays of another precision fit, too.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit; the message lists all differences.
+    """
+    if not [*contradictions(saved)]:
+        saved = in_order_of(state.names, saved)
+    refuse([*contradictions(saved), *_differences(saved, like, state, cast)])
+    return saved
+
+
+def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
+    """Return the saved state with its arrays in the order of these names, if both have names.
+
+    Raises
+    ------
+    ValueError
+        If the names are not the saved ones.
+    """
+    if names is None or saved["names"] is None or list(names) == list(saved["names"]):
+        return saved
+    place = {name: i for i, name in enumerate(saved["names"])}
+    missing, unknown = [name for name in names if name not in place], place.keys() - set(names)
+    refuse([f"{name}: no state was saved for it" for name in missing] + [f"{name}: no such array" for name in unknown])
+    order = [place[name] for name in names]
+    keys = [key for key in ("updates", "state", ELEMENTS, FINGERPRINT) if key in saved]
+    return {**saved, "names": list(names)} | {key: [saved[key][i] for i in order] for key in keys}
+
+
+def _differences(saved: SavedState, like: SavedState, state: State, cast: bool) -> Iterator[str]:
+    """Yield a sentence for each way in which a saved state does not fit an optimiser."""
+    yield from rule_differences(saved, like)
+    if saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]:
+        yield (
+            f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "
+            f"opt = opt.convert({like['rule']!r})"
+        )
+    for key, wanted in (("groups", like["groups"]), ("state", state.slots), ("updates", state.slots)):
+        if len(saved[key]) != len(wanted):
+            yield f"{key}: expected {len(wanted)} entries; got {len(saved[key])}"
+    for number, (given, own) in enumerate(zip(saved["groups"], like["groups"])):
+        if given.get(ARRAYS) != own[ARRAYS]:
+            yield f"groups[{number}]: expected {own[ARRAYS]} arrays; got {given.get(ARRAYS)}"
+        for name, functions in saved["functions"].items():
+            is_old = name in SCHEDULED and name in given and given[name] is None
+            own_functions = like["functions"].get(name)
+            is_passed = isinstance(own.get(name), Mapping) or (own_functions and own_functions[number] is not None)
+            if (is_old or functions[number : number + 1] not in ([], [None])) and not is_passed:
+                yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own.get(name)}"
+    for number, (slots, own_slots) in enumerate(zip(saved["state"], state.slots)):
+        yield from array_differences(f"state[{number}]", slots, own_slots, cast)
+
+
+def array_differences(where: str, saved: Any, like: Any, cast: bool = False) -> Iterator[str]:
+    """Yield a sentence if an array, or a list of arrays, differs from `like` in dtypes or shapes.
+
+    With `cast`, arrays of another precision do not differ.
+    """
+    (given, saved_kinds), (wanted, kinds) = _describe(saved), _describe(like)
+    can_cast = saved_kinds == kinds
+    if given != wanted and not (cast and can_cast):
+        yield f"{where}: expected {wanted}; got {given}" + "; cast=True converts them" * can_cast
+
+
+def _describe(arrays: Any) -> tuple[str, list[Any]]:
+    """Return a text with dtypes and shapes, and these without the precision of the dtypes."""
+    if not isinstance(arrays, list | tuple):
+        return f"an array of {arrays.dtype}, shape {tuple(arrays.shape)}", [arrays.dtype, tuple(arrays.shape)]
+    words = [_describe(array)[0] for array in arrays]
+    return f"[{', '.join(words)}]", [(array.dtype.kind, tuple(array.shape)) for array in arrays]
+
+
+def rule_differences(saved: SavedState, like: SavedState) -> Iterator[str]:
+    """Yield a sentence for each difference between the rules of two saved states."""
+    # For a rule without a name, the text in "rule" has changed between versions: only "made_of" is compared.
+    is_named = like["rule"] in names() or saved["rule"] in names()
+    for key in ("rule", "made_of") if is_named else ("made_of",):
+        if saved[key] != like[key]:
+            yield f"{key}: expected {like[key]!r}; got {checks.describe(saved[key])}"
+
+
+def cast_slots(saved: Sequence[Sequence[Any]], params: Sequence[Any]) -> list[list[Any]]:
+    """Return the saved slots in the precision of the parameters.
+
+    Raises
+    ------
+    ValueError
+        If a number is too large for it.
+    """
+    found = []
+    for i, (slots, param) in enumerate(zip(saved, params)):
+        with np.errstate(over="ignore"):
+            found.append([slot.astype(param.dtype, order="C") for slot in slots])
+        for slot, cast in zip(slots, found[-1]):
+            if not np.array_equal(np.isfinite(slot), np.isfinite(cast)):
+                raise ValueError(f"state[{i}]: expected numbers that {param.dtype} can hold; got larger ones")
+    return found
+
+
+def checksum(param: Any) -> int:
+    """Return a checksum of the bytes of an array, in C order."""
+    return crc32(np.ascontiguousarray(param).reshape(-1).view(np.uint8).data)
+
+
+def warn_of_another_order(saved: SavedState, state: State) -> None:
+    """Warn if arrays without names hold what other arrays held when the state was saved."""
+    if FINGERPRINT not in saved or (state.names is not None and saved["names"] is not None):
+        return
+    then, now = saved[FINGERPRINT], [*map(checksum, state.fetch_params())]
+    moved = [i for i, checksum in enumerate(now) if checksum != then[i] and checksum in then]
+    if moved:
+        warnings.warn(
+            f"params: the arrays {', '.join(map(str, moved))} hold the values that other arrays had when the run was "
+            "saved, so they seem to be in another order; their states were matched by position. Give the arrays names, "
+            "params={'weight': w, ...}, before you save, and their order will not matter",
+            stacklevel=4,
+        )
