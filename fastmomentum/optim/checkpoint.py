@@ -346,7 +346,7 @@ def write_file(path: str | PathLike[str], saved: SavedState) -> None:
     write_archive(path, arrays, meta)
 
 
-Kind = TypeVar("Kind", bound=Any)
+Kind = TypeVar("Kind")
 
 
 def load_file(
@@ -366,12 +366,12 @@ def load_file(
     given = {name: value for name, value in given.items() if value is not None}
     with open_archive(path, "Momentum", _join) as file:
         outline, numbers, functions = with_numbers(file.outline, given)
-        found = cls(**constructor_arguments(outline, params, rule=rule, **functions) | executor)
+        found: Any = cls(**{**constructor_arguments(outline, params, rule=rule, **functions), **executor})
         match(outline, without_arrays(found._engine), found._engine.state, cast)  # before the arrays are read
         restore(with_numbers(file.read(), given)[0], found._engine, cast)
     for name, values in numbers.items():
         set_numbers(found._engine, name, values)
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:

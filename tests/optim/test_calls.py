@@ -73,7 +73,7 @@ CASES = {
     "a step with a function as lr": (lambda: stepping(lr=lambda t: 0.1 / (1 + t)), 8, 20),
     "lr assigned": (assigning, 8, 20),
     "an optimiser made": (lambda: lambda folder: fm.Momentum(np.ones(8), lr=0.1), 17, 200),
-    "a run loaded": (loading, 22, 480),
+    "a run loaded": (loading, 22, 620),
     "a reset": (resetting, 8, 60),
 }
 
