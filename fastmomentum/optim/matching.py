@@ -143,5 +143,5 @@ def warn_of_another_order(saved: SavedState, state: State) -> None:
             f"params: the arrays {', '.join(map(str, moved))} hold the values that other arrays had when the run was "
             "saved, so they seem to be in another order; their states were matched by position. Give the arrays names, "
             "params={'weight': w, ...}, before you save, and their order will not matter",
-            stacklevel=4,
+            stacklevel=5,
         )
