@@ -80,7 +80,7 @@ def test_save_and_load_refuse_special_files_and_leave_them(kind, special, tmp_pa
     before = {name: os.lstat(tmp_path / name) for name in os.listdir(tmp_path)}
     with pytest.raises(OSError, match="path: expected a regular file to replace; .*run' is a"):
         KINDS[kind].make().save(path)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="is a|Too many levels"):
         KINDS[kind].load(path)
     assert {name: os.lstat(tmp_path / name).st_mode for name in os.listdir(tmp_path)} == {
         name: info.st_mode for name, info in before.items()
@@ -109,7 +109,7 @@ def test_save_names_what_is_wrong_with_a_path(kind, tmp_path):
     ):
         with pytest.raises(error, match=f"path: .*{words}"):
             opt.save(path)
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="too long") as raised:
         opt.save(tmp_path / ("x" * 300))
     assert raised.value.filename is None or raised.value.filename.endswith("x" * 300)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -191,7 +191,7 @@ def with_a_comment(path, members):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def member_twice(path, members):
     with zipfile.ZipFile(path, "w") as made:
-        for name, content in [*members.items(), [*members.items()][0]]:
+        for name, content in [*members.items(), next(iter(members.items()))]:
             made.writestr(name, content)
 
 
