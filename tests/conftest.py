@@ -1,9 +1,18 @@
 """Settings of the whole test run."""
 
-import os
-
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True)  # so that a failure can be reproduced
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+LONG = 20
+"""The factor by which --long multiplies the number of random examples."""
+
+# The examples are the same in every run, so that a failure can be reproduced; --long draws new ones.
+settings.register_profile("short", derandomize=True, database=None)
+settings.register_profile("long", deadline=None, max_examples=100 * LONG)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help=f"draw new random examples, {LONG} times as many")
+
+
+def pytest_configure(config):
+    settings.load_profile("long" if config.getoption("long") else "short")

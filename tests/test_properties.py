@@ -14,7 +14,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import fastmomentum as fm
 from tests.helpers.model import Model
-from tests.helpers.reference import BACKENDS, DTYPES, RULES, assert_same_bits, bits, rest, update, with_options
+from tests.helpers.reference import (
+    BACKENDS,
+    DTYPES,
+    RULES,
+    assert_same_bits,
+    bits,
+    rest,
+    update,
+    update_in_a_run,
+    with_options,
+)
 
 # Kernels compile on first use, which takes longer than an example should.
 relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -78,7 +88,7 @@ def test_momentum_has_the_bits_of_numpy_for_any_arrays(data, name, dtype, lr, mo
         opt.step(grads)
         with quiet():
             want = [
-                (p, s) if g is None else update(name, p, s, g, dtype, lr=lr, momentum=momentum)
+                (p, s) if g is None else update_in_a_run(name, p, s, g, dtype, lr=lr, momentum=momentum)
                 for (p, s), g in zip(want, grads, strict=True)
             ]
     for p, (q, _) in zip(params, want, strict=True):

@@ -6,9 +6,7 @@ formulas.
 
 import math
 
-from tests.helpers.reference import POSITIONS, sum_of_squares, update
-
-NO_VELOCITY_AT_0 = ("pytorch", "pytorch_nesterov")
+from tests.helpers.reference import POSITIONS, sum_of_squares, update_in_a_run
 
 
 class Model:
@@ -43,7 +41,5 @@ class Model:
                     g = min(max(g, -self.clip), self.clip)
                 g = -g if self.maximize else g
                 g = g + self.decay * p[i] if self.decay else g
-                after = update(self.rule, p[i], s[i], g, float, lr=self.lr, momentum=self.momentum)
-                # As in torch, there is no velocity while momentum is 0.
-                p[i], s[i] = (after[0], s[i]) if self.momentum == 0 and self.rule in NO_VELOCITY_AT_0 else after
+                p[i], s[i] = update_in_a_run(self.rule, p[i], s[i], g, float, lr=self.lr, momentum=self.momentum)
         self.steps += 1

@@ -57,6 +57,12 @@ def update(rule, p, s, g, cast, *, lr, momentum, momentum_next=None, dampening=0
     raise KeyError(rule)
 
 
+def update_in_a_run(rule, p, s, g, cast, *, lr, momentum):
+    """Return (p, s) after one update of an optimiser: at momentum 0 the rules of torch leave the velocity alone."""
+    rule = "sgd" if momentum == 0 and rule in ("pytorch", "pytorch_nesterov") else rule
+    return update(rule, p, s, g, cast, lr=lr, momentum=momentum)
+
+
 def with_options(p, g, cast, *, lr, clip_value=None, maximize=False, weight_decay=0.0, decoupled_weight_decay=0.0):
     """Return (p, g) as the rule gets them, in torch's order: clip, negate, coupled decay; then decoupled decay."""
     if clip_value is not None:

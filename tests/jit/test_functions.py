@@ -149,7 +149,7 @@ def test_hyper_parameters_are_derived_checked_and_cast():
     assert_same_bits(np.array(found), np.array([0.1, 0.999, 1 - 0.999], np.float32))
     with pytest.raises(ValueError, match="momentum: expected a number in"):
         fm.jit.hyper("ema", np.float32, lr=0.1, momentum=1.5)
-    with pytest.raises(TypeError, match="lr: rule 'sgd' needs this"):
+    with pytest.raises(TypeError, match="lr: expected a finite number >= 0, as rule 'sgd' needs this"):
         fm.jit.hyper("sgd")
     with pytest.raises(TypeError, match="dtype: expected float32 or float64; got 'int32'"):
         fm.jit.hyper("sgd", "int32", lr=0.1)
