@@ -2,12 +2,14 @@
 
 from hypothesis import settings
 
+from tests.helpers.fuzz import USUAL
+
 LONG = 20
 """The factor by which --long multiplies the number of random examples."""
 
 # The examples are the same in every run, so that a failure can be reproduced; --long draws new ones.
-settings.register_profile("short", derandomize=True, database=None)
-settings.register_profile("long", deadline=None, max_examples=100 * LONG)
+settings.register_profile("short", derandomize=True, database=None, max_examples=USUAL)
+settings.register_profile("long", max_examples=USUAL * LONG)
 
 
 def pytest_addoption(parser):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import fastmomentum as fm
+from tests.helpers.fuzz import examples
 from tests.helpers.model import Model
 from tests.helpers.reference import (
     BACKENDS,
@@ -27,7 +28,7 @@ from tests.helpers.reference import (
 )
 
 # Kernels compile on first use, which takes longer than an example should.
-relaxed = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+relaxed = examples(150)
 
 
 def quiet():
@@ -235,8 +236,10 @@ class Sequences(RuleBasedStateMachine):
             "skip_nonfinite": skip,
         }
         values = [[data.draw(NUMBER) for _ in range(n)] for n in SIZES]
-        self.params = [np.array(p) for p in values]
-        self.opt = fm.Momentum(self.params, rule=name, lr=0.125, momentum=0.75, **self.settings)
+        self.runs = [
+            fm.Momentum([np.array(p) for p in values], rule=name, lr=0.125, momentum=0.75, backend=b, **self.settings)
+            for b in BACKENDS
+        ]
         self.model = Model(values, name, 0.125, 0.75, clip=clip, decay=decay, maximize=maximize, limit=limit, skip=skip)
         self.resets = []
 
@@ -245,80 +248,106 @@ class Sequences(RuleBasedStateMachine):
         grads = [None if i in missing else [data.draw(NUMBER) for _ in range(n)] for i, n in enumerate(SIZES)]
         if bad is not None and self.settings["skip_nonfinite"] and grads[2]:
             grads[2][data.draw(st.integers(0, 16))] = bad
-        self.opt.step([g if g is None else np.array(g) for g in grads])
+        for opt in self.runs:
+            opt.step([g if g is None else np.array(g) for g in grads])
         self.model.step(grads)
 
     @rule(lr=st.sampled_from([0.0, 0.0625, 0.5]), momentum=st.sampled_from([0.0, 0.5, 1.0]))
     def change(self, lr, momentum):
-        self.opt.lr, self.opt.momentum = lr, momentum
+        for opt in self.runs:
+            opt.lr, opt.momentum = lr, momentum
         self.model.lr, self.model.momentum = lr, momentum
 
     @rule()
     def reset(self):
-        self.opt.reset("a rule of the test")
+        for opt in self.runs:
+            opt.reset("a rule of the test")
         self.resets.append((self.model.steps, "a rule of the test", "all"))
         self.model.reset()
 
     @rule()
     def save_and_load(self):
         with tempfile.TemporaryDirectory() as folder:
-            self.opt.save(Path(folder, "run"))
-            self.opt = fm.Momentum.load(Path(folder, "run"), self.params)
+            for i, opt in enumerate(self.runs):
+                opt.save(Path(folder, "run"))
+                self.runs[i] = fm.Momentum.load(Path(folder, "run"), opt.params, backend=BACKENDS[i])
 
     @rule()
     def state_dict_into_another(self):
-        saved = self.opt.state_dict()
-        self.opt = fm.Momentum(self.params, rule=self.model.rule, lr=9.0)
-        self.opt.load_state_dict(saved)
+        for i, opt in enumerate(self.runs):
+            saved = opt.state_dict()
+            self.runs[i] = fm.Momentum(opt.params, rule=self.model.rule, lr=9.0, backend=BACKENDS[i])
+            self.runs[i].load_state_dict(saved)
+
+    @rule(number=st.integers(0, 2))
+    def replace(self, number):
+        for opt in self.runs:
+            opt.replace(number, opt.params[number].copy())
+
+    @rule(data=st.data())
+    def refuse(self, data):
+        """Refuse a change of each kind, which leaves the run as it is."""
+
+        def raising(step):
+            raise KeyError(step)
+
+        opt = data.draw(st.sampled_from(self.runs))
+        saved = opt.state_dict()
+        changes = (
+            lambda: setattr(opt, "lr", -1.0),
+            lambda: setattr(opt, "momentum", raising),
+            lambda: setattr(opt, "max_norm", "x"),
+            lambda: opt.step([np.ones(1)]),
+            lambda: opt.step([None, np.ones(2), None]),
+            lambda: opt.reset("a test", array=7),
+            lambda: opt.replace(0, np.ones(2)),
+            lambda: opt.add_group({"params": np.ones(2), "lr": raising}),
+            lambda: opt.load_state_dict(saved | {"steps": 2**63}),
+            lambda: opt.load_state_dict(saved | {"state": saved["state"][:1]}),
+        )
+        with pytest.raises((TypeError, ValueError, KeyError)):
+            data.draw(st.sampled_from(changes))()
 
     @rule(pickled=st.booleans())
     def go_on_with_a_copy(self, pickled):
-        self.opt = pickle.loads(pickle.dumps(self.opt)) if pickled else copy.deepcopy(self.opt)
-        self.params = self.opt.params
+        self.runs = [pickle.loads(pickle.dumps(opt)) if pickled else copy.deepcopy(opt) for opt in self.runs]
 
     @rule(other=st.sampled_from(["classical", "pytorch", "heavy_ball"]))
     def convert(self, other):
         """Convert between rules, and let the model continue from the converted state."""
         if self.model.rule not in ("classical", "pytorch", "heavy_ball") or self.model.lr == 0:
             return
-        state, lr, momentum = fm.convert(
-            self.opt.state,
-            source=self.model.rule,
-            target=other,
-            lr=self.opt.lr,
-            momentum=self.opt.momentum,
-            param=self.params,
-        )
-        opt = fm.Momentum(self.params, rule=other, lr=lr, momentum=momentum, **self.settings)
-        for mine, new in zip(opt.state, state, strict=True):
-            mine[...] = new
-        scale = max(abs(s).max() for s in (*state, *self.params, np.ones(1)))
-        for i in range(3):  # the displacement of the next step without gradient, μ·w, is the same
-            moves = [self._move(self.model.rule, self.opt.state[i], i), self._move(other, state[i], i)]
-            np.testing.assert_allclose(*moves, rtol=0, atol=8 * np.finfo(float).eps * scale * max(1, 1 / lr))
-        self.opt, self.model.rule = opt, other
+        for number, old in enumerate(self.runs):
+            params, given = old.params, {"lr": old.lr, "momentum": old.momentum, "param": old.params}
+            state, lr, momentum = fm.convert(old.state, source=self.model.rule, target=other, **given)
+            opt = fm.Momentum(params, rule=other, lr=lr, momentum=momentum, backend=BACKENDS[number], **self.settings)
+            for mine, new in zip(opt.state, state, strict=True):
+                mine[...] = new
+            scale = max(abs(s).max() for s in (*state, *params, np.ones(1)))
+            for i in range(3):  # the displacement of the next step without gradient, μ·w, is the same
+                moves = [self._move(self.model.rule, params[i], old.state[i]), self._move(other, params[i], state[i])]
+                np.testing.assert_allclose(*moves, rtol=0, atol=8 * np.finfo(float).eps * scale * max(1, 1 / lr))
+            self.runs[number] = opt
+        self.model.rule = other
         self.model.state = [s.tolist() for s in state]
         self.model.steps = self.model.skipped = 0
         self.resets = []
 
-    def _move(self, name, state, i):
-        return self.params[i] - update(name, self.params[i], state, 0.0, float, lr=self.model.lr, momentum=1.0)[0]
+    def _move(self, name, param, state):
+        return param - update(name, param, state, 0.0, float, lr=self.model.lr, momentum=1.0)[0]
 
     @invariant()
     def agree(self):
-        if not hasattr(self, "opt"):
-            return
-        for p, expected in zip(self.params, self.model.params, strict=True):
-            np.testing.assert_array_equal(bits(p), bits(np.array(expected)))
-        if self.model.rule != "sgd":
-            for s, expected in zip(self.opt.state, self.model.state, strict=True):
-                np.testing.assert_array_equal(bits(s), bits(np.array(expected)))
-        assert (self.opt.steps, self.opt.skipped) == (self.model.steps, self.model.skipped)
-        assert (self.opt.lr, self.opt.momentum) == (self.model.lr, self.model.momentum)
-        assert self.opt.resets == self.resets
+        for opt in getattr(self, "runs", ()):
+            for p, expected in zip(opt.params, self.model.params, strict=True):
+                np.testing.assert_array_equal(bits(p), bits(np.array(expected)))
+            if self.model.rule != "sgd":
+                for s, expected in zip(opt.state, self.model.state, strict=True):
+                    np.testing.assert_array_equal(bits(s), bits(np.array(expected)))
+            assert (opt.steps, opt.skipped) == (self.model.steps, self.model.skipped)
+            assert (opt.lr, opt.momentum) == (self.model.lr, self.model.momentum)
+            assert opt.resets == self.resets
 
 
 TestSequences = Sequences.TestCase
-TestSequences.settings = settings(
-    deadline=None, max_examples=60, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]
-)
+TestSequences.settings = examples(60, stateful_step_count=20)

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 import fastmomentum as fm
 from tests.helpers.arrays import gradients
+from tests.helpers.fuzz import examples
 from tests.helpers.reference import BACKENDS, assert_all_same_bits, assert_same_bits
 
 SIZE = 9
@@ -69,7 +70,7 @@ def run(sequence, backend, nesterov, assigned):
     return p, opt.velocity
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(sequences, st.sampled_from(BACKENDS), st.booleans(), st.sampled_from([None, "optimiser", "group"]))
 def test_settings_that_change_every_step_have_the_bits_of_a_numpy_loop_and_the_values_of_torch(
     sequence, backend, nesterov, assigned
@@ -89,7 +90,7 @@ def test_settings_that_change_every_step_have_the_bits_of_a_numpy_loop_and_the_v
     np.testing.assert_allclose(found, tensor.detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     st.lists(
         st.fixed_dictionaries(
