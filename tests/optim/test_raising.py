@@ -314,3 +314,60 @@ def test_calls_change_nothing_when_user_code_raises(name, call, error):
         one.step([*GRADS[5], *more])
     is_same = contents(opt) == contents(twin)
     assert is_same
+
+
+def started_rows(**settings):
+    opt = fm.SparseRows(np.ones((6, 2)), backend="numpy", **settings)
+    for touched in ([1], [2, 3]):
+        opt.step(touched, np.ones((len(touched), 2)))
+    return opt
+
+
+def row_contents(opt):
+    arrays = [opt.param, *opt.state, opt._seen]
+    return opt.steps, b"".join(array.tobytes() for array in arrays)
+
+
+ROWS = {
+    "a function": {"lr": falling},
+    "an own schedule": {"lr": Ringing(0.1), "momentum": Ringing(0.5)},
+    "a number of another library": {"lr": as_number},
+    "a derived number": {"rule": OWN, "lr": falling},
+}
+ROW_CALLS = {
+    "step": lambda opt: opt.step([1, 4], np.ones((2, 2))),
+    "read": lambda opt: opt.read([0, 5]),
+    "flush": lambda opt: opt.flush(),
+    "change": lambda opt: opt.change(lr=falling, momentum=Ringing(0.5)),
+    "assign": lambda opt: setattr(opt, "lr", Number(0.5)),
+    "state_dict": lambda opt: opt.state_dict(),
+    "load_state_dict": lambda opt: opt.load_state_dict(opt.state_dict()),
+    "repr": repr,
+}
+
+
+@pytest.mark.parametrize("call", ROW_CALLS)
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_change_nothing_when_user_code_raises(name, call, monkeypatch):
+    opt, twin = (started_rows(**ROWS[name]) for _ in range(2))
+    monkeypatch.setattr(f"{__name__}.contents", row_contents)
+    is_done, at = False, -1
+    while not is_done:
+        at += 1
+        before = contents(opt)
+        ALARM.arm(opt, at, Raised)
+        try:
+            ROW_CALLS[call](opt)
+            is_done = True
+        except Raised:
+            is_changed = contents(opt) != before
+            assert not is_changed
+        finally:
+            ALARM.disarm()
+        assert not ALARM.is_late, "user code is called after the first write"
+    ROW_CALLS[call](twin)
+    for one in (opt, twin):
+        one.step([0, 4], np.full((2, 2), 0.5))
+        one.flush()
+    is_same = contents(opt) == contents(twin)
+    assert is_same
