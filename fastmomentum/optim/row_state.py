@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import checks, schedules
+from fastmomentum.advice import did_you_mean
 from fastmomentum.optim.archive import read_archive, write_archive
 from fastmomentum.optim.checkpoint import reattach_functions, rule_differences
 from fastmomentum.optim.row_settings import NOT_NUMBERS, RowSettings, is_function, prepare
@@ -97,7 +98,7 @@ def reattach(saved: SavedState, functions: Mapping[str, Any]) -> dict[str, Any]:
     settings = saved["settings"]
     for name in functions:
         if name not in settings:
-            hint = checks.did_you_mean(name, settings)
+            hint = did_you_mean(name, settings)
             raise TypeError(f"{name}: expected a setting of the saved run, {', '.join(settings)}{hint}")
     found = {}
     for name, value in settings.items():
