@@ -101,9 +101,9 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
     for name in entry:
         if not isinstance(name, str):
             raise TypeError(f"{where}: expected names of settings; got {name!r}")
-        if name in SHARED:
+        if name in SHARED or name == "keep_resets":
             advice = "pass it as an argument of the constructor"
-            if name not in FIXED:
+            if name not in (*FIXED, "keep_resets"):
                 advice += f", or assign it to the optimiser: opt.{name} = value"
             raise TypeError(f"{where}: expected no {name}, as all groups share it: {advice}")
     arrays, names, keys = read_arrays(f"{where}['params']", entry["params"])

@@ -1,6 +1,6 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import inf
@@ -9,6 +9,7 @@ from typing import Any, Never, NoReturn
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.advice import how_to_list
 from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
@@ -339,7 +340,10 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     (array([0.75, 0.75, 0.75]), array([-0.5, -0.5]))
     """
     if not isinstance(arrays, list | tuple | Sequence):
-        raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
+        raise TypeError(
+            f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}"
+            + (how_to_list(arrays, len(arrays)) if isinstance(arrays, Mapping) else "")
+        )
     # A copy in C order has no holes, as the checks require.
     copies = [array.copy(order="C") if isinstance(array, np.ndarray) else array for array in arrays]
     given: list[Any] = [checks.array(f"arrays[{i}]", array, write=False, dense=True) for i, array in enumerate(copies)]
