@@ -59,7 +59,7 @@ def describe(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}, shape {value.shape}"
     if is_tensor(value):
-        return f"a {type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
+        return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     kind = type(value).__name__
@@ -115,6 +115,8 @@ def _numbers(value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
     """Return a value as an array of numbers; None if it is none, such as a dict, a text, or an object of any class."""
     try:
         found = np.asarray(value)
+        if found.dtype == object and hasattr(type(value), "__dlpack__"):
+            found = np.from_dlpack(value)
     except Exception:  # code of the value's class
         return None
     return found if kept_dtype(found.dtype) is not None else None
@@ -150,7 +152,8 @@ def kept_dtype(dtype: np.dtype[Any]) -> str | None:
     >>> [kept_dtype(np.dtype(name)) for name in ("float16", "int64", "clongdouble", "U3")]
     ['float32', 'float64', 'complex128', None]
     """
-    if dtype.kind not in "biufc" or dtype.names is not None:
+    is_extension = dtype.kind == "V" and np.can_cast(dtype, np.float32)  # bfloat16 of JAX, for example
+    if dtype.names is not None or not (dtype.kind in "biufc" or is_extension):
         return None
     if dtype.kind == "c":
         return "complex64" if dtype.itemsize <= 8 else "complex128"

@@ -19,6 +19,7 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.rules.base import LR_CORRECTION
 from fastmomentum.rules.convert import same_method
 from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF
@@ -155,7 +156,7 @@ def rule_name(method: str, group: ParamGroup, name: str) -> str:
     """
     rule = group.form.core
     names = (name, f"{name}_nesterov")
-    adds_state = any(stage.kind not in ("param", "prox") for stage in group.form.stages_after)
+    adds_state = any(stage.kind not in ("param", "prox", LR_CORRECTION) for stage in group.form.stages_after)
     if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
         advice = ""
         if group.update.gradient_slot == "point":

@@ -1,7 +1,7 @@
 """Read the argument `params` of an optimiser: its arrays, their names, and their groups."""
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
-from numbers import Real
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +71,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
             f"got {checks.describe(params)}{how_to_convert(params)}"
         )
     if not any(isinstance(entry, Mapping) for entry in params):
-        _refuse_entries("params", params)
+        _refuse_entries("params", params, params)
         names = [f"params[{i}]" for i in range(len(params))]
         group = make_group(shared, dtypes=_dtypes_of(params))
         elements = _elements("", given, len(params), None)
@@ -160,26 +160,26 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
         for key in arrays:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: expected names of arrays; got {key!r}")
-        _refuse_entries(where, list(arrays.values()))
+        _refuse_entries(where, arrays, list(arrays.values()))
         return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays) or None
     found = [arrays] if is_array(arrays) else _to_list(arrays)
     if not isinstance(found, Sequence) or isinstance(found, str):
         got = f"{checks.describe(found)}{how_to_convert(found)}"
         raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {got}")
-    _refuse_entries(where, found)
+    _refuse_entries(where, found, found)
     return list(found), [f"{where}[{i}]" for i in range(len(found))], None
 
 
-def _refuse_entries(where: str, entries: Sequence[Any]) -> None:
-    """Check that the entries of a sequence or mapping are neither numbers, nor pairs with names, nor nested.
+def _refuse_entries(where: str, given: object, entries: Sequence[Any]) -> None:
+    """Check that the entries of `given`, a sequence or mapping, are neither numbers, nor pairs with names, nor nested.
 
     Raises
     ------
     TypeError
         If they are. What else they are, is checked where the arrays are read.
     """
-    if entries and all(isinstance(entry, Real) for entry in entries):
-        got = f"{len(entries)} numbers{how_to_convert(list(entries))}"
+    if entries and all(isinstance(entry, Number) for entry in entries):
+        got = f"{len(entries)} numbers{how_to_convert(given)}"
     elif entries and all(isinstance(entry, tuple) and [*map(type, entry[:-1])] == [str] for entry in entries):
         values = "p.detach().numpy()" if is_tensor(entries[0][1]) else "p"
         got = f"pairs of a name and a value. Pass a dict, {{name: {values} for name, p in pairs}}"

@@ -59,7 +59,7 @@ def check_curvature(value: npt.ArrayLike, name: str = "curvature") -> Floats:
     try:
         return checks.numbers(name, value, ABOVE_ZERO)
     except ValueError as error:
-        raise ValueError(f"{error}. Coupled weight decay λ adds λ to each curvature: pass the sums") from None
+        raise ValueError(f"{error}. Weight decay adds λ to each curvature, if coupled: pass the sums") from None
 
 
 def check_eigenvalues(value: npt.ArrayLike) -> Floats:
