@@ -138,8 +138,10 @@ def refuse_positional(function: str, values: Sequence[object]) -> None:
         If one is.
     """
     if values:
-        got, name = describe(values[0]), "rule" if isinstance(values[0], str) else "lr"
-        raise TypeError(f"{function}: expected settings by their names, such as {name}={got}; got {got} without one")
+        given = values[0] if isinstance(values[0], str | int | float) else 0.1
+        example = f"{'rule' if isinstance(given, str) else 'lr'}={given!r}"
+        got = describe(values[0])
+        raise TypeError(f"{function}: expected settings by their names, such as {example}; got {got} without one")
 
 
 def boolean(name: str, value: object) -> bool:

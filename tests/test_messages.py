@@ -17,6 +17,7 @@ from tests.helpers.arrays import gradients, misaligned, random_arrays, read_only
 from tests.helpers.ids import text_or_none
 
 F4, F8 = np.float32, np.float64
+CONTIGUOUS = "numpy.ascontiguousarray(...)"
 FIELD = np.dtype([("weight", F4)])
 FIELDS = np.dtype([("weight", F4), ("bias", F4)])
 PLAIN_WITH_FIELD = np.dtype((F4, [("weight", F4)]))
@@ -227,10 +228,10 @@ GRADIENTS = {
     "float16": (np.ones(3, np.float16), F8, ["numpy.asarray(..., dtype=numpy.float64)"]),
     "real for complex": (np.ones(3), np.complex64, ["numpy.asarray(..., dtype=numpy.complex64)"]),
     "big-endian": (np.ones(3, ">f8"), F8, ["numpy.asarray(..., dtype=numpy.float64)"]),
-    "strided": (np.arange(6.0)[::2], F8, ["numpy.ascontiguousarray(...)"]),
+    "strided": (np.arange(6.0)[::2], F8, [CONTIGUOUS]),
     "masked": (np.ma.ones(3), F8, [".data"]),
     "field": (np.ones(3, FIELD), F4, ["['weight']"]),
-    "one of two fields": (np.ones(3, FIELDS), F4, ["['weight']", "numpy.ascontiguousarray(...)"]),
+    "one of two fields": (np.ones(3, FIELDS), F4, ["['weight']", CONTIGUOUS]),
     "bfloat16 tensor": (torch.ones(3, dtype=torch.bfloat16), F4, [".to(torch.float32)"]),
     "bfloat16 tensor for float64": (torch.ones(3, dtype=torch.bfloat16), F8, [".to(torch.float64)"]),
     "float16 tensor": (torch.ones(3, dtype=torch.float16), F4, ["numpy.asarray(..., dtype=numpy.float32)"]),
@@ -339,6 +340,15 @@ def test_complex_arrays_are_passed_as_pairs_where_only_real_ones_are_served(make
     assert (p[0] == 0.5 + (-0.5j)).all()
 
 
+def test_strided_arrays_are_replaced_where_only_contiguous_ones_are_served():
+    table = follow(lambda value: fm.SparseRows(value, lr=0.5, backend="numpy"), np.ones((3, 2)).T, [CONTIGUOUS])
+    fm.SparseRows(table, lr=0.5, backend="numpy").step([0], np.ones((1, 3)))
+    assert (table[0] == 0.5).all()
+    kernel = fm.jit.kernel("sgd")
+    p = follow(lambda value: kernel(value, np.ones(3), 0.5), np.ones(6)[::2], [CONTIGUOUS])
+    assert (p == 0.5).all()
+
+
 # Names.
 
 NUMPY = {"backend": "numpy"}
@@ -444,6 +454,7 @@ def test_settings_by_position_are_named_in_the_message():
         (lambda: fm.SparseRows(p, 0.5, lr=0.5), "lr=0.5"),
         (lambda: fm.step(p, np.zeros_like(p), g, 0.5), "lr=0.5"),
         (lambda: fm.step(p, np.zeros_like(p), g, "sgd"), "rule='sgd'"),
+        (lambda: fm.Momentum(p, g), "lr=0.1; got an array"),
     ):
         with pytest.raises(TypeError, match=re.escape(got)):
             call()
@@ -464,10 +475,22 @@ def test_an_option_becomes_a_rule_for_compiled_code(option):
     given = {} if "without this option" in str(refused.value) else {option: value}
     p, v, g = random_arrays(5, 3)
     expected = p.copy(), v.copy()
-    fm.jit.kernel(rule)(p, v, g, *fm.jit.hyper(rule, lr=0.5, momentum=0.5, **given))
-    fm.step(*expected, g, lr=0.5, momentum=0.5, **{option: value})
+    found = fm.jit.update(rule)(p, v, g, *fm.jit.hyper(rule, lr=0.5, momentum=0.5, **given))
+    fm.step(*expected, g, lr=0.5, momentum=0.5, backend="numpy", **{option: value})
+    assert np.array_equal(found, expected)
+
+
+def test_the_folded_form_of_a_chain_keeps_its_stages():
+    chain = fm.chain(fm.stages.scale(0.5), "pytorch")
+    with pytest.raises(TypeError, match="Make the chain with the rule 'pytorch_nesterov', .*, without this option"):
+        fm.jit.hyper(chain, lr=0.5, momentum=0.5, nesterov=True)
+    rule = fm.chain(fm.stages.scale(0.5), "pytorch_nesterov")
+    p, v, g = random_arrays(5, 3)
+    expected = p.copy(), v.copy()
+    fm.step(p, v, g, rule=rule, lr=0.5, momentum=0.5, backend="numpy")
+    fm.step(*expected, g, rule=chain, lr=0.5, momentum=0.5, nesterov=True, backend="numpy")
     assert np.array_equal(p, expected[0])
-    assert np.array_equal(v, expected[1])
+    fm.jit.hyper(rule, lr=0.5, momentum=0.5)
 
 
 def test_nesterov_without_a_folded_form_names_the_rule_to_use():

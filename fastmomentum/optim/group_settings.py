@@ -138,7 +138,7 @@ def check_setting(group: ParamGroup, name: str) -> None:
         raise AttributeError(f"{name}: expected by the constructor alone, as it cannot change during a run")
     if name not in ENGINE_SETTINGS and not is_setting(group, name):
         expected = f"{name}: expected a setting of rule {group.form}, which takes {', '.join(group.parameters)}"
-        raise AttributeError(f"{expected}{READ_ONLY.get(name) or _hint(name, group)}")
+        raise AttributeError(f"{expected}{READ_ONLY.get(name) or _hint(str(name), group)}")
 
 
 def _hint(name: str, group: ParamGroup) -> str:

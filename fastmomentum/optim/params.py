@@ -179,7 +179,7 @@ def _refuse_entries(where: str, given: object, entries: Sequence[Any]) -> None:
         If they are. What else they are, is checked where the arrays are read.
     """
     if entries and all(isinstance(entry, Number) for entry in entries):
-        got = f"{len(entries)} numbers{how_to_convert(given)}"
+        got = f"numbers{how_to_convert(given)}"
     elif entries and all(isinstance(entry, tuple) and [*map(type, entry[:-1])] == [str] for entry in entries):
         values = "p.detach().numpy()" if is_tensor(entries[0][1]) else "p"
         got = f"pairs of a name and a value. Pass a dict, {{name: {values} for name, p in pairs}}"

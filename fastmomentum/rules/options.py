@@ -199,7 +199,8 @@ def how_to_compose(rule: Rule, option: str) -> str:
     """Return the end of a message about an option that a function of plain rules does not take: the rule to pass."""
     name = repr(rule.name) if rule.name else "rule"
     if option == "nesterov" and rule.nesterov is not None:
-        return f". Pass the rule {rule.nesterov!r}, its folded Nesterov form, without this option"
+        where = "Make the chain with" if rule.composed_of else "Pass"
+        return f". {where} the rule {rule.nesterov!r}, its folded Nesterov form, without this option"
     if option == "maximize":
         return f". Pass the rule fastmomentum.chain(fastmomentum.stages.maximize, {name}), without this option"
     if option in OFF and option not in NORMS and option != "dampening":
