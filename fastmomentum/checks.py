@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum.advice import describe as describe
-from fastmomentum.advice import did_you_mean as did_you_mean
 from fastmomentum.advice import how_to_cast, how_to_convert, how_to_convert_tensor, how_to_list, is_tensor
 
 INFINITY = float("inf")
@@ -312,12 +311,15 @@ def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: boo
             f"{name}: expected a C-contiguous array; got {layout} (a transposed or strided view?). {replace} {copy}"
         )
     copy = "a copy" if on_device else "numpy.array(...), a copy"
-    got = "a writeable array; got a read-only one"
     if not value.flags.aligned:
-        got = f"an aligned array; got one whose address is no multiple of {dtype.alignment} bytes"
-    elif not on_device:
-        replace = replace.replace(":", ": .flags.writeable = True makes it writeable if its memory is, or")
-    raise ValueError(f"{name}: expected {got}. {replace} {copy}")
+        got = f"one whose address is no multiple of {dtype.alignment} bytes"
+        raise ValueError(f"{name}: expected an aligned array; got {got}. {replace} {copy}")
+    advice = f"replace it everywhere by {copy}"
+    if not on_device:
+        advice = f".flags.writeable = True makes it writeable if its memory is, or {advice}"
+    raise ValueError(
+        f"{name}: expected a writeable array; got a read-only one. The array is updated in place: {advice}"
+    )
 
 
 def _dtype_and_advice(value: Array, wanted: np.dtype[Any] | None, write: bool, dense: bool) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import array
 import re
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 
@@ -676,6 +677,34 @@ def test_minimize_names_the_rule_to_pass_for_others():
         ValueError, match="pass 'heavy_ball', and in place of their Nesterov forms 'nesterov_positions'"
     ):
         fm.minimize(f, np.ones(2), rule="pytorch")
+
+
+def test_a_function_that_a_rule_calls_is_decorated_as_advised():
+    def decay(v, g, mu):
+        return mu * v + g
+
+    def make(called):
+        def rule(p, v, g, lr, momentum):
+            v = called(v, g, momentum)
+            return p - lr * v, v
+
+        return fm.Rule(rule)
+
+    advice = r"decorate .* with numba.extending.register_jitable"
+    p, v, g = np.ones(2), np.zeros(2), np.ones(2)
+    with pytest.raises(TypeError, match=f"the rule cannot be compiled; {advice}"):
+        fm.step(p, v, g, rule=make(decay), lr=0.5)
+    with pytest.raises(TypeError, match=f"it calls a compiled function; {advice}"):
+        make(numba.njit(decay))
+    fm.step(p, v, g, rule=make(numba.extending.register_jitable(decay)), lr=0.5)
+    assert (p == 0.5).all()
+
+
+def test_sparse_rows_ignore_options_that_are_off():
+    off = {"max_norm": None, "clip_norm": None, "clip_value": None, "lookahead": False, "skip_nonfinite": False}
+    opt = fm.SparseRows(np.ones((2, 2)), lr=0.5, backend="numpy", **off, mask=None, restart=None, threads=None)
+    opt.step([0], np.ones((1, 2)))
+    assert (opt.param[0] == 0.5).all()
 
 
 def test_flatten_takes_arrays_in_the_advised_form():

@@ -56,7 +56,9 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if name in MOMENTUM_ALONE and value is not None and value is not False:
+        if name in MOMENTUM_ALONE:
+            if value is None or value is False:
+                continue
             raise TypeError(f"{name}: expected only by Momentum, not by SparseRows; got {checks.describe(value)}")
         if name == "clip_value" and value is not None:
             raise ValueError(
