@@ -191,7 +191,8 @@ def resolve(
         for name in full.parameters:
             if name in chosen and name not in update.parameters:
                 checks.number(name, chosen.pop(name), full.allowed[name])
-    refuse_unknown(update, chosen, (*full.parameters, *options.names), options.function)
+    if not chosen.keys() <= {*update.parameters}:
+        refuse_unknown(update, chosen, (*full.parameters, *options.names), options.function)
     return update, chosen
 
 
