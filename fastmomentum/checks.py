@@ -4,9 +4,7 @@ A check that fails raises a TypeError or a ValueError that names the argument, w
 writes to an array, so a refused call has changed nothing. Parameters, states and gradients may hold NaN and infinities.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import isfinite
 from numbers import Real
@@ -14,6 +12,9 @@ from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+
+from fastmomentum.advice import describe as describe
+from fastmomentum.advice import how_to_cast, how_to_convert, how_to_convert_tensor, how_to_list, is_tensor
 
 INFINITY = float("inf")
 
@@ -80,57 +81,15 @@ RANGES: Mapping[str, Range] = {
 A hyper-parameter that is in neither may be any finite number.
 """
 
-OPTIONS = (
-    *("lr", "momentum", "dampening", "nesterov", "weight_decay", "decoupled_weight_decay", "maximize", "clip_value"),
-    *("max_norm", "clip_norm", "skip_nonfinite", "lookahead", "correct", "restart", "threads", "backend", "rule"),
-    *("mask", "lr_scale"),
-)
-"""The names that :func:`did_you_mean` can propose beside a rule's own hyper-parameters."""
-
-ELSEWHERE = {
-    **dict.fromkeys(("learning_rate", "eta", "alpha", "step_size"), "lr"),
-    **dict.fromkeys(("mu", "beta", "beta1"), "momentum"),
-    **dict.fromkeys(("max_grad_norm", "global_clipnorm"), "max_norm"),
-    "clipnorm": "clip_norm",
-    "use_nesterov": "nesterov",
-    "clipvalue": "clip_value",
-}
-"""Names from the literature and from other packages, each with the name of that option here."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown option, which proposes the option that may have been meant.
-
-    Examples
-    --------
-    >>> did_you_mean("learning_rate", ["lr"]), did_you_mean("weight_decy", []), did_you_mean("foreach", [])
-    ('. Did you mean lr?', '. Did you mean weight_decay?', '. help(fastmomentum.Momentum) has all options')
-    """
-    near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, (*known, *OPTIONS), 1, 0.75)
-    return f". Did you mean {near[0]}?" if near else ". help(fastmomentum.Momentum) has all options"
-
-
-def how_to_convert(value: object) -> str:
-    """Return a sentence on how to make an array from a value that is not one."""
-    if hasattr(value, "detach"):
-        return "For a torch tensor on the host, .detach().numpy() returns one on the same memory"
-    if type(value).__module__.startswith("jax"):
-        return "JAX arrays are immutable, so no step can update one in place: keep numpy.array(...), a copy, instead"
-    if hasattr(value, "__dlpack__"):
-        return "For an array in host memory, numpy.from_dlpack(...) returns one on the same memory"
-    with suppress(TypeError, BufferError):
-        if not memoryview(value).readonly:  # type: ignore[arg-type]
-            return "numpy.asarray(...) returns one on the same memory"
-    if isinstance(value, Mapping):
-        return "For a dict d, list(d.values()) returns its arrays, in order"
-    if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
-        return "Pass the array inside of it"
-    return "numpy.array(..., dtype=numpy.float32) makes one"
-
-
 Array = npt.NDArray[Any]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-WITH_COMPLEX = (*DTYPES, np.dtype(np.complex64), np.dtype(np.complex128))
+SERVED = frozenset(DTYPES)
+SERVED_WHERE_DENSE = SERVED | {np.dtype(np.complex64), np.dtype(np.complex128)}
+"""The dtypes of arrays; ``in`` a set tells a dtype with fields from one without, which ``==`` does not."""
+
+
+class InDeviceMemory:
+    """Mark the class of arrays in device memory, which have the attributes of an ndarray that the checks use."""
 
 
 def number(name: str, value: object, allowed: Range) -> float:
@@ -167,6 +126,21 @@ def numbers(name: str, value: object, allowed: Range) -> npt.NDArray[np.float64]
 def unwrap_scalar(value: Any) -> Any:
     """Return the number in a 0-d array, and any other value as it is."""
     return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
+def refuse_positional(function: str, values: Sequence[object]) -> None:
+    """Check that no setting is passed by its position; `values` are the arguments after those that may be.
+
+    Raises
+    ------
+    TypeError
+        If one is.
+    """
+    if values:
+        given = values[0] if isinstance(values[0], str | int | float) else 0.1
+        example = f"{'rule' if isinstance(given, str) else 'lr'}={given!r}"
+        got = describe(values[0])
+        raise TypeError(f"{function}: expected settings by their names, such as {example}; got {got} without one")
 
 
 def boolean(name: str, value: object) -> bool:
@@ -266,15 +240,20 @@ def array(name: str, value: Any, *, like: Array | None = None, write: bool = Tru
         Whether it may be complex, and have any layout without holes; otherwise it must be real and C-contiguous.
     """
     if type(value) is not np.ndarray:
-        value = _plain(name, value)
+        value = _plain(name, value, like, write)
     if like is None:
-        fits = value.dtype in (WITH_COMPLEX if dense else DTYPES)
+        fits = value.dtype in (SERVED_WHERE_DENSE if dense else SERVED)
     else:
-        fits = value.dtype == like.dtype and value.shape == like.shape
+        fits = _same_dtype(value.dtype, like.dtype) and value.shape == like.shape
     in_order = value.flags.carray and (like is None or not dense)  # usual arrays need no other test: it saves time
     if not (fits and (in_order or _has_layout(value, like, write, dense))):
         _refuse(name, value, like, write, dense)
     return value  # type: ignore[no-any-return]
+
+
+def _same_dtype(dtype: np.dtype[Any], like: np.dtype[Any]) -> bool:
+    """Return whether two dtypes are equal, and the first has no fields."""
+    return dtype is like or (dtype == like and dtype.names is None)
 
 
 def _has_layout(value: Array, like: Array | None, write: bool, dense: bool) -> bool:
@@ -284,36 +263,33 @@ def _has_layout(value: Array, like: Array | None, write: bool, dense: bool) -> b
     return in_order and flags.aligned and (flags.writeable or not write)
 
 
-def _plain(name: str, value: object) -> Array:
+def _plain(name: str, value: object, like: Array | None, write: bool) -> Array:
     """Return an array of a subclass of ndarray as a plain ndarray; an array in device memory is returned unchanged."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected a plain array; got a masked one, whose mask would be ignored: pass its .data"
         )
-    if hasattr(value, "header"):  # an array in device memory, which describes itself as an ndarray does
+    if isinstance(value, InDeviceMemory):
         return value  # type: ignore[return-value]
     if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{name}: expected a NumPy array of float32 or float64; got {describe(value)}. {how_to_convert(value)}"
-        )
+        expected = "float32 or float64" if like is None else like.dtype
+        advice = how_to_convert(value, None if like is None else like.dtype, write)
+        raise TypeError(f"{name}: expected a NumPy array of {expected}; got {describe(value)}{advice}")
     return np.asarray(value)
 
 
 def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: bool) -> NoReturn:
     """Raise the error that says why :func:`array` refuses this array."""
     dtype = value.dtype
-    replace = "The array is updated in place: replace it everywhere by" if write else "Pass"
-    order = "" if dtype.isnative else " in another byte order than this machine's"
-    if like is not None and dtype != like.dtype:
-        cast = "" if dtype in WITH_COMPLEX else f". {replace} .astype(numpy.{like.dtype})"
-        raise TypeError(f"{name}: expected {like.dtype}, as the parameter has; got {dtype.name}{order}{cast}")
-    if like is None and dtype not in (WITH_COMPLEX if dense else DTYPES):
-        served = "float32, float64, complex64 or complex128" if dense else "float32 or float64"
-        cast = dtype.name if dense and dtype.newbyteorder("=") in WITH_COMPLEX else "float32"
-        got = f"{dtype.name}{order}. {replace} .astype(numpy.{cast})"
-        raise TypeError(f"{name}: expected an array of {served}; got {got}")
+    served = SERVED_WHERE_DENSE if dense else SERVED
+    if not (dtype in served if like is None else _same_dtype(dtype, like.dtype)):
+        kinds = "float32, float64, complex64 or complex128" if dense else "float32 or float64"
+        expected = f"an array of {kinds}" if like is None else f"{like.dtype}, as the parameter has"
+        got, advice = _dtype_and_advice(value, None if like is None else like.dtype, write, dense)
+        raise TypeError(f"{name}: expected {expected}; got {got}{advice}")
     if like is not None and value.shape != like.shape:
         raise ValueError(f"{name}: expected shape {like.shape}, as the parameter has; got {value.shape}")
+    replace = "The array is updated in place: replace it everywhere by" if write else "Pass"
     if dense and like is not None and not _same_strides(value, like):
         axes = reversed_axes(like)
         new = f"numpy.flip(numpy.empty_like(param), {axes})" if axes else "numpy.empty_like(param)"
@@ -328,35 +304,43 @@ def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: boo
         if write and extent >= value.nbytes:  # elements do not share memory
             advice = "Update p = numpy.array(view), a copy, and write it back after each step: view[...] = p"
         raise ValueError(f"{name}: expected elements that fill an interval of memory; got {layout}. {advice}")
+    on_device = isinstance(value, InDeviceMemory)
     if not dense and not value.flags.c_contiguous:
-        advice = f"(a transposed or strided view?). {replace} numpy.ascontiguousarray(...)"
-        raise ValueError(f"{name}: expected a C-contiguous array; got {layout} {advice}")
-    got = "a writeable array; got a read-only one"
+        copy = "a C-contiguous copy" if on_device else "numpy.ascontiguousarray(...)"
+        raise ValueError(
+            f"{name}: expected a C-contiguous array; got {layout} (a transposed or strided view?). {replace} {copy}"
+        )
+    copy = "a copy" if on_device else "numpy.array(...), a copy"
     if not value.flags.aligned:
-        got = f"an aligned array; got one whose address is no multiple of {dtype.alignment} bytes"
-    raise ValueError(f"{name}: expected {got}. {replace} numpy.array(...), a copy")
+        got = f"one whose address is no multiple of {dtype.alignment} bytes"
+        raise ValueError(f"{name}: expected an aligned array; got {got}. {replace} {copy}")
+    advice = f"replace it everywhere by {copy}"
+    if not on_device:
+        advice = f".flags.writeable = True makes it writeable if its memory is, or {advice}"
+    raise ValueError(
+        f"{name}: expected a writeable array; got a read-only one. The array is updated in place: {advice}"
+    )
+
+
+def _dtype_and_advice(value: Array, wanted: np.dtype[Any] | None, write: bool, dense: bool) -> tuple[str, str]:
+    """Return the dtype of an array that :func:`array` refuses, and the end of the message: how to cast it."""
+    owner = getattr(value, "owner", None)
+    if is_tensor(owner):
+        return str(owner.dtype), how_to_convert_tensor(owner, wanted, write)
+    fields = f" with fields {', '.join(value.dtype.names)}" if value.dtype.names else ""
+    order = "" if value.dtype.isnative else " in another byte order than this machine's"
+    is_complex_served = dense or wanted is not None
+    return f"{value.dtype.name}{fields}{order}", how_to_cast(value.dtype, wanted, write, is_complex_served)
 
 
 def sequence(name: str, value: object, length: int) -> list[Any]:
     """Return the items of a sequence of this length as a new list; the sequence is read once."""
     if not isinstance(value, list | tuple | Sequence):
-        raise TypeError(f"{name}: expected a sequence of {length}; got {describe(value)}")
+        raise TypeError(f"{name}: expected a sequence of {length}; got {describe(value)}{how_to_list(value, length)}")
     items = list(value)
     if len(items) != length:
         raise ValueError(f"{name}: expected a sequence of {length}; got one of {len(items)}")
     return items
-
-
-def describe(value: object) -> str:
-    """Return a short description of a value, for a message."""
-    if isinstance(value, int) and value.bit_length() > 1000:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}, shape {value.shape}"
-    if value is None or isinstance(value, bool | int | float | complex | str):
-        return repr(value)
-    kind = type(value).__name__
-    return f"a {kind} of {len(value)}" if isinstance(value, tuple | list) else kind
 
 
 def disjoint_intervals(names: Sequence[str], arrays: Sequence[Any], read: int = 0) -> npt.NDArray[np.int64]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from fastmomentum import checks
+from fastmomentum import advice
+from fastmomentum.optim import step
+from fastmomentum.rules import options, registry
 from tests.helpers.arrays import assert_untouched, random_arrays, read_only
 
 NAN, INF = float("nan"), float("inf")
@@ -46,6 +48,75 @@ def test_step_and_momentum_refuse_settings_out_of_range(name, value):
         with pytest.raises((TypeError, ValueError), match=name):
             fm.Momentum([{"params": p}, {"params": g, name: value}], lr=0.1)
     assert_untouched(arrays, copies)
+
+
+ASSIGNED = {name: values for name, values in BAD_NUMBERS.items() if name not in ("threads", "backend", "rule")} | {
+    "max_norm": (0.0, -1.0, NAN, INF, "1"),
+    "clip_norm": (0.0, -1.0, NAN, INF, "1"),
+    "skip_nonfinite": (None, -1, 0, 0.5, "yes"),
+    "correct": (None, 1, 0.0, "yes"),
+    "mask": (3, "no", np.ones(4, bool), np.ones(5), [True], np.ones(5, bool).reshape(5, 1)),
+    "lr_scale": (-1.0, "no", np.ones(4), np.full(5, -1.0), np.full(5, NAN), np.full(5, 1e60)),
+    "steps": (-1, 2**62 + 1, 0.5, "1", None, True),
+}
+BAD_GRADS = (
+    *(np.ones(4, F4), np.ones((5, 1), F4), np.ones(5), np.ones(5, int), np.ones(5, np.complex64), np.ones(10, F4)[::2]),
+    *([1.0] * 5, [np.ones(5, F4)], {"w": np.ones(5, F4)}, "abc", 1.0, object(), np.ma.ones(5, F4), np.ones(5, ">f4")),
+)
+BAD_CALLS = {
+    "reset": (lambda opt: opt.reset(""), lambda opt: opt.reset(None), lambda opt: opt.reset("new", array=1)),
+    "report": (lambda opt: opt.report(NAN), lambda opt: opt.report(1.0)),
+    "trace": (lambda opt: opt.trace(0), lambda opt: opt.trace("1")),
+    "replace": (lambda opt: opt.replace(1, opt.params), lambda opt: opt.replace(0, np.ones(4, F4))),
+    "add_group": (lambda opt: opt.add_group({}), lambda opt: opt.add_group({"params": np.ones(3), "lr": NAN})),
+    "convert": (lambda opt: opt.convert("lion"), lambda opt: opt.convert("no such")),
+    "load_state_dict": (lambda opt: opt.load_state_dict({}), lambda opt: opt.load_state_dict(None)),
+    "setattr": (lambda opt: setattr(opt, "learning_rate", 0.1), lambda opt: setattr(opt, "params", opt.params)),
+    "delete": (lambda opt: opt.groups[0].__delitem__("lr"), lambda opt: opt.groups[0].update(no=3)),
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_a_refused_call_leaves_an_optimiser_that_goes_on_with_the_same_bits(backend):
+    """Check after every refusal that the next step is that of an optimiser that was never asked."""
+    refusals = [
+        *(
+            (name, lambda opt, name=name, value=value: setattr(opt, name, value))
+            for name, value in _pairs(ASSIGNED)
+            if not isinstance(value, list)  # which has a value for each group
+        ),
+        *(
+            (name, lambda opt, name=name, value=value: opt.groups[0].update({name: value}))
+            for name, value in _pairs(ASSIGNED)
+            if name != "steps"
+        ),
+        *(("grad", lambda opt, value=value: opt.step(value)) for value in BAD_GRADS),
+        *_pairs(BAD_CALLS),
+    ]
+    found, expected = (fm.Momentum(np.ones(5, F4), lr=0.01, momentum=0.5, backend=backend) for _ in range(2))
+    for number, ((name, refused), grad) in enumerate(
+        zip(refusals, random_arrays((5,), len(refusals), F4), strict=True)
+    ):
+        assert is_refused(lambda refused=refused: refused(found)), (name, number)
+        found.step(grad)
+        expected.step(grad)
+        assert np.array_equal(found.params, expected.params), name
+        assert np.array_equal(found.velocity, expected.velocity), name
+    assert found.steps == expected.steps == len(refusals)
+    assert not found.resets
+
+
+def is_refused(call):
+    """Return whether a call raises one of the errors that the checks raise."""
+    try:
+        call()
+    except (TypeError, ValueError, AttributeError):
+        return True
+    return False
+
+
+def _pairs(table):
+    return [(name, value) for name, values in table.items() for value in values]
 
 
 @pytest.mark.parametrize("value", GOOD_NUMBERS, ids=repr)
@@ -125,10 +196,10 @@ def test_messages_say_what_to_do():
     torch = pytest.importorskip("torch")
     p, g = np.ones(3), np.ones(3)
     for call, says in (
-        (lambda: fm.step([1.0, 2.0, 3.0], None, g, lr=0.1), "numpy.array(..., dtype=numpy.float32) makes one"),
+        (lambda: fm.step([1.0, 2.0, 3.0], None, g, lr=0.1), "replace it by numpy.array(..., dtype=numpy.float64)"),
         (
             lambda: fm.step(np.ones(3, int), None, g, lr=0.1),
-            "got int64. The array is updated in place: replace it everywhere by .astype(numpy.float32)",
+            "got int64. The array is updated in place: replace it everywhere by .astype(numpy.float64)",
         ),
         (lambda: fm.step(p, None, g, lr=0.1), "velocity (initially numpy.zeros_like(param)); got None"),
         (lambda: fm.step(p, None, g, lr=0.1, rule="heavy_ball"), "previous (initially numpy.array(param)); got None"),
@@ -158,6 +229,9 @@ def test_messages_name_all_parts_of_a_chain():
 
 
 def test_suggested_options_exist():
-    known = {*signature(fm.Momentum).parameters} - {"self", "params", "hyper"}
-    assert set(checks.OPTIONS) == known
-    assert set(checks.ELSEWHERE.values()) <= known
+    known = {*signature(fm.Momentum).parameters, "keep_resets"} - {"self", "params", "positional", "hyper"}
+    assert {*options.MOMENTUM.names, "lr", "momentum", "dampening"} == known
+    assert set(advice.SYNONYMS.values()) <= known
+    taken = {*signature(fm.step).parameters} - {"param", "state", "grad", "positional", "hyper"}
+    assert {*step.TAKEN.names, "lr", "momentum", "dampening"} == taken
+    assert set(registry.SYNONYMS.values()) <= set(fm.rules.names())

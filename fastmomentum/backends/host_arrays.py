@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.checks import describe, real_dtype, reversed_axes
+from fastmomentum.advice import describe, how_to_convert, is_tensor
 from fastmomentum.checks import empty_like as empty_like
+from fastmomentum.checks import real_dtype, reversed_axes
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import point_rule
 
@@ -57,34 +58,44 @@ def flat_view(array: npt.NDArray[Any]) -> Array:
     return flat.view(real_dtype(flat.dtype)) if flat.dtype.kind == "c" else flat
 
 
-def read(name: str, value: Any) -> Any:
+def read(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Any:
     """Return an array of another library in host memory as an ndarray on the same memory, which is only to be read.
 
     A NumPy scalar becomes a 0-d array. Any other value is returned unchanged; later checks refuse it.
+
+    Parameters
+    ----------
+    name : str
+        The name of the argument in messages.
+    value : object
+        The value that the user passed.
+    dtype : dtype, optional
+        The dtype that the array should have, for messages.
 
     Raises
     ------
     TypeError, ValueError
         If the array is one that NumPy cannot read: in device memory, for example, or of a dtype that NumPy lacks.
     """
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value) if isinstance(value, np.generic) else value
     try:
-        if hasattr(value, "detach"):
+        if is_tensor(value):
             return value.detach().numpy()
-        if isinstance(value, np.ndarray | np.generic):
-            return np.asarray(value) if isinstance(value, np.generic) else value
         try:
             return np.asarray(memoryview(value))
         except (TypeError, ValueError, BufferError):  # no buffer, or one of a format that NumPy does not have
-            return np.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+            return np.from_dlpack(value) if hasattr(type(value), "__dlpack__") else value
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         for bit in ("conj", "neg"):
-            if getattr(value, f"is_{bit}", bool)():
+            if is_tensor(value) and getattr(value, f"is_{bit}")():
                 raise ValueError(
                     f"{name}: expected a plain tensor; got one with the {bit} bit, whose memory holds other values. "
                     f"Pass .resolve_{bit}(), a copy"
                 ) from error
+        advice = how_to_convert(value, dtype, write=False) or f": {error}"
         raise TypeError(
-            f"{name}: expected an array in host memory, of a dtype that NumPy has; got {describe(value)}: {error}"
+            f"{name}: expected an array in host memory, of a dtype that NumPy has; got {describe(value)}{advice}"
         ) from error
 
 

@@ -21,6 +21,7 @@ from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_
 from fastmomentum.jit.embedding import KernelArguments, check_count, embed, single_sweep, with_signature
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.options import how_to_compose
 from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
@@ -126,7 +127,11 @@ def hyper(rule: str | Rule, dtype: npt.DTypeLike = np.float64, /, **values: floa
     >>> print(*fm.jit.hyper("ema", lr=0.1, momentum=0.75))
     0.1 0.75 0.25
     """
-    return hyper_row(find(rule), values, checks.dtype(dtype))
+    chosen = find(rule)
+    for name in values:
+        if name not in chosen.parameters and (advice := how_to_compose(chosen, name)):
+            raise TypeError(f"{name}: rule {chosen} takes no such hyper-parameter{advice}")
+    return hyper_row(chosen, values, checks.dtype(dtype))
 
 
 def kernel(rule: str | Rule) -> Callable[..., None]:

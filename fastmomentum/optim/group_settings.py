@@ -4,16 +4,23 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastmomentum import checks
+from fastmomentum.advice import did_you_mean
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import changes
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import DEFAULTS, FIXED, SHARED, ParamGroup
 from fastmomentum.optim.values import skips
 from fastmomentum.rules.elementwise import GIVEN
-from fastmomentum.rules.options import OFF, SWITCHES
+from fastmomentum.rules.options import MOMENTUM, OFF, SWITCHES
 
 ENGINE_SETTINGS = ("skip_nonfinite",)
 """The settings that belong to no group."""
+
+READ_ONLY = {
+    "params": ". opt.replace(i, array) updates another array in place of parameter i",
+    **dict.fromkeys(("state", "velocity"), ". Write to the values of these arrays: array[...] = values"),
+}
+"""The ends of messages about attributes of an optimiser that cannot be assigned."""
 
 
 def is_setting(group: ParamGroup, name: str) -> bool:
@@ -52,14 +59,14 @@ class GroupSettings(MutableMapping[str, Any]):
         if not is_setting(group, name):
             if name in SHARED:
                 return group.settings.get(name)
-            raise KeyError(f"{name}: no such setting{checks.did_you_mean(str(name), group.parameters)}")
+            raise KeyError(f"{name}: no such setting{_hint(str(name), group)}")
         value = group.value(name, engine.schedule_step)
         return getattr(value, "owner", value)  # the user's own scalar in device memory
 
     def __setitem__(self, name: str, value: Any) -> None:
         engine = self._engine
         with one_caller(engine.lock):
-            if name in SHARED and len(engine.groups) > 1:
+            if name in SHARED and name not in FIXED and len(engine.groups) > 1:
                 raise TypeError(f"{name}: expected as an attribute of the optimiser, as all groups share it")
             if name in GIVEN:
                 changes.set_elements(engine, [self._number], name, [value])
@@ -78,7 +85,8 @@ class GroupSettings(MutableMapping[str, Any]):
         return found[0] if len(found) == 1 else found
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError(f"{name}: a setting cannot be deleted; assign the value that turns it off")
+        off = f"{OFF[name]!r}, which turns it off" if name in OFF else "another value"
+        raise TypeError(f"{name}: a setting cannot be deleted; assign {off}")
 
     def __iter__(self) -> Iterator[str]:
         group = self._engine.groups[self._number]
@@ -130,7 +138,13 @@ def check_setting(group: ParamGroup, name: str) -> None:
         raise AttributeError(f"{name}: expected by the constructor alone, as it cannot change during a run")
     if name not in ENGINE_SETTINGS and not is_setting(group, name):
         expected = f"{name}: expected a setting of rule {group.form}, which takes {', '.join(group.parameters)}"
-        raise AttributeError(f"{expected}{checks.did_you_mean(name, group.parameters)}")
+        raise AttributeError(f"{expected}{READ_ONLY.get(name) or _hint(str(name), group)}")
+
+
+def _hint(name: str, group: ParamGroup) -> str:
+    """Return the end of a message about an unknown setting: a near one that can be assigned, if there is one."""
+    settable = [each for each in (*group.parameters, *DEFAULTS, *ENGINE_SETTINGS, *GIVEN) if each not in FIXED]
+    return did_you_mean(name, settable, MOMENTUM.function)
 
 
 def set_settings(engine: Engine, name: str, value: Any) -> None:
@@ -189,6 +203,6 @@ def grads_in_order(engine: Engine, grads: Any) -> list[Any]:
     known = set(state.names)
     for name in grads:
         if name not in known:
-            hint = checks.did_you_mean(str(name), state.names)
+            hint = did_you_mean(str(name), state.names)
             raise ValueError(f"grads: expected names of parameters; got {name!r}{hint}")
     return [grads.get(name) for name in state.names]

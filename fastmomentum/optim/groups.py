@@ -12,8 +12,8 @@ from fastmomentum.backends.cuda import scalars
 from fastmomentum.checks import DTYPES, RANGES
 from fastmomentum.optim.values import PLAIN, as_number, stored
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.options import NORMS, OFF, SWITCHES, resolve, resolve_options, with_options
-from fastmomentum.rules.record import STEP, check_hyper, refuse_unknown, resolve_values
+from fastmomentum.rules.options import MOMENTUM, NORMS, OFF, SWITCHES, resolve, resolve_options, with_options
+from fastmomentum.rules.record import STEP, check_hyper, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.row import inner_limits, make_row
 from fastmomentum.rules.stages import leading_scales
@@ -71,10 +71,8 @@ class ParamGroup:
         options = {name: value for name, value in numbers.items() if name != "restart"}
         keeps_velocity = getattr(settings.get("momentum"), "keeps_velocity", False) or settings.get("lookahead")
         self._keeps_velocity = bool(keeps_velocity) or self.form.core.at_zero_momentum is None
-        self.update, given = resolve(options.pop("rule"), options, frozen_at_zero=not self._keeps_velocity)
+        self.update, given = resolve(options.pop("rule"), options, MOMENTUM, not self._keeps_velocity)
         taken = self.update.parameters
-        if not given.keys() <= {*taken}:
-            refuse_unknown(self.update, given)
         if STEP in given:
             raise TypeError(f"{STEP}: expected none, as the optimiser counts the updates of each array")
         self.live = tuple(

@@ -19,6 +19,8 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.rules.base import LR_CORRECTION
+from fastmomentum.rules.convert import same_method
 from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
@@ -154,12 +156,14 @@ def rule_name(method: str, group: ParamGroup, name: str) -> str:
     """
     rule = group.form.core
     names = (name, f"{name}_nesterov")
-    adds_state = any(stage.kind not in ("param", "prox") for stage in group.form.stages_after)
+    adds_state = any(stage.kind not in ("param", "prox", LR_CORRECTION) for stage in group.form.stages_after)
     if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
-        raise ValueError(
-            f"{method}: expected the rule {' or '.join(names)}; got {group.update}. opt.convert(rule) returns an "
-            "optimiser with another rule. In place of a look-ahead use the folded form, with opt.point as parameters"
-        )
+        advice = ""
+        if group.update.gradient_slot == "point":
+            advice = ". In place of a look-ahead use the folded form, with opt.point as parameters"
+        elif target := same_method(group.update, names):
+            advice = f". opt.convert({target!r}) returns an optimiser with that rule"
+        raise ValueError(f"{method}: expected the rule {' or '.join(names)}; got {group.update}{advice}")
     return rule.name
 
 
@@ -183,8 +187,8 @@ def without_lookahead(settings: dict[str, Any]) -> dict[str, Any]:
     """
     if settings.get("lookahead"):
         raise ValueError(
-            "lookahead: expected False, as other frameworks take gradients at the parameters themselves; "
-            "nesterov=True does so, too"
+            "lookahead: expected False, as other frameworks take gradients at the parameters themselves, those of "
+            "their nesterov=True too"
         )
     return settings
 

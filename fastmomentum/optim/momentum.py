@@ -1,7 +1,7 @@
 """The class Momentum: Optimizer with the defaults of momentum methods, and conversions from and to other frameworks."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, Never, Self
 
 from numpy.typing import NDArray
 
@@ -122,7 +122,7 @@ class Momentum(Optimizer):
     def __init__(
         self,
         params: Any,
-        *,
+        *positional: Never,
         lr: Setting | None = None,
         momentum: Setting = 0.9,
         rule: str | Rule = "pytorch",
@@ -145,7 +145,7 @@ class Momentum(Optimizer):
         **hyper: Any,
     ) -> None:
         super().__init__(
-            *(params, rule),
+            *(params, rule, *positional),
             lr=lr,
             momentum=momentum,
             dampening=dampening,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Never, Self
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
@@ -61,7 +61,7 @@ class Optimizer:
         self,
         params: Any,
         rule: str | Rule = "pytorch",
-        *,
+        *positional: Never,
         lr: Any = None,
         backend: str | None = None,
         threads: int | None = None,
@@ -69,6 +69,7 @@ class Optimizer:
         keep_resets: int | None = None,
         **settings: Any,
     ) -> None:
+        checks.refuse_positional(type(self).__name__, positional)
         threads, skip_nonfinite = checks.threads(threads), skips(skip_nonfinite)
         given = {"rule": rule, **({} if lr is None else {"lr": lr}), **settings}
         layout = parse_params(params, given)

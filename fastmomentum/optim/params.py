@@ -1,14 +1,16 @@
 """Read the argument `params` of an optimiser: its arrays, their names, and their groups."""
 
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.advice import how_to_convert, is_tensor
 from fastmomentum.backends import is_array
 from fastmomentum.optim.elements import split_by_array
-from fastmomentum.optim.groups import SHARED, ParamGroup, make_group
+from fastmomentum.optim.groups import FIXED, SHARED, ParamGroup, make_group
 from fastmomentum.rules.elementwise import GIVEN
 
 
@@ -66,9 +68,10 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence or a dict of arrays, or a sequence of dicts with 'params'; "
-            f"got {checks.describe(params)}. {checks.how_to_convert(params)}"
+            f"got {checks.describe(params)}{how_to_convert(params)}"
         )
     if not any(isinstance(entry, Mapping) for entry in params):
+        _refuse_entries("params", params, params)
         names = [f"params[{i}]" for i in range(len(params))]
         group = make_group(shared, dtypes=_dtypes_of(params))
         elements = _elements("", given, len(params), None)
@@ -98,8 +101,11 @@ def with_group(layout: Layout, where: str, entry: Any, shared: Mapping[str, Any]
     for name in entry:
         if not isinstance(name, str):
             raise TypeError(f"{where}: expected names of settings; got {name!r}")
-        if name in SHARED:
-            raise TypeError(f"{where}: expected no {name}, as all groups share it: pass it as an argument")
+        if name in SHARED or name == "keep_resets":
+            advice = "pass it as an argument of the constructor"
+            if name not in (*FIXED, "keep_resets"):
+                advice += f", or assign it to the optimiser: opt.{name} = value"
+            raise TypeError(f"{where}: expected no {name}, as all groups share it: {advice}")
     arrays, names, keys = read_arrays(f"{where}['params']", entry["params"])
     if layout.groups and (keys is None) != (layout.keys is None) and arrays and layout.params:
         raise TypeError(f"{where}['params']: expected names for the arrays of all groups, or of none")
@@ -154,11 +160,38 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
         for key in arrays:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: expected names of arrays; got {key!r}")
+        _refuse_entries(where, arrays, list(arrays.values()))
         return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays) or None
     found = [arrays] if is_array(arrays) else _to_list(arrays)
     if not isinstance(found, Sequence) or isinstance(found, str):
-        raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {checks.describe(found)}")
+        got = f"{checks.describe(found)}{how_to_convert(found)}"
+        raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {got}")
+    _refuse_entries(where, found, found)
     return list(found), [f"{where}[{i}]" for i in range(len(found))], None
+
+
+def _refuse_entries(where: str, given: object, entries: Sequence[Any]) -> None:
+    """Check that the entries of `given`, a sequence or mapping, are neither numbers, nor pairs with names, nor nested.
+
+    Raises
+    ------
+    TypeError
+        If they are. What else they are, is checked where the arrays are read.
+    """
+    if entries and all(isinstance(entry, Number) for entry in entries):
+        got = f"numbers{how_to_convert(given)}"
+    elif entries and all(isinstance(entry, tuple) and [*map(type, entry[:-1])] == [str] for entry in entries):
+        values = "p.detach().numpy()" if is_tensor(entries[0][1]) else "p"
+        got = f"pairs of a name and a value. Pass a dict, {{name: {values} for name, p in pairs}}"
+    elif any(isinstance(entry, Mapping) or _holds_arrays(entry) for entry in entries):
+        got = "nested ones. Pass all arrays in one list, or in one dict with names such as 'layer.weight'"
+    else:
+        return
+    raise TypeError(f"{where}: expected arrays; got {got}")
+
+
+def _holds_arrays(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) > 1 and any(hasattr(value, "dtype") for value in entry)
 
 
 def _dtypes_of(arrays: Sequence[Any]) -> Sequence[np.dtype[Any]]:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.advice import did_you_mean
 from fastmomentum.optim.values import as_number
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import corrections_of
-from fastmomentum.rules.options import OFF, SWITCHES, resolve_options
+from fastmomentum.rules.options import LINEAR, MOMENTUM, OFF, SWITCHES, Options, resolve, resolve_options
 from fastmomentum.rules.record import STEP, hyper_row, resolve_values
 from fastmomentum.theory.linear import Floats, LinearForm
 
@@ -18,6 +19,10 @@ Setting = float | Callable[[int], float]
 
 NOT_NUMBERS = ("rule", *SWITCHES)
 """The settings that are not numbers, and that are no functions of the step."""
+
+TAKEN = Options((*LINEAR.names, "correct", "rule", "backend"), "fastmomentum.SparseRows")
+MOMENTUM_ALONE = tuple(name for name in MOMENTUM.names if name not in (*TAKEN.names, "clip_value"))
+"""The options of Momentum that SparseRows does not take."""
 
 
 class LinearRule(NamedTuple):
@@ -51,8 +56,15 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if name in ("lookahead", "max_norm"):
-            raise TypeError(f"{name}: expected only by Momentum, not by SparseRows; got {value!r}")
+        if name in MOMENTUM_ALONE:
+            if value is None or value is False:
+                continue
+            raise TypeError(f"{name}: expected only by Momentum, not by SparseRows; got {checks.describe(value)}")
+        if name == "clip_value" and value is not None:
+            raise ValueError(
+                f"clip_value: expected None, as clipping is not linear in p, state and g; got {checks.describe(value)}"
+                ". Clip the gradients before the step: numpy.clip(grads, -clip_value, clip_value)"
+            )
         if name in NOT_NUMBERS or (callable(value) and not isinstance(value, type)):
             found[name] = value
         elif value is not None or OFF.get(name, 0.0) is not None:
@@ -68,7 +80,7 @@ def linearise(values: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
     TypeError, ValueError
         If a value has a wrong type or is out of range, or the rule is not linear.
     """
-    update, given = resolve_options(**values)
+    update, given = resolve(values["rule"], {name: value for name, value in values.items() if name != "rule"}, TAKEN)
     if STEP in update.parameters:
         raise ValueError(f"rule: expected one that is linear in p, state and g; got {update}")
     hyper = hyper_row(update, given, dtype)
@@ -76,7 +88,7 @@ def linearise(values: Mapping[str, Any], dtype: np.dtype[Any]) -> LinearRule:
     try:
         forms = update.update(*(LinearForm({key: 1.0}) for key in range(size)), LinearForm({}), *map(float, hyper))
     except TypeError as error:
-        raise ValueError(f"rule: expected one that is linear in p, state and g; got {update}: {error}") from error
+        raise ValueError(f"rule: expected one that is linear in p, state and g; got {update}") from error
     matrix = np.array([[form[key] for key in range(size)] for form in forms])
     return LinearRule(values, update, hyper, matrix)
 
@@ -199,7 +211,7 @@ class RowSettings:
             off = {name: value for name, value in OFF.items() if value is not None}
             known = {**off, **known, **resolve_values(update, given)}
         if name not in known:
-            hint = checks.did_you_mean(name, known)
+            hint = did_you_mean(name, known)
             raise AttributeError(f"{name}: expected one of the settings {', '.join(known)}{hint}")
         value: float = known[name]
         return value

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import checks, schedules
+from fastmomentum.advice import did_you_mean
 from fastmomentum.optim.archive import Archive, open_archive, write_archive
 from fastmomentum.optim.checkpoint import reattach_functions
 from fastmomentum.optim.matching import array_differences, rule_differences
@@ -126,7 +127,7 @@ def reattach(saved: SavedState, functions: Mapping[str, Any]) -> dict[str, Any]:
     settings = saved["settings"]
     for name in functions:
         if name not in settings:
-            hint = checks.did_you_mean(name, settings)
+            hint = did_you_mean(name, settings)
             raise TypeError(f"{name}: expected a setting of the saved run, {', '.join(settings)}{hint}")
     found = {}
     for name, value in settings.items():

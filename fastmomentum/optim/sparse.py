@@ -7,7 +7,7 @@ A row without a gradient does not stay as it is: its velocity decays, and moves 
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from threading import Lock
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -95,13 +95,14 @@ class SparseRows:
     def __init__(
         self,
         param: Array,
-        *,
+        *positional: Never,
         lr: Setting,
         momentum: Setting = 0.9,
         rule: str | Rule = "pytorch",
         backend: str | None = None,
         **settings: Any,
     ) -> None:
+        checks.refuse_positional("SparseRows", positional)
         param = checks.array("param", param)
         if param.ndim != 2:
             raise ValueError(f"param: expected a table of rows, of two dimensions; got shape {param.shape}")

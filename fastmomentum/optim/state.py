@@ -175,7 +175,8 @@ class State:
         """Return the gradients, with ndarrays for arrays of other libraries in host memory."""
         if self._backend == "cuda":
             return grads
-        return [grad if grad is None else read(name, grad) for name, grad in zip(self._grad_names, grads)]
+        named = zip(self._grad_names, grads, self.params)
+        return [grad if grad is None else read(name, grad, param.dtype) for name, grad, param in named]
 
     def check_arrays(self, grads: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int64]]:
         """Check all arrays, these gradients among them.

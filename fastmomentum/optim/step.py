@@ -1,22 +1,24 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import inf
-from typing import Any, NoReturn
+from typing import Any, Never, NoReturn
 
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.advice import how_to_list
 from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
 from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.options import resolve_options
+from fastmomentum.rules.options import Options, resolve, resolve_options
 from fastmomentum.rules.record import check_hyper, resolve_values
+from fastmomentum.rules.registry import find
 from fastmomentum.rules.row import Input, RowFunction, inner_limits, make_row
 
 
@@ -24,7 +26,7 @@ def step(
     param: Any,
     state: Any,
     grad: Any,
-    *,
+    *positional: Never,
     rule: str | Rule = "pytorch",
     lr: float | None = None,
     momentum: float = 0.9,
@@ -111,6 +113,8 @@ def step(
     >>> p, v
     (array([0.375 , 2.0625]), array([0.75 , 0.125]))
     """
+    if positional:
+        checks.refuse_positional("step", positional)
     on_device = backend == "cuda" or (backend is None and type(param) is not np.ndarray and is_on_device(param))
     if on_device:
         param, state, grad, backend = *_views(param, state, grad), "cuda"
@@ -128,7 +132,7 @@ def step(
     dense = not on_device and not param.flags.c_contiguous
     arrays = (param, *check_state(update, state, param, dense))
     if type(grad) is not np.ndarray and not on_device:
-        grad = host_arrays.read("grad", grad)
+        grad = host_arrays.read("grad", grad, param.dtype)
     grad = checks.array("grad", grad, like=param, write=False, dense=dense)
     if on_device:
         _launch(update, (*arrays, grad), row, stream)
@@ -219,19 +223,19 @@ def _plan(
                 return update, kernel, row, is_complex
     name = backends.choose(backend, ())
     checks.threads(threads)
-    _refuse_momentum_options(hyper)
-    update, given = resolve_options(
-        rule,
+    _refuse_momentum_options(rule, hyper)
+    chosen = {
         **({} if lr is None else {"lr": lr}),
-        momentum=momentum,
-        dampening=dampening,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        decoupled_weight_decay=decoupled_weight_decay,
-        maximize=maximize,
-        clip_value=clip_value,
+        "momentum": momentum,
+        "dampening": dampening,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "maximize": maximize,
+        "clip_value": clip_value,
         **hyper,
-    )
+    }
+    update, given = resolve(rule, chosen, TAKEN)
     if lr is None and "lr" in update.parameters:
         checks.number("lr", lr, update.allowed["lr"])
     real = checks.real_dtype(dtype)
@@ -246,6 +250,10 @@ def _kernel(backend: str, rule: Rule, dtype: np.dtype[Any]) -> Any:
 
 OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "decoupled_weight_decay", "clip_value")
 """The numeric options of step(), in the order of its arguments."""
+
+TAKEN = Options((*OPTIONS[3:], "nesterov", "maximize", "rule", "backend", "threads", "stream"), "fastmomentum.step")
+MOMENTUM_ALONE = ("max_norm", "clip_norm", "lookahead", "skip_nonfinite", "correct", "restart", "mask", "lr_scale")
+"""The options of Momentum that step() does not take."""
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -266,7 +274,7 @@ def _form(
     inputs = [name for name, is_off in zip(OPTIONS, off) if not is_off]
     given = dict.fromkeys(inputs, 0.5) | dict.fromkeys(hyper, 1.0)  # any values that turn the options on
     try:
-        _refuse_momentum_options(hyper)
+        _refuse_momentum_options(rule, hyper)
         update, used = resolve_options(rule, nesterov=nesterov, maximize=maximize, **given)
         resolve_values(update, used, lambda name, value, allowed: value)
         name = backends.choose(backend, ())
@@ -282,10 +290,10 @@ def _form(
     return update, _kernel(name, update, dtype), dtype.kind == "c", make_row(update, tuple(limits), real)
 
 
-def _refuse_momentum_options(hyper: Iterable[str]) -> None:
+def _refuse_momentum_options(rule: str | Rule, hyper: Iterable[str]) -> None:
     """Check that no option of Momentum is given, which needs to know all gradients and steps."""
-    for option in ("max_norm", "clip_norm", "lookahead", "skip_nonfinite", "correct"):
-        if option in hyper:
+    for option in MOMENTUM_ALONE:
+        if option in hyper and option not in find(rule).parameters:
             raise TypeError(f"{option}: expected for Momentum alone, which knows all gradients and steps")
 
 
@@ -332,10 +340,13 @@ def flatten(arrays: Sequence[Array]) -> tuple[Array, list[Array]]:
     (array([0.75, 0.75, 0.75]), array([-0.5, -0.5]))
     """
     if not isinstance(arrays, list | tuple | Sequence):
-        raise TypeError(f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}")
+        raise TypeError(
+            f"arrays: expected a sequence of arrays; got {checks.describe(arrays)}"
+            + (how_to_list(arrays, len(arrays)) if isinstance(arrays, Mapping) else "")
+        )
     # A copy in C order has no holes, as the checks require.
     copies = [array.copy(order="C") if isinstance(array, np.ndarray) else array for array in arrays]
-    given: list[Any] = [checks.array(f"arrays[{i}]", array, dense=True) for i, array in enumerate(copies)]
+    given: list[Any] = [checks.array(f"arrays[{i}]", array, write=False, dense=True) for i, array in enumerate(copies)]
     if not given:
         raise ValueError("arrays: expected at least one; got none")
     for i, array in enumerate(given):

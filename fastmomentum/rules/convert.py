@@ -17,7 +17,7 @@ velocity of the rule that they are forms of. The two forms differ in their param
 folded form is ``opt.point`` of the explicit form. The state q of nesterov_positions is p of the explicit form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -242,3 +242,12 @@ def convention_of(side: str, rule: str | Rule) -> str:
     if core.name not in CONVENTIONS or find(core.name).structure != core.structure:
         raise ValueError(f"{side}: expected one of {', '.join(CONVENTIONS)}; got {update}")
     return core.name + ("_lookahead" if update.gradient_slot == "point" else "")
+
+
+def same_method(rule: Rule, names: Sequence[str]) -> str | None:
+    """Return the first of these names of conventions to which a rule can be converted; None if it is none."""
+    try:
+        method = CONVENTIONS[convention_of("rule", rule)].method
+    except ValueError:
+        return None
+    return next((name for name in names if CONVENTIONS[name].method == method), None)

@@ -1,7 +1,7 @@
 """Resolve a rule and the options of step() and Momentum to one composed rule and the values of its hyper-parameters."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
@@ -13,6 +13,7 @@ from fastmomentum.rules.compose import (
     with_options_before,
     without_momentum,
 )
+from fastmomentum.rules.record import refuse_unknown
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.stages import (
     clip_global_norm,
@@ -40,6 +41,34 @@ OFF: dict[str, float | None] = {
 
 NORMS = ("clip_norm", "max_norm")
 """The options whose stages take a factor, which is computed from the norm of the gradients at each step."""
+
+
+class Options(NamedTuple):
+    """Hold the options that a public function takes beside a rule's hyper-parameters, for hints in messages.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Their names.
+    function : str
+        The function's name; empty if its help does not list them.
+    """
+
+    names: tuple[str, ...] = ()
+    function: str = ""
+
+
+MOMENTUM = Options(
+    (
+        *(name for name in (*OFF, *SWITCHES) if name != "dampening"),
+        *("rule", "restart", "skip_nonfinite", "mask", "lr_scale", "backend", "threads", "keep_resets"),
+    ),
+    "fastmomentum.Momentum",
+)
+"""The options of optimisers; a rule that takes lr, momentum or dampening has these among its hyper-parameters."""
+
+LINEAR = Options(("weight_decay", "decoupled_weight_decay", "nesterov", "maximize"))
+"""The options that keep a rule linear in p, state and g."""
 
 
 @lru_cache(maxsize=1024)
@@ -76,7 +105,7 @@ def with_options(
     if nesterov:
         if rule.nesterov is None:
             raise ValueError(
-                f"nesterov=True: rule {rule.core} has no folded Nesterov form; pytorch, classical and ema have one"
+                f"nesterov=True: rule {rule.core} has no folded Nesterov form{_nesterov_advice(rule.core)}"
             )
         rule = replace_core(rule, find(rule.nesterov))
     if not (has_momentum or lookahead):
@@ -89,6 +118,15 @@ def with_options(
     if maximize in stages and maximises(rule):
         raise ValueError("maximize: expected once, in the chain or as an option; got both, which would minimise")
     return with_options_before(rule, stages) if stages else rule
+
+
+def _nesterov_advice(rule: Rule) -> str:
+    """Return the end of a message: how to have Nesterov's method in place of this rule."""
+    if rule.name == "heavy_ball":
+        return ". Nesterov's method in positions is the rule nesterov_positions, without nesterov=True"
+    if rule.name == "nesterov_positions":
+        return ", as it is Nesterov's method already: leave nesterov out"
+    return "; pytorch, classical and ema have one"
 
 
 def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, Any]]:
@@ -109,13 +147,16 @@ def resolve_options(rule: str | Rule, **chosen: Any) -> tuple[Rule, dict[str, An
         If an option is out of range, or the rule has no form for it. :func:`fastmomentum.rules.record.hyper_row` checks
         the hyper-parameters of the rule itself.
     """
-    return resolve(rule, chosen, frozen_at_zero=False)
+    return resolve(rule, chosen)
 
 
-def resolve(rule: str | Rule, chosen: dict[str, Any], frozen_at_zero: bool) -> tuple[Rule, dict[str, Any]]:
+def resolve(
+    rule: str | Rule, chosen: dict[str, Any], options: Options = LINEAR, frozen_at_zero: bool = False
+) -> tuple[Rule, dict[str, Any]]:
     """Return the rule and values of :func:`resolve_options`.
 
-    If `frozen_at_zero`, as for optimisers, momentum 0 leaves the velocity as it is, for the rules of torch.
+    If a name is unknown, the message proposes one of the rule's hyper-parameters or of `options`. If `frozen_at_zero`,
+    as for optimisers, momentum 0 leaves the velocity as it is, for the rules of torch.
     """
     chosen = {**dict.fromkeys(SWITCHES, False), **OFF, **chosen}
     nesterov, maximize, lookahead, correct = (checks.boolean(name, chosen.pop(name)) for name in SWITCHES)
@@ -150,4 +191,19 @@ def resolve(rule: str | Rule, chosen: dict[str, Any], frozen_at_zero: bool) -> t
         for name in full.parameters:
             if name in chosen and name not in update.parameters:
                 checks.number(name, chosen.pop(name), full.allowed[name])
+    if not chosen.keys() <= {*update.parameters}:
+        refuse_unknown(update, chosen, (*full.parameters, *options.names), options.function)
     return update, chosen
+
+
+def how_to_compose(rule: Rule, option: str) -> str:
+    """Return the end of a message about an option that a function of plain rules does not take: the rule to pass."""
+    name = repr(rule.name) if rule.name else "rule"
+    if option == "nesterov" and rule.nesterov is not None:
+        where = "Make the chain with" if rule.composed_of else "Pass"
+        return f". {where} the rule {rule.nesterov!r}, its folded Nesterov form, without this option"
+    if option == "maximize":
+        return f". Pass the rule fastmomentum.chain(fastmomentum.stages.maximize, {name}), without this option"
+    if option in OFF and option not in NORMS and option != "dampening":
+        return f". Pass the rule fastmomentum.chain(fastmomentum.stages.{option}, {name}), which takes it"
+    return ""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import checks
+from fastmomentum.advice import did_you_mean
 from fastmomentum.checks import FINITE, RANGES, Range
 from fastmomentum.rules.assemble import Function, Part
 
@@ -208,8 +209,11 @@ def resolve_values(
     }
 
 
-def refuse_unknown(record: Record, given: Iterable[str]) -> None:
+def refuse_unknown(record: Record, given: Iterable[str], known: Iterable[str] = (), function: str = "") -> None:
     """Check that the record has all these hyper-parameters.
+
+    The message proposes one of them, or of the other names in `known` that the caller takes; :func:`did_you_mean` says
+    what `function` is.
 
     Raises
     ------
@@ -218,7 +222,8 @@ def refuse_unknown(record: Record, given: Iterable[str]) -> None:
     """
     for name in given:
         if name not in record.parameters:
-            takes = f"it takes {', '.join(record.parameters)}{checks.did_you_mean(name, record.parameters)}"
+            hint = did_you_mean(name, (*record.parameters, *known), function)
+            takes = f"it takes {', '.join(record.parameters) or 'none'}{hint}"
             raise TypeError(f"{name}: rule {record} takes no such hyper-parameter; {takes}")
 
 

@@ -1,5 +1,6 @@
 """Find rules by name: the package's own rules, and rules that users register."""
 
+from fastmomentum.advice import did_you_mean
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.momentum import (
     classical,
@@ -22,6 +23,18 @@ _named: dict[str, Rule] = {
         *(ema_corrected, quasi_hyperbolic, aggmo, signum, lion),
     )
 }
+
+
+SYNONYMS = {
+    **dict.fromkeys(("torch", "optax", "momentum", "sgdm", "sgd_momentum", "sgd_with_momentum"), "pytorch"),
+    **dict.fromkeys(("keras", "tensorflow", "tf"), "classical"),
+    **dict.fromkeys(("nesterov", "nag", "nesterov_momentum", "nesterov_accelerated_gradient"), "pytorch_nesterov"),
+    **dict.fromkeys(("polyak", "polyak_momentum"), "heavy_ball"),
+    **dict.fromkeys(("gd", "gradient_descent"), "sgd"),
+    "qhm": "quasi_hyperbolic",
+    "signsgd": "signum",
+}
+"""Names from the literature and of other packages, each with the name of the same rule here."""
 
 
 def register(rule: Rule) -> None:
@@ -83,7 +96,12 @@ def find(rule: str | Rule) -> Rule:
     if isinstance(rule, Rule):
         return rule
     if not isinstance(rule, str):
-        raise TypeError(f"rule must be a name, a Rule or a chain; got {type(rule).__name__}")
+        raise TypeError(
+            f"rule must be a name, a Rule or a chain; got {type(rule).__name__}"
+            + ". A learning rate is passed by its name: lr=0.1" * isinstance(rule, float)
+        )
     if rule not in _named:
-        raise ValueError(f"rule must be one of {', '.join(_named)}; got {rule!r}")
+        raise ValueError(
+            f"rule must be one of {', '.join(_named)}; got {rule!r}{did_you_mean(rule, _named, synonyms=SYNONYMS)}"
+        )
     return _named[rule]

@@ -155,7 +155,10 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
     try:
         outcome = function(*map(Symbol, arguments))
     except Exception as error:
-        raise TypeError(f"{called} cannot serve as an update: {error}") from error
+        why = str(error)
+        if type(error).__module__.startswith("numba"):  # its compiler does not know the symbols
+            why = "it calls a compiled function; decorate that one with numba.extending.register_jitable instead"
+        raise TypeError(f"{called} cannot serve as an update: {why}") from error
     found = outcome if isinstance(outcome, tuple) else (outcome,)
     if isinstance(outcome, tuple) != (results is not None) or len(found) != (results or 1):
         expected = "one value" if results is None else f"a tuple of {results}"

@@ -71,7 +71,7 @@ def choose_step_sizes(
     if name not in METHODS or (rule is not name and find(name).structure != find(rule).structure):
         raise ValueError(
             f"rule: expected one of {', '.join(METHODS)}; got {rule!r}. In place of pytorch, classical or ema pass "
-            "'heavy_ball'"
+            "'heavy_ball', and in place of their Nesterov forms 'nesterov_positions'"
         )
     for argument, value, allowed in (("lr", lr, ABOVE_ZERO), ("momentum", momentum, UNIT_INTERVAL)):
         if value is not None and not callable(value):

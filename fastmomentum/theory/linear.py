@@ -59,7 +59,7 @@ def check_curvature(value: npt.ArrayLike, name: str = "curvature") -> Floats:
     try:
         return checks.numbers(name, value, ABOVE_ZERO)
     except ValueError as error:
-        raise ValueError(f"{error}. Weight decay adds curvature if the function has none") from None
+        raise ValueError(f"{error}. Weight decay adds λ to each curvature, if coupled: pass the sums") from None
 
 
 def check_eigenvalues(value: npt.ArrayLike) -> Floats:
@@ -227,7 +227,7 @@ class ResolvedRule(NamedTuple):
             rows = rule.build()(*forms, gradient, *arguments)[:size]
         except TypeError as error:
             raise ValueError(
-                f"rule: expected one that is linear in p, state and g, as others have no rate; got {rule}: {error}"
+                f"rule: expected one that is linear in p, state and g, as others have no rate; got {rule}"
             ) from error
         start = np.array([1.0, *(float(initial == "param") for _, initial in rule.state)])[:size]
         return LinearMap(rows, start, np.broadcast_shapes(*(np.shape(value) for value in inputs)))
@@ -235,8 +235,9 @@ class ResolvedRule(NamedTuple):
 
 def resolve_rule(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule:
     """Return `rule` with the options and hyper-parameters in `hyper`, which must contain neither lr nor momentum."""
-    if hyper.get("max_norm") is not None:
-        raise ValueError(f"max_norm: expected None, as clipping is not linear; got {hyper['max_norm']!r}")
+    for name in ("clip_value", "clip_norm", "max_norm"):
+        if hyper.get(name) is not None:
+            raise ValueError(f"{name}: expected None, as clipping is not linear; got {hyper[name]!r}")
     for name in ("lr", "momentum"):
         if name in hyper:
             raise TypeError(

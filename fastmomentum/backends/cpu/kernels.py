@@ -85,7 +85,8 @@ def compiled(function: Function, signature: Any, parallel: bool = False) -> Func
         dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)
     except NumbaError as error:
         raise TypeError(
-            f"the rule cannot be compiled; decorate every function that it calls with numba.njit. Numba says: {error}"
+            "the rule cannot be compiled; decorate every function that it calls with numba.extending.register_jitable. "
+            f"Numba says: {error}"
         ) from error
     dispatcher.disable_compile()
     kernel: Function = dispatcher

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastmomentum.advice import is_tensor as is_tensor
 from fastmomentum.backends.cuda import dlpack
+from fastmomentum.checks import InDeviceMemory
 
 LEGACY, TORCH = 1, -1
 """Numbers that stand for a stream's handle: 1 for CUDA's legacy default stream, −1 for torch's current stream."""
@@ -44,7 +46,7 @@ class Flags(NamedTuple):
         return all(self)
 
 
-class DeviceArray:
+class DeviceArray(InDeviceMemory):
     """Represent an array in device memory, with the attributes of an ndarray that the checks use.
 
     Attributes
@@ -98,12 +100,6 @@ def find_reader(value: Any) -> Callable[[Any], tuple[ArrayHeader, int | None]] |
     if getattr(type(value), "__cuda_ndarray__", False):
         return _read_simulated
     return _read_dlpack if dlpack.on_device(value) else None
-
-
-def is_tensor(value: Any) -> bool:
-    """Return whether `value` is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def increment_versions(tensors: Sequence[Any]) -> None:

@@ -434,7 +434,7 @@ def test_step_increments_the_version_of_torch_tensors():
     assert g._version == 0
     with pytest.raises(ValueError, match="expected a C-contiguous array"):
         fm.Momentum([torch.zeros(4, 6).T.as_subclass(OnDevice)], lr=0.1)
-    with pytest.raises(TypeError, match="expected an array of float32 or float64; got void16"):
+    with pytest.raises(TypeError, match="expected an array of float32 or float64; got torch.bfloat16"):
         fm.Momentum([torch.zeros(4, dtype=torch.bfloat16).as_subclass(OnDevice)], lr=0.1)
 
 
