@@ -120,7 +120,7 @@ def test_no_module_bears_the_name_of_a_public_function():
 
 def test_files_are_short():
     package = Path(fm.__file__).parent
-    limits = {package / "optim" / "optimizer.py": 650}  # mostly the docstrings of the public methods
+    limits = {package / "optim" / "optimizer.py": 700}  # mostly the docstrings of the public methods
     for path in package.rglob("*.py"):
         assert len(path.read_text().splitlines()) <= limits.get(path, 400), path
 

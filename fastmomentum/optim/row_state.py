@@ -20,16 +20,15 @@ In a file each of seen, the state slots and the lists of products is an array, a
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastmomentum import checks, schedules
 from fastmomentum.advice import did_you_mean
-from fastmomentum.optim.archive import Archive, open_archive, write_archive
-from fastmomentum.optim.checkpoint import reattach_functions
+from fastmomentum.optim.archive import open_archive, write_archive
+from fastmomentum.optim.checkpoint import choose_rule, reattach_functions
 from fastmomentum.optim.matching import array_differences, rule_differences
 from fastmomentum.optim.row_settings import NOT_NUMBERS, RowSettings, is_function, prepare
 from fastmomentum.optim.schema import (
@@ -241,9 +240,32 @@ def write_file(path: str | PathLike[str], saved: SavedState) -> None:
     write_archive(path, arrays, {key: saved[key] for key in saved if key not in ("seen", "state", "products")})
 
 
-def open_file(path: str | PathLike[str]) -> AbstractContextManager[Archive]:
-    """Open a file that holds a saved state, as :func:`fastmomentum.optim.archive.open_archive` does."""
-    return open_archive(path, "SparseRows", _join)
+Kind = TypeVar("Kind")
+
+
+def load_file(
+    cls: type[Kind],
+    path: str | PathLike[str],
+    param: Any,
+    given: Mapping[str, Any],
+    cast: bool,
+    rule: Any,
+    backend: str | None,
+) -> Kind:
+    """Return the object of class `cls` that is saved in a file, for this table.
+
+    `given` has the settings that the user gives, by name. :meth:`fastmomentum.SparseRows.load` describes the others.
+    """
+    with open_archive(path, "SparseRows", _join) as file:
+        outline, numbers, functions = with_numbers(file.outline, given)
+        attached = reattach(outline, functions)
+        own = {**outline["settings"], **outline["values"]}
+        found: Any = cls(param, rule=choose_rule(outline, rule), backend=backend, **own)  # type: ignore[call-arg]
+        found._settings.given = {**found._settings.given, **attached}
+        check_arrays(outline, found.state_dict(), cast)  # before the arrays are read
+        found.load_state_dict(with_numbers(file.read(), given)[0], cast=cast)
+    found.change(**numbers)
+    return found  # type: ignore[no-any-return]
 
 
 def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:

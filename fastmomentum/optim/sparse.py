@@ -15,7 +15,6 @@ import numpy.typing as npt
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import one_caller, uninterrupted
 from fastmomentum.optim import row_state
-from fastmomentum.optim.checkpoint import choose_rule
 from fastmomentum.optim.matching import cast_slots
 from fastmomentum.optim.row_gradients import gradients_by_row, row_numbers
 from fastmomentum.optim.row_settings import LinearRule, RowSettings, Setting
@@ -351,16 +350,7 @@ class SparseRows:
         ...     fm.SparseRows.load(os.path.join(folder, "rows.npz"), table, lr=rate).lr
         0.5
         """
-        with row_state.open_file(path) as file:
-            outline, numbers, functions = row_state.with_numbers(file.outline, settings)
-            attached = row_state.reattach(outline, functions)
-            own = outline["settings"] | outline["values"]
-            found = cls(param, rule=choose_rule(outline, rule), backend=backend, **own)
-            found._settings.given = {**found._settings.given, **attached}
-            row_state.check_arrays(outline, found.state_dict(), cast)  # before the arrays are read
-            found.load_state_dict(row_state.with_numbers(file.read(), settings)[0], cast=cast)
-        found.change(**numbers)
-        return found
+        return row_state.load_file(cls, path, param, settings, cast, rule, backend)
 
     def __getattr__(self, name: str) -> float:
         if name.startswith("_"):
