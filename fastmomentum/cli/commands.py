@@ -1,12 +1,14 @@
 """Run ``fastmomentum demo``, ``bench`` and ``validate``."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import fastmomentum
-from fastmomentum.cli.terminal import Failure, Terminal, UsageError
+from fastmomentum.cli.errors import Failure, UsageError, system_errors
+from fastmomentum.cli.terminal import Terminal
 from fastmomentum.cli.tune import check_picture
 
 
@@ -35,9 +37,9 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _make_folder(path: Path) -> Path:
-    """Return `path`, after making the folder if it does not exist."""
-    try:
+    """Return `path`, after making the folder if it does not exist and checking that files can be made in it."""
+    with system_errors(f"--out {path}: expected a folder that can be made", UsageError):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {path}: expected a folder that can be made; got {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {path}: expected a folder that can be written to")
     return path
