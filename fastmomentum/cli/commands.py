@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import fastmomentum
+from fastmomentum.backends import cpu
 from fastmomentum.cli.errors import Failure, UsageError, system_errors
 from fastmomentum.cli.terminal import Terminal
 from fastmomentum.cli.tune import check_picture
@@ -19,6 +20,11 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
 
         check_picture("--picture", options.picture)
         return demo.run(options.picture, terminal)
+    if not cpu.has_compiler():
+        raise Failure(
+            "expected Numba's compiler, as compiled kernels are measured; the variable NUMBA_DISABLE_JIT switches it "
+            "off: unset it"
+        )
     out = _make_folder(options.out)
     if options.command == "validate":
         from fastmomentum.cli.validation import report
