@@ -156,7 +156,7 @@ def test_updates_run_on_the_reference_with_one_warning(tmp_path):
             "step": lambda **how: fm.step(p, np.zeros(3), g, lr=0.5, **how),
             "Momentum": lambda **how: fm.Momentum(p, lr=0.5, **how).step(g),
             "Optimizer": lambda **how: fm.Optimizer(p, "sgd", lr=0.5, **how).step(g),
-            "SparseRows": lambda **how: fm.SparseRows(np.ones((3, 1)), lr=0.5, **how).step(np.arange(3), np.ones((3, 1))),
+            "SparseRows": lambda **how: fm.SparseRows(p[:, None].copy(), lr=0.5, **how).step(np.arange(3), g[:, None]),
         }}
         for name, call in calls.items():
             with warnings.catch_warnings():
