@@ -20,7 +20,8 @@ from benchmarks.report import PEERS
 from benchmarks.summary import Line, Result, Summary, goal_results, summaries
 from fastmomentum.backends.cpu.threads import available
 from fastmomentum.cli import main
-from fastmomentum.cli.terminal import Failure, Terminal
+from fastmomentum.cli.errors import Failure
+from fastmomentum.cli.terminal import Terminal
 
 PROCESSES = 3
 """The number of processes that measure each case.

@@ -49,23 +49,6 @@ def test_a_step_starts_no_thread_sets_no_variable_and_writes_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_numba_s_compiler_the_reference_still_works():
-    code = """
-        import numpy as np, fastmomentum as fm
-        p = np.ones(3)
-        fm.step(p, np.zeros(3), np.ones(3), lr=0.1, backend="numpy")
-        fm.Momentum(p, lr=0.1, backend="numpy", max_norm=1.0).step(np.ones(3))
-        for call in (lambda: fm.step(p, np.zeros(3), np.ones(3), lr=0.1), lambda: fm.Momentum(p, lr=0.1).step(0 * p)):
-            try:
-                call()
-            except RuntimeError as error:
-                assert "NUMBA_DISABLE_JIT" in str(error), error
-            else:
-                raise AssertionError("not refused")
-        """
-    run_python(code, "-W", "error", NUMBA_DISABLE_JIT="1")
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_child_steps_as_its_parent_does():
     code = """

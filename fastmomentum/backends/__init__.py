@@ -4,14 +4,16 @@ Each backend is a package with the modules arrays, kernels, reductions and execu
 other; :mod:`fastmomentum.backends.base` has the code that they share.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.backends.cuda import require
+from fastmomentum.backends import cpu, cuda
 from fastmomentum.backends.cuda.device_array import is_on_device
 
 if TYPE_CHECKING:
@@ -29,20 +31,45 @@ def is_array(value: object) -> bool:
 def choose(backend: str | None, arrays: Iterable[Any]) -> str:
     """Return the name of the backend to use: `backend`, or for None the compiled one for the arrays' memory.
 
+    If Numba's compiler is switched off, None stands for "numpy" on the host, with a warning.
+
     Raises
     ------
     ValueError
         If no backend has this name.
     RuntimeError
-        If the backend is "cuda" and CUDA cannot be used.
+        If the backend is "cuda" and CUDA cannot be used, or "cpu" and Numba's compiler is switched off.
     """
     if backend is None:
-        backend = "cuda" if any(type(array) is not np.ndarray and is_on_device(array) for array in arrays) else "cpu"
+        on_device = any(type(array) is not np.ndarray and is_on_device(array) for array in arrays)
+        backend = "cuda" if on_device else _cpu_or_reference("cpu")
     if backend not in NAMES:
         raise ValueError(f"backend: expected None, {' or '.join(map(repr, NAMES))}; got {backend!r}")
     if backend == "cuda":
-        require()
+        cuda.require()
+    elif backend == "cpu":
+        cpu.require()
     return backend
+
+
+def _cpu_or_reference(backend: str) -> str:
+    """Return `backend`, but "numpy" in place of "cpu" if Numba's compiler is switched off."""
+    if backend != "cpu" or cpu.has_compiler():
+        return backend
+    _warn_of_reference()
+    return "numpy"
+
+
+@cache
+def _warn_of_reference() -> None:
+    """Warn once in a process that updates are not compiled."""
+    warnings.warn(
+        "the variable NUMBA_DISABLE_JIT switches Numba's compiler off, so updates run on the NumPy reference: slower, "
+        "with the same bits. Unset it for compiled updates, or pass backend='numpy' to use the reference without this "
+        "warning",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def arrays_of(backend: str) -> Any:
@@ -55,7 +82,7 @@ def one_array_kernel(backend: str, rule: "Rule", dtype: np.dtype[Any]) -> Callab
 
     The kernel updates param and state in place. If two of the arrays share memory, it writes nothing and returns False.
     """
-    if backend == "numpy":
+    if _cpu_or_reference(backend) == "numpy":
         from fastmomentum.backends.numpy import kernels as numpy_kernels
 
         return numpy_kernels.kernel(rule)
@@ -89,6 +116,7 @@ def make_executor(
     device : int
         The CUDA device of the arrays; the CUDA backend alone uses it.
     """
+    backend = _cpu_or_reference(backend)  # an optimiser may come from a process with another choice, in a pickle
     if backend == "numpy":
         from fastmomentum.backends.numpy.executor import NumpyExecutor
 

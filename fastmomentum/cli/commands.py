@@ -1,12 +1,15 @@
 """Run ``fastmomentum demo``, ``bench`` and ``validate``."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import fastmomentum
-from fastmomentum.cli.terminal import Failure, Terminal, UsageError
+from fastmomentum.backends import cpu
+from fastmomentum.cli.errors import Failure, UsageError, system_errors
+from fastmomentum.cli.terminal import Terminal
 from fastmomentum.cli.tune import check_picture
 
 
@@ -17,6 +20,11 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
 
         check_picture("--picture", options.picture)
         return demo.run(options.picture, terminal)
+    if not cpu.has_compiler():
+        raise Failure(
+            "expected Numba's compiler, as compiled kernels are measured; the variable NUMBA_DISABLE_JIT switches it "
+            "off: unset it"
+        )
     out = _make_folder(options.out)
     if options.command == "validate":
         from fastmomentum.cli.validation import report
@@ -35,9 +43,9 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _make_folder(path: Path) -> Path:
-    """Return `path`, after making the folder if it does not exist."""
-    try:
+    """Return `path`, after making the folder if it does not exist and checking that files can be made in it."""
+    with system_errors(f"--out {path}: expected a folder that can be made", UsageError):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {path}: expected a folder that can be made; got {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {path}: expected a folder that can be written to")
     return path

@@ -13,6 +13,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import fastmomentum as fm
+from fastmomentum.cli.errors import UsageError, system_errors
 from fastmomentum.cli.terminal import Terminal
 from fastmomentum.plots.curves import losses
 
@@ -181,7 +182,8 @@ def picture(runs: dict[str, Run], path: Path) -> None:
     curves = {name: run.losses for name, run in runs.items()}
     axis = losses(curves, figure.add_subplot(), times=dict.fromkeys(runs, percent))
     axis.set(xlabel="part of the run [%]", ylabel="training loss", title="Digits: gradient descent and momentum")
-    figure.savefig(path, dpi=120)
+    with system_errors(f"--picture {path}", UsageError):
+        figure.savefig(path, dpi=120)
 
 
 def run(path: Path, terminal: Terminal) -> int:

@@ -32,6 +32,9 @@ OPTIONAL = {
 INDENT = 16
 """The number of columns for the name at the start of a line."""
 
+LEAST_WIDTH = 24
+"""The least number of columns for the text after the name, in a terminal however narrow."""
+
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """The environment variables that change a run, besides those of Numba."""
 
@@ -39,11 +42,12 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 def run(options: argparse.Namespace, terminal: Terminal) -> int:
     """Collect and print all facts, and return 0, also if packages are missing."""
     with terminal.progress() as progress:
-        progress.add_task("collecting", total=None)
+        progress.add_task("collecting", total=None)  # nothing tells how far the probes are
         facts = collect_facts()
     terminal.record(facts)
     for name, text in _format_lines(facts):
-        filled = textwrap.fill(text, terminal.width - INDENT, break_long_words=False, break_on_hyphens=False)
+        width = max(terminal.width - INDENT, LEAST_WIDTH)
+        filled = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
         terminal.say(f"{name:{INDENT - 1}} " + filled.replace("\n", "\n" + " " * INDENT))
     return 0
 

@@ -28,7 +28,8 @@ examples:
 
 "fastmomentum COMMAND --help" explains a command and its output. Every command
 takes --json.
-exit status: 0 done, 1 failed, 2 wrong arguments or files, 130 interrupted.
+exit status: 0 done, 1 failed, 2 wrong arguments or files, 130 interrupted,
+141 the reader of stdout has closed the pipe.
 """
 
 TUNE = """\

@@ -37,9 +37,8 @@ def ask(names: Iterable[str], seconds: float = SECONDS) -> dict[str, Answer]:
 
 def _start(name: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "fastmomentum.cli.probes", name]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    )
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, stdin=nothing, text=True, errors="replace")
 
 
 def _wait_for_answer(process: "subprocess.Popen[str]", end: float) -> Answer:

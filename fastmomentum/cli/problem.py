@@ -1,11 +1,11 @@
 """Describe the problem that ``fastmomentum tune`` tunes for: the ends of a spectrum, or least squares on a file."""
 
 import csv
+import stat
 import warnings
-import zipfile
-import zlib
 from contextlib import suppress
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import lsmr
 
 from fastmomentum import theory
-from fastmomentum.cli.terminal import UsageError
+from fastmomentum.cli.errors import UsageError, system_errors
 
 Floats = npt.NDArray[np.float64]
 AnyArray = npt.NDArray[Any]
@@ -24,6 +24,10 @@ MAX_DENSE = 2000
 
 For more parameters, Lanczos estimates the ends of the spectrum.
 """
+
+
+GREATEST = 1e100
+"""The limit of L and of 1/m; beyond it lr·h overflows in the theory."""
 
 
 class Problem(NamedTuple):
@@ -75,8 +79,11 @@ def least_squares(path: Path, ridge: float) -> Problem:
     rows, columns = a.shape
     with np.errstate(over="ignore"):
         size = np.linalg.norm(a)
-    if not 0.0 < size * size < np.inf:
-        raise UsageError(f"{path}: expected A'A neither 0 nor beyond double precision; A has the norm {size:.3g}")
+    if not 1.0 / GREATEST <= size * size <= GREATEST:
+        raise UsageError(
+            f"{path}: expected an A whose norm squared is from {1.0 / GREATEST:g} to {GREATEST:g}, as the theory is "
+            f"beyond double precision elsewhere; A has the norm {size:.3g}"
+        )
     if rows < columns and not ridge:
         raise UsageError(f"{path}: expected full rank; A has {rows} rows for {columns} columns, so m = 0. {_REMEDY}")
     if columns > MAX_DENSE:
@@ -111,10 +118,14 @@ def _read(path: Path) -> tuple[Floats, Floats]:
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise UsageError(f"{path}: expected a name that ends in .npz or .csv")
-    try:
-        a, b = readers[path.suffix.lower()](path)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or 'the file is damaged'}") from error
+    with system_errors(str(path), UsageError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe waits until another process writes
+            raise UsageError(f"{path}: expected a regular file; got a pipe or a device")
+        with warnings.catch_warnings():
+            # NumPy warns of empty tables and of old headers. The former are refused below, the latter are read.
+            warnings.simplefilter("ignore")
+            a, b = readers[path.suffix.lower()](path)
     if a.ndim != 2 or b.shape not in ((len(a),), (len(a), 1)):
         raise UsageError(f"{path}: expected A of n rows and b of n numbers; got shapes {a.shape} and {b.shape}")
     if not a.size:
@@ -126,7 +137,8 @@ def _read(path: Path) -> tuple[Floats, Floats]:
         if bad.size:
             index = ", ".join(str(int(number)) for number in bad[0])
             raise UsageError(f"{path}: expected finite numbers; {name}[{index}] is {array[tuple(bad[0])]}")
-    return a.astype(np.float64), b.astype(np.float64).reshape(-1)
+    with np.errstate(over="ignore"):  # of a long double; least_squares() refuses infinite norms
+        return a.astype(np.float64), b.astype(np.float64).reshape(-1)
 
 
 def _read_npz(path: Path) -> tuple[AnyArray, AnyArray]:
@@ -136,21 +148,26 @@ def _read_npz(path: Path) -> tuple[AnyArray, AnyArray]:
             if not isinstance(loaded, np.lib.npyio.NpzFile):
                 raise UsageError(f"{path}: expected an npz archive; got a single array")
             if not {"A", "b"} <= set(loaded.files):
-                raise UsageError(f"{path}: expected arrays A and b; got {', '.join(loaded.files) or 'none'}")
-            return loaded["A"], loaded["b"]
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise UsageError(f"{path}: expected arrays A and b; got {', '.join(loaded.files[:9]) or 'none'}")
+            a, b = loaded["A"], loaded["b"]
+    except (UsageError, OSError):
+        raise
+    except Exception as error:  # of a damaged header, Python's own parser raises errors of many types
+        size = f": {error}" if isinstance(error, MemoryError) and str(error) else ""
         raise UsageError(
-            f"{path}: expected an npz archive of numeric arrays; the file cannot be read as such"
+            f"{path}: expected an npz archive of numeric arrays; the file cannot be read as such{size}"
         ) from error
+    for name, member in (("A", a), ("b", b)):
+        if not isinstance(member, np.ndarray):
+            raise UsageError(f"{path}: expected an array as {name}; got a file of another kind")
+    return a, b
 
 
 def _read_csv(path: Path) -> tuple[AnyArray, AnyArray]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             skipped = int(_is_heading(next(csv.reader(file), [])))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # NumPy warns of an empty file, which is refused below
-            table = np.loadtxt(path, delimiter=",", skiprows=skipped, ndmin=2, encoding="utf-8-sig")
+        table = np.loadtxt(path, delimiter=",", skiprows=skipped, ndmin=2, encoding="utf-8-sig")
     except (ValueError, csv.Error) as error:
         fault = _find_fault(path) or str(error).splitlines()[0]
         raise UsageError(f"{path}: expected commas between numbers: {fault}") from error
@@ -175,7 +192,7 @@ def _find_fault(path: Path) -> str:
             width = width or len(cells)
             for column, cell in enumerate(cells, 1):
                 if not _is_number(cell):
-                    return f"line {reader.line_num}, column {column} has {cell!r}"
+                    return f"line {reader.line_num}, column {column} has {shortened(cell)}"
             if len(cells) != width:
                 return f"line {reader.line_num} has {len(cells)} numbers; the lines before have {width}"
     return ""

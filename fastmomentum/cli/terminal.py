@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from fastmomentum.cli.errors import Failure, system_errors
 
 UNBOUNDED_WIDTH = 1000
 """A number of columns that is enough for any table."""
@@ -18,15 +20,18 @@ Record = Mapping[str, Any]
 """The results of a command as JSON has them."""
 
 
-class UsageError(Exception):
-    """Report arguments or files that cannot be used, in one line: what was expected, and what came."""
-
-
-class Failure(Exception):
-    """Report in one line why a command failed on correct arguments."""
+USUAL_WIDTH = 80
+"""The number of columns to print in if the terminal does not tell any."""
 
 
 class _Console(Console):
+    """Print texts as they are, with the brackets, colons and numbers in them."""
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+        if not self.width:  # COLUMNS=0, with which rich would print nothing
+            self.width = USUAL_WIDTH
+
     def on_broken_pipe(self) -> None:
         """Raise the error, so that main() returns the usual status 141; rich would exit with 1."""
         raise BrokenPipeError
@@ -43,8 +48,7 @@ class Terminal:
 
     def __init__(self, as_json: bool = False) -> None:
         self.as_json = as_json
-        # Brackets and colons in a path, and numbers, are printed as they are.
-        self._console = _Console(markup=False, highlight=False, emoji=False)
+        self._console = _Console()
 
     @property
     def width(self) -> int:
@@ -62,7 +66,8 @@ class Terminal:
             needed = Measurement.get(self._console, self._console.options.update(max_width=UNBOUNDED_WIDTH), content)
             content.width = needed.maximum if needed.minimum > self.width else content.width
         if not self.as_json:
-            self._console.print(content, soft_wrap=soft_wrap, crop=False)
+            with system_errors("stdout", Failure):
+                self._console.print(content, soft_wrap=soft_wrap, crop=False)
 
     def record(self, record: Record) -> None:
         """Print the results as JSON, if JSON was asked for.
@@ -70,18 +75,16 @@ class Terminal:
         The text is ASCII in every locale. NaN and infinity are printed as null, since JSON has neither.
         """
         if self.as_json:
-            sys.stdout.write(json.dumps(_without_nan(record), indent=1, allow_nan=False) + "\n")
+            with system_errors("stdout", Failure):
+                sys.stdout.write(json.dumps(_without_nan(record), indent=1, allow_nan=False) + "\n")
 
     def progress(self) -> Progress:
         """Return a progress bar on stderr that vanishes when done; it shows nothing if stderr is no terminal."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:g}/{task.total:g}"),
-            TimeElapsedColumn(),
-        )
-        console = _Console(stderr=True, markup=False, highlight=False)
-        return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        console = _Console(stderr=True)
+        # Not console.is_terminal, which FORCE_COLOR makes true for files and pipes.
+        is_shown = console.file.isatty() and not console.is_dumb_terminal
+        return Progress(*columns, console=console, transient=True, disable=not is_shown)
 
 
 def _without_nan(value: object) -> object:

@@ -12,8 +12,9 @@ from rich import box
 from rich.table import Table
 
 from fastmomentum import rules, theory
-from fastmomentum.cli.problem import Floats, Problem, least_squares
-from fastmomentum.cli.terminal import Failure, Terminal, UsageError
+from fastmomentum.cli.errors import Failure, UsageError, system_errors
+from fastmomentum.cli.problem import GREATEST, Floats, Problem, least_squares
+from fastmomentum.cli.terminal import Terminal
 
 METHODS = {
     "gradient descent": ("sgd",),
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
         if margin is None:
             margin = ESTIMATE_MARGIN if problem.estimated else 0.0
         ends = widen(problem.spectrum, margin)
+        check_ends(problem, ends)
         rows, without_rate = [], []
         for name in names:
             progress.update(task, advance=1, description=name)
@@ -115,6 +117,27 @@ def select_rules(given: list[str] | None) -> list[str]:
     ordered = [name for members in METHODS.values() for name in members]
     ordered += [name for name in all_names if name not in ordered]
     return [name for name in ordered if not given or name in given]
+
+
+GREATEST_KAPPA = 1e30
+"""The limit of L/m; beyond it the momentum rounds to 1."""
+
+
+def check_ends(problem: Problem, ends: tuple[float, float]) -> None:
+    """Refuse ends of a spectrum, after the margin, for which double precision has no tuning.
+
+    Raises
+    ------
+    UsageError
+        If m, L or L/m is too small or too large.
+    """
+    m, L = ends
+    if not (1.0 / GREATEST <= m <= L <= GREATEST and L / m <= GREATEST_KAPPA):
+        name = {"kappa": "--kappa", "ends": "--m, --L"}.get(problem.source, problem.source)
+        raise UsageError(
+            f"{name}: expected m and L from {1.0 / GREATEST:g} to {GREATEST:g}, and L/m of at most {GREATEST_KAPPA:g}; "
+            f"got m = {m:g}, L = {L:g}"
+        )
 
 
 def widen(spectrum: theory.Spectrum, margin: float) -> tuple[float, float]:
@@ -165,6 +188,8 @@ def _make_problem(options: argparse.Namespace) -> Problem:
     ends = options.m is not None, options.L is not None
     if (options.data is not None) + (options.kappa is not None) + any(ends) != 1 or any(ends) != all(ends):
         raise UsageError("expected one of --kappa K, --m M with --L L, or a file (see fastmomentum tune --help)")
+    if options.ridge > GREATEST:
+        raise UsageError(f"--ridge: expected at most {GREATEST:g}; got {options.ridge:g}")
     if options.data is not None:
         return least_squares(options.data, options.ridge)
     if options.ridge:
@@ -272,14 +297,16 @@ def check_picture(option: str, path: Path) -> None:
     Raises
     ------
     UsageError
-        If the folder does not exist, or the name does not end in a format of matplotlib. (To a name without an
-        ending, matplotlib would append .png, so that the picture would not be at `path`.)
+        If the folder does not exist, if `path` is a folder, a pipe or a device, or if the name does not end in a format
+        that matplotlib itself writes: for .pgf it needs LaTeX. (To a name without an ending, matplotlib would append
+        .png, so that the picture would not be at `path`.)
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
-    if path.is_dir() or not path.parent.is_dir():
-        raise UsageError(f"{option} {path}: expected a file in a folder that exists")
-    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+    with system_errors(f"{option} {path}", UsageError):
+        if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+            raise UsageError(f"{option} {path}: expected a file in a folder that exists")
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes().keys() - {"pgf"}:
         raise UsageError(f"{option} {path}: expected a name that ends in .png, .pdf, .svg or another matplotlib format")
 
 
@@ -311,10 +338,8 @@ def draw(
     plots.errors(curves, ax=axis).set_ylim(bottom=tol / 10)
     shown = "the largest error of all starts" if problem.curvatures is None else "the error from x = 0"
     axis.set_title(f"κ = {problem.kappa:.4g}: {shown}")
-    try:
+    with system_errors(f"--plot {path}", UsageError):
         figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise UsageError(f"--plot {path}: {error.strerror or error}") from error
 
 
 def trajectories(rows: Iterable[Row]) -> dict[str, Row]:

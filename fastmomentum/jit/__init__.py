@@ -13,6 +13,10 @@ in the order of ``rule.hyper``. :func:`hyper` returns the values of the hyper-pa
 - :func:`cfunc` returns a C function.
 - :func:`fuse` and :func:`fuse_stencil` return kernels that compute the gradient themselves.
 - :mod:`fastmomentum.jit.cuda` has functions for CUDA kernels.
+
+While the variable NUMBA_DISABLE_JIT switches Numba's compiler off, for debugging, all but those for CUDA run in Python,
+slowly, and with the same bits. In a gradient function for float32, write constants as ``numpy.float32``: of a plain
+number compiled code makes a double, and Python does not.
 """
 
 from importlib import import_module

@@ -6,9 +6,11 @@ order and alignment of arrays that it gets through ``*arguments``.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core.errors import TypingError
@@ -16,7 +18,8 @@ from numba.extending import intrinsic, overload
 from numba.np.arrayobj import populate_array
 
 from fastmomentum import checks
-from fastmomentum.backends.cpu.kernels import STRICT, need_compiler
+from fastmomentum.backends import cpu
+from fastmomentum.backends.cpu.kernels import STRICT
 from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS
 from fastmomentum.checks import ANY_BOUND
 from fastmomentum.rules.assemble import Function
@@ -73,8 +76,10 @@ def embed(
     with_steps : bool
         Whether the function takes a number of steps before these arguments.
     """
-    need_compiler()
-    body = njit(**STRICT)(make_body(_make_split_arguments(expected)))
+    if cpu.has_compiler():
+        body = njit(**STRICT)(make_body(_make_split_arguments(expected)))
+    else:  # Python runs the same loops
+        body = np.errstate(all="ignore")(make_body(partial(_split_arguments, expected)))
     names = (*("steps",) * with_steps, *expected.names)
 
     def kernel(*arguments: Any) -> None:
@@ -149,6 +154,19 @@ def _check_types(expected: KernelArguments, given: Sequence[types.Type]) -> None
     for name, kind in zip(expected.names[expected.arrays :], given[expected.arrays :]):
         if not isinstance(kind, NUMBERS):
             raise TypingError(f"{name}: expected a number; got {kind}")
+
+
+def _split_arguments(expected: KernelArguments, arguments: Sequence[Any]) -> tuple[int, Any, Any, tuple[Any, ...]]:
+    """Return ``(problem, written, read, numbers)`` in Python, for use without Numba's compiler."""
+    arrays, numbers = arguments[: expected.arrays], arguments[expected.arrays :]
+    pairs = [(k, other) for k in range(expected.written) for other in range(k + 1, expected.arrays)]
+    problem = 0
+    if any(array.shape != arrays[0].shape for array in arrays):
+        problem = SHAPES_DIFFER
+    elif any(np.may_share_memory(arrays[k], arrays[other]) for k, other in pairs):  # exact for contiguous arrays
+        problem = MEMORY_SHARED
+    dtype = arrays[0].dtype.type
+    return problem, arrays[: expected.written], arrays[expected.written :], tuple(map(dtype, numbers))
 
 
 def _make_split_arguments(expected: KernelArguments) -> Function:

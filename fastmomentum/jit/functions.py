@@ -14,6 +14,7 @@ from numba.extending import overload, register_jitable
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum import checks
+from fastmomentum.backends import cpu, one_array_kernel
 from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.headers import make_views
 from fastmomentum.backends.cpu.kernels import vector
@@ -55,7 +56,7 @@ def update(rule: str | Rule) -> Function:
     The caller's compile options decide how it rounds: ``fastmath=True`` changes the bits, and with Numba's default
     ``error_model`` a rule that divides raises ZeroDivisionError in the middle of an array; pass
     ``error_model="numpy"``. :func:`kernel` is strict for every caller. A call from Python runs the rule itself and
-    casts nothing.
+    casts nothing, unless Numba's compiler is switched off: then it casts as compiled code does.
 
     Examples
     --------
@@ -79,10 +80,11 @@ def _make_scalar(rule: Rule) -> Function:
     """Return ``scalar(p, *state, g, *hyper) -> (p, *state)``, which computes in the dtype of p."""
     names = ("p", *rule.slots, "g", *rule.hyper)
     compute, compiled_update, cast = rule.build(), rule.build(register_jitable), make_cast(len(names) - 1)
+    from_python = compute if cpu.has_compiler() else _cast_first(compute, cast)
 
     def scalar(*given: Any) -> Any:
         check_count(names, given, TypeError)
-        return compute(*given)
+        return from_python(*given)
 
     @overload(scalar, strict=False)
     def compiled(*given: Any) -> Function:
@@ -95,6 +97,15 @@ def _make_scalar(rule: Rule) -> Function:
         return lambda *given: compiled_update(given[0], *cast(given[1:], given[0]))
 
     return with_signature(scalar, names)
+
+
+def _cast_first(compute: Function, cast: Function) -> Function:
+    """Return `compute` as Python calls it in place of compiled code, after casting all numbers to the dtype of p."""
+
+    def computed(p: Any, *numbers: Any) -> Any:
+        return compute(p, *cast(numbers, p))
+
+    return computed
 
 
 def hyper(rule: str | Rule, dtype: npt.DTypeLike = np.float64, /, **values: float) -> tuple[np.floating, ...]:
@@ -262,16 +273,17 @@ def cfunc(rule: str | Rule, dtype: npt.DTypeLike) -> CFunction:
     (array([0.75, 0.75], dtype=float32), array([1., 1.], dtype=float32))
     """
     chosen, kind = find(rule), checks.dtype(dtype)
-    made: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: _make_c_update(chosen, kind))
+    make = _make_c_update if cpu.has_compiler() else _make_python_callback
+    pointer: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: make(chosen, kind))
     names, name = ("p", *chosen.slots, "g"), "float" if kind == np.float32 else "double"
     arrays = f"{name} *arrays[{len(names)}] /* {', '.join(names)} */"
     numbers = f"const double hyper[{len(chosen.hyper)}] /* {', '.join(chosen.hyper)} */"
     prototype = f"void update(int64_t n, {arrays}, {numbers})"
-    return CFunction(prototype, made.address, PROTOTYPE(made.address))
+    return CFunction(prototype, ctypes.cast(pointer, ctypes.c_void_p).value or 0, pointer)
 
 
 def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
-    """Return Numba's object for ``void update(int64_t n, T **arrays, const double *hyper)``."""
+    """Return ``void update(int64_t n, T **arrays, const double *hyper)``, compiled, as ctypes calls it."""
     written, count = 1 + len(rule.state), len(rule.hyper)
     arrays_count = written + 1
     views = make_views([vector(dtype)] * arrays_count)
@@ -282,5 +294,21 @@ def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
         loop(arrays[:written], arrays[written:], cast(to_fixed_tuple(carray(hyper, (count,)), count), arrays[0]))
 
     addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
-    function: Function = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
-    return function
+    compiled = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
+    pointer: Any = PROTOTYPE(compiled.address)
+    pointer.compiled = compiled  # which holds the code
+    made: Function = pointer
+    return made
+
+
+def _make_python_callback(rule: Rule, dtype: np.dtype) -> Function:
+    """Return the function of :func:`_make_c_update` as a callback into Python, which runs the NumPy reference."""
+    arrays_count, count = 2 + len(rule.state), len(rule.hyper)
+    kernel, item = one_array_kernel("numpy", rule, dtype), np.ctypeslib.as_ctypes_type(dtype)
+
+    def update(n: int, addresses: Any, hyper: Any) -> None:
+        found = [(item * n).from_address(address or 0) for address in addresses[:arrays_count]]
+        *arrays, grad = map(np.ctypeslib.as_array, found)
+        kernel(tuple(arrays), grad, hyper[:count])
+
+    return PROTOTYPE(update)

@@ -22,19 +22,6 @@ from tests.helpers.paths import ROOT
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    """Return a function that runs the command in this process and returns its status, stdout and stderr."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def run(*arguments):
-        capsys.readouterr()
-        status = cli.main(list(map(str, arguments)))
-        return (status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
 def tuned(command):
     """Return a function that runs ``tune`` and returns its JSON, and the tunings by rule and kind."""
 

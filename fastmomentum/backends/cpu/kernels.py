@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import config, njit, prange, types
+from numba import njit, prange, types
 from numba.core.errors import NumbaError
 from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from fastmomentum.backends import cpu
 from fastmomentum.backends.base import COUNTERS, cached_kernel
 from fastmomentum.backends.cpu.headers import (
     OBJECTS,
@@ -80,7 +81,7 @@ def compiled(function: Function, signature: Any, parallel: bool = False) -> Func
     # No fastmath: contraction to FMA changes 3.3 % of the elements and saves no time. error_model="numpy": by default a
     # division by zero raises in the middle of an array, when its first part is updated. No cache=True: closures miss
     # Numba's disk cache, and may be given each other's code (numba#6264, #6845).
-    need_compiler()
+    cpu.require()
     try:
         dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)
     except NumbaError as error:
@@ -91,15 +92,6 @@ def compiled(function: Function, signature: Any, parallel: bool = False) -> Func
     dispatcher.disable_compile()
     kernel: Function = dispatcher
     return kernel
-
-
-def need_compiler() -> None:
-    """Raise RuntimeError if Numba's compiler is switched off."""
-    if config.DISABLE_JIT:
-        raise RuntimeError(
-            "backend 'cpu' needs Numba's compiler, which the variable NUMBA_DISABLE_JIT switches off; unset it, or use "
-            "backend 'numpy', which gives the same bits"
-        )
 
 
 def make_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:

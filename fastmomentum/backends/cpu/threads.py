@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Lock
 
 from fastmomentum import checks
+from fastmomentum.backends import cpu
 
 ELEMENTS = 32_768
 """The smallest number of elements for which a thread is used.
@@ -104,7 +105,8 @@ def region() -> "Lock | None":  # quoted, as threading.Lock is a function before
 
 def _safe() -> bool:
     """Return whether a parallel kernel may run in this process."""
-    return os.getpid() == _process and not _was_forked() and layer() not in (None, "workqueue")
+    alone = os.getpid() == _process and not _was_forked()
+    return alone and cpu.has_compiler() and layer() not in (None, "workqueue")
 
 
 @cache

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastmomentum import theory
+from fastmomentum.cli.errors import UsageError, system_errors
 from fastmomentum.cli.terminal import Terminal
 from fastmomentum.cli.validation import formulas, limits, noise, plane, quadratics
 from fastmomentum.cli.validation.formulas import Row, worst
@@ -193,10 +194,12 @@ def run(out: Path, small: bool, terminal: Terminal) -> int:
             rows += part()
             progress.advance(task)
         progress.update(task, description="pictures")
-        pictures = draw(planes, out)
+        with system_errors(f"--out {out}", UsageError):
+            pictures = draw(planes, out)
     seconds = perf_counter() - begin
     path, content = out / "validation.json", record(rows, small, seconds)
-    path.write_text(format_record(content))
+    with system_errors(f"--out {path}", UsageError):
+        path.write_text(format_record(content))
     terminal.show(table(rows, terminal.width))
     missed = [row for row in rows if not row.holds]
     for row in missed:
