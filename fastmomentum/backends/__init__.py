@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastmomentum.backends.cuda import require
 from fastmomentum.backends.cuda.device_array import is_on_device
+from fastmomentum.backends.tensors import is_tensor
 
 if TYPE_CHECKING:
     from fastmomentum.backends.base import ArrayUpdate, Executor, StepCounter
@@ -23,7 +24,7 @@ NAMES = ("numpy", "cpu", "cuda")
 
 def is_array(value: object) -> bool:
     """Return whether `value` is one array, on the host or on a device, and not a sequence of arrays."""
-    return isinstance(value, np.ndarray) or is_on_device(value)
+    return isinstance(value, np.ndarray) or is_tensor(value) or is_on_device(value)
 
 
 def choose(backend: str | None, arrays: Iterable[Any]) -> str:

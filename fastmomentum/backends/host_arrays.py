@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.backends import tensors
 from fastmomentum.checks import describe, real_dtype, reversed_axes
 from fastmomentum.checks import empty_like as empty_like
 from fastmomentum.rules.base import Rule
@@ -19,8 +20,11 @@ Array = npt.NDArray[np.floating]
 
 
 def view(name: str, value: Any) -> Any:
-    """Return `value` unchanged; later checks refuse it if it is not an array."""
-    return value
+    """Return a torch tensor as an ndarray on the same memory, which is to be updated, and any other value unchanged.
+
+    Later checks refuse a value that is not an array.
+    """
+    return value if type(value) is np.ndarray or not tensors.is_tensor(value) else tensors.view(name, value)
 
 
 def one_device(names: Sequence[str], arrays: Sequence[Array]) -> int:

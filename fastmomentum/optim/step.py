@@ -1,6 +1,6 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import inf
@@ -11,7 +11,8 @@ import numpy as np
 from fastmomentum import backends, checks
 from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
-from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
+from fastmomentum.backends.cuda.device_array import is_on_device
+from fastmomentum.backends.tensors import increment_versions, is_tensor, tensors_behind
 from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
@@ -111,11 +112,14 @@ def step(
     >>> p, v
     (array([0.375 , 2.0625]), array([0.75 , 0.125]))
     """
-    on_device = backend == "cuda" or (backend is None and type(param) is not np.ndarray and is_on_device(param))
+    is_plain = type(param) is np.ndarray
+    on_device = backend == "cuda" or (backend is None and not is_plain and is_on_device(param))
     if on_device:
         param, state, grad, backend = *_views(param, state, grad), "cuda"
     elif stream is not None:
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
+    elif not is_plain:
+        param, state = _views_of_written(host_arrays.view, param, state)
     param = checks.array("param", param, dense=not on_device)
     # fmt: off
     settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
@@ -133,6 +137,8 @@ def step(
     if on_device:
         _launch(update, (*arrays, grad), row, stream)
         return
+    if param.base is not None:  # it may view a tensor; counted before the write, as Ctrl-C can come after it
+        increment_versions(tensors_behind(arrays))
     if dense or is_complex:
         arrays, grad = tuple(map(host_arrays.flat_view, arrays)), host_arrays.flat_view(grad)
     elif param.ndim != 1:
@@ -146,10 +152,14 @@ def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
     """Return views of the arrays on a device."""
     backends.choose("cuda", ())
     view = backends.arrays_of("cuda").view
-    states = tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state)) if isinstance(state, tuple) else state
-    if not isinstance(state, tuple) and state is not None:
-        states = view("state", state)
-    return view("param", param), states, view("grad", grad)
+    return *_views_of_written(view, param, state), view("grad", grad)
+
+
+def _views_of_written(view: Callable[[str, Any], Any], param: Any, state: Any) -> tuple[Any, Any]:
+    """Return views of the parameter and its state; ``view(name, array)`` makes them."""
+    if isinstance(state, tuple):
+        return view("param", param), tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state))
+    return view("param", param), None if state is None else view("state", state)
 
 
 def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:

@@ -5,14 +5,14 @@ tensors that require a gradient), ``__cuda_array_interface__`` of version 2 or 3
 simulator, and DLPack.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastmomentum.backends.cuda import dlpack
+from fastmomentum.backends.tensors import is_tensor
 
 LEGACY, TORCH = 1, -1
 """Numbers that stand for a stream's handle: 1 for CUDA's legacy default stream, −1 for torch's current stream."""
@@ -98,18 +98,6 @@ def find_reader(value: Any) -> Callable[[Any], tuple[ArrayHeader, int | None]] |
     if getattr(type(value), "__cuda_ndarray__", False):
         return _read_simulated
     return _read_dlpack if dlpack.on_device(value) else None
-
-
-def is_tensor(value: Any) -> bool:
-    """Return whether `value` is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def increment_versions(tensors: Sequence[Any]) -> None:
-    """Mark these torch tensors as modified, so that torch's backward refuses to use their old values."""
-    if tensors:
-        sys.modules["torch"].autograd.graph.increment_version(tensors)
 
 
 def _read_torch(tensor: Any) -> tuple[ArrayHeader, int | None]:
