@@ -15,6 +15,7 @@ import numpy as np
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
+from fastmomentum.backends.tensors import is_tensor
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import check_groups, norm_limits
@@ -274,8 +275,8 @@ class Engine:
         )
         self._executor.use_stream(self._stream)
         self._executor.observe_with(self._observers)
-        # Kernels check arrays themselves, but they see only our views of other objects.
-        are_plain = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
+        # Kernels check arrays themselves, but they see only our views of other objects; those of tensors are checked.
+        are_plain = self.backend == "cuda" or all(type(p) is np.ndarray or is_tensor(p) for p in self.state.given)
         self._executor_checks = self._executor.checks and are_plain
         return plain
 
