@@ -94,7 +94,7 @@ def convert_run(
         name: saved[name]
         for name in ("steps", "skipped", "skipped_in_a_row", "resets", "last_reset", "value", "updates")
     }
-    return arguments | shared, unchanged | {"state": states}
+    return arguments | shared, unchanged | {"state": states, "torch_groups": engine.state.torch_groups}
 
 
 def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
@@ -102,7 +102,8 @@ def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
     own = to_dict(engine)
     for slots, converted in zip(own["state"], saved["state"]):
         slots[:] = [converted.get(name, slot) for name, slot in zip(engine.update.slots, slots)]
-    load_dict(own | {name: value for name, value in saved.items() if name != "state"}, engine)
+    load_dict(own | {name: value for name, value in saved.items() if name in own and name != "state"}, engine)
+    engine.state.torch_groups = saved["torch_groups"]
     changes.write_points(engine)
 
 

@@ -55,7 +55,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if is_array(params):
         group = make_group(shared, dtypes=_dtypes_of([params]))
         return Layout([params], ["params"], None, [group], [0], True, _elements("", given, 1, None))
-    params = _to_list(params)
+    params = to_list(params)
     if isinstance(params, Mapping | Sequence) and not len(params):
         raise ValueError("params: expected at least one array, or a group; got none")
     if isinstance(params, Mapping):
@@ -155,7 +155,7 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
             if not isinstance(key, str):
                 raise TypeError(f"{where}: expected names of arrays; got {key!r}")
         return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays) or None
-    found = [arrays] if is_array(arrays) else _to_list(arrays)
+    found = [arrays] if is_array(arrays) else to_list(arrays)
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {checks.describe(found)}")
     return list(found), [f"{where}[{i}]" for i in range(len(found))], None
@@ -167,6 +167,6 @@ def _dtypes_of(arrays: Sequence[Any]) -> Sequence[np.dtype[Any]]:
     return [dtype for dtype in checks.DTYPES if dtype in found] or checks.DTYPES
 
 
-def _to_list(params: Any) -> Any:
+def to_list(params: Any) -> Any:
     """Return an iterator, or the values of a dict, as a list, and anything else as it is."""
     return list(params) if isinstance(params, Iterator | ValuesView) else params
