@@ -288,13 +288,11 @@ SCHEDULERS = {
 
 
 def scheduler_of(kind, sgd, settings):
-    inner = {
-        name: [scheduler_of(each, sgd, own) for each, own in value]
-        for name, value in settings.items()
-        if name == "schedulers"
-    }
+    settings = dict(settings)
+    if "schedulers" in settings:
+        settings["schedulers"] = [scheduler_of(each, sgd, own) for each, own in settings["schedulers"]]
     first = () if kind is L.ChainedScheduler else (sgd,)
-    return kind(*first, **settings | inner)
+    return kind(*first, **settings)
 
 
 def test_all_schedulers_of_torch_are_tested():
@@ -314,9 +312,7 @@ def test_a_scheduler_of_torch_goes_on_after_a_run_was_moved_here_and_back(kind):
             torch_steps(params, sgd, [grads])
             scheduler.step(*[1.0] * (kind is L.ReduceLROnPlateau))
             if moves:
-                opt = fm.Momentum.from_torch(
-                    sgd.state_dict(), [p.detach().numpy().copy() for p in params], backend="numpy"
-                )
+                opt = fm.Momentum.from_torch(sgd.state_dict(), params, backend="numpy")
                 assert opt.lr == [group["lr"] for group in sgd.param_groups]
                 sgd.load_state_dict(opt.to_torch(torch.from_numpy))
             path.append(sgd.state_dict()["param_groups"])
