@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.checks import WITH_COMPLEX
+from fastmomentum.checks import WITH_COMPLEX, is_dense
 
 Run = Callable[[list[Any]], bool]
 """The function ``run(grads)`` of an executor, which returns whether it has done an update."""
@@ -37,14 +37,16 @@ class TensorMemory:
     Attributes
     ----------
     tensor : torch.Tensor
-        The tensor. Its memory can become another one later, by an assignment to ``tensor.data``.
-    memory : ndarray
-        A view of the memory of now, which keeps it alive.
+        The tensor. Its memory can become another one later, by an assignment to ``tensor.data`` or by a call of
+        ``tensor.share_memory_()``.
+    address : int
+        The address of its memory of now.
     """
 
     def __init__(self, tensor: Any) -> None:
-        self.tensor, self.memory = tensor, tensor.detach().numpy()
-        self.__array_interface__ = self.memory.__array_interface__
+        self.tensor, self.address = tensor, tensor.data_ptr()
+        self._memory = tensor.detach().numpy()  # keeps the memory alive
+        self.__array_interface__ = self._memory.__array_interface__
 
 
 def view(name: str, tensor: Any) -> npt.NDArray[Any]:
@@ -73,32 +75,53 @@ def view(name: str, tensor: Any) -> npt.NDArray[Any]:
             f"{name}: expected a tensor of float32, float64, complex64 or complex128; got {dtype}. {replace} .float()"
         )
     try:
-        return np.asarray(TensorMemory(tensor))
+        found = np.asarray(TensorMemory(tensor))
     except (TypeError, ValueError, RuntimeError) as error:  # on another device, or sparse
         raise TypeError(f"{name}: expected a dense tensor in host memory; got {tensor.device.type}: {error}") from error
-
-
-def tensors_behind(arrays: Iterable[Any]) -> list[Any]:
-    """Return the tensors whose memory these ndarrays view, as ``tensor.detach().numpy()`` does."""
-    found = []
-    for array in arrays if "torch" in sys.modules else ():
-        base = array
-        while isinstance(base, np.ndarray | memoryview):
-            base = base.obj if isinstance(base, memoryview) else base.base
-        owner = base.tensor if isinstance(base, TensorMemory) else base
-        if is_tensor(owner):
-            found.append(owner)
+    if not is_dense(found):
+        advice = "Update p = tensor.detach().contiguous(), a copy, and write it back: tensor.detach().copy_(p)"
+        if 0 in found.strides:  # of an expanded tensor, whose elements share memory
+            advice = f"{replace} .contiguous(), a copy"
+        raise ValueError(
+            f"{name}: expected elements that fill an interval of memory; got shape {found.shape} with strides "
+            f"{tensor.stride()}. {advice}"
+        )
     return found
 
 
-def count_writes(run: Run, arrays: Iterable[Any]) -> Run:
+VIEWS = (np.ndarray, memoryview)
+
+
+def memory_behind(arrays: Iterable[Any]) -> list[TensorMemory]:
+    """Return the memory of each tensor that one of these ndarrays views, as ``tensor.detach().numpy()`` does."""
+    found = []
+    for array in arrays:
+        base = array.base
+        while base is not None and isinstance(base, VIEWS):
+            base = base.obj if type(base) is memoryview else base.base
+        if base is None:
+            continue
+        if type(base) is TensorMemory:
+            found.append(base)
+        elif is_tensor(base):
+            found.append(TensorMemory(base))
+    return found
+
+
+def count_writes(arrays: Iterable[Any]) -> None:
+    """Mark the tensors whose memory these ndarrays view as modified."""
+    if found := memory_behind(arrays):
+        increment_versions([memory.tensor for memory in found])
+
+
+def counted(run: Run, arrays: Iterable[Any]) -> Run:
     """Return `run`, which writes to these ndarrays, such that it counts the writes to the tensors behind them.
 
     If the memory of a tensor has become another one, the returned function writes nothing and returns False. It is
     `run` itself if there is no tensor, so that the other steps cost nothing more.
     """
-    tensors = tensors_behind(arrays)
-    addresses = [tensor.data_ptr() for tensor in tensors]
+    memories = memory_behind(arrays)
+    tensors, addresses = [memory.tensor for memory in memories], [memory.address for memory in memories]
     return partial(_run_counted, run, tensors, addresses) if tensors else run
 
 

@@ -79,6 +79,7 @@ def convert_run(
     settings = dict(settings)
     shared = {name: settings.pop(name, getattr(engine, name)) for name in ("backend", "threads", "skip_nonfinite")}
     with one_caller(engine.lock):
+        engine.check_arrays()
         saved, params = to_dict(engine), engine.state.fetch_params()
         plans = [plan_conversion(group, rule, settings, engine) for group in engine.groups]
     for number, started in zip(engine.group_of, engine.state.started):

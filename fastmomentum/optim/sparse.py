@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import one_caller, uninterrupted
-from fastmomentum.backends.tensors import increment_versions, tensors_behind
+from fastmomentum.backends.tensors import count_writes
 from fastmomentum.optim import row_state
 from fastmomentum.optim.checkpoint import choose_rule
 from fastmomentum.optim.row_gradients import gradients_by_row, row_numbers
@@ -386,7 +386,7 @@ class SparseRows:
                 self._products.add(rule.matrix, self._steps)
             for array, values in zip((self.param, *self._state), arrays, strict=True):
                 array[rows] = values
-            increment_versions(tensors_behind([self.param]))
+            count_writes([self.param])
             self._seen[rows] = steps
             self._steps = steps
 

@@ -12,7 +12,7 @@ from fastmomentum import backends, checks
 from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
 from fastmomentum.backends.cuda.device_array import is_on_device
-from fastmomentum.backends.tensors import increment_versions, is_tensor, tensors_behind
+from fastmomentum.backends.tensors import count_writes, increment_versions, is_tensor
 from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
@@ -52,9 +52,10 @@ def step(
     ----------
     param : array
         An array of any shape; it is written. A NumPy array of float32, float64, complex64 or complex128, of any dense
-        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements. Or
-        a C-contiguous array of float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor,
-        anything with ``__cuda_array_interface__`` or DLPack.
+        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements; or
+        a torch tensor of this kind in host memory, a leaf, which may require a gradient. Or a C-contiguous array of
+        float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor, anything with
+        ``__cuda_array_interface__`` or DLPack.
     state : array, tuple of arrays, or None
         The state that the rule declares, like `param` in dtype, shape and strides; it is written. For most rules it is
         the velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first
@@ -103,6 +104,9 @@ def step(
     that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
     and the signs in signum and lion, act on each part.
 
+    A write to the memory of a torch tensor is counted in the tensor's version, also for ``tensor.detach().numpy()``, so
+    that torch's backward refuses old values. An array does not know the tensors that ``torch.from_numpy`` made of it.
+
     Examples
     --------
     >>> import numpy as np, fastmomentum as fm
@@ -138,7 +142,7 @@ def step(
         _launch(update, (*arrays, grad), row, stream)
         return
     if param.base is not None:  # it may view a tensor; counted before the write, as Ctrl-C can come after it
-        increment_versions(tensors_behind(arrays))
+        count_writes(arrays)
     if dense or is_complex:
         arrays, grad = tuple(map(host_arrays.flat_view, arrays)), host_arrays.flat_view(grad)
     elif param.ndim != 1:

@@ -152,6 +152,53 @@ def test_a_step_updates_the_memory_that_a_tensor_has_now(backend):
     assert (ours != 1).all()
 
 
+# For each change that reads the parameters, a function that makes it.
+CHANGES = {
+    "lr": lambda opt: setattr(opt, "lr", 0.5),
+    "steps": lambda opt: setattr(opt, "steps", 3),
+    "reset": lambda opt: opt.reset("a test"),
+    "convert": lambda opt: opt.convert("classical"),
+    "step without a gradient": lambda opt: opt.step([None]),
+    "save": lambda opt: opt.state_dict(),
+}
+MOVES = {
+    "data": lambda weight: setattr(weight, "data", weight.data.clone()),
+    "share_memory_": lambda weight: weight.share_memory_(),  # it frees the memory of before
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_reads_the_memory_that_a_tensor_has_now(change, move):
+    found = []
+    for moves in (True, False):
+        weight = parameter()
+        schedule = fm.schedules.Linear(0.5, 0.25, steps=4)
+        lr = 0.25 if change == "lr" else schedule
+        opt = fm.Momentum([weight], rule="heavy_ball", lr=lr, correct=True, backend="numpy")
+        opt.step([torch.ones(3)])
+        if moves:
+            MOVES[move](weight)
+        changed = CHANGES[change](opt)
+        opt = changed if change == "convert" else opt
+        if moves:
+            MOVES["data"](weight)
+        opt.step([torch.ones(3)])
+        found.append((weight.detach().numpy(), opt.state[0]))
+    for one, two in zip(*found, strict=True):
+        assert_same_bits(one, two)
+
+
+def test_memory_that_moves_before_the_first_step_is_not_written_to():
+    weight = parameter()
+    opt = fm.Momentum([weight], lr=0.5, momentum=0.0, backend="numpy")
+    before = weight.detach().numpy()
+    weight.data = weight.data.clone()
+    opt.step([torch.ones(3)])
+    assert_same_bits(before, START)
+    assert_same_bits(weight.detach().numpy(), START - np.float32(0.5))
+
+
 REFUSED = {
     "the result of an operation": (lambda: parameter() * 2, ValueError, "expected a leaf tensor.*Pass those", None),
     "bfloat16": (lambda: torch.ones(3, dtype=torch.bfloat16), TypeError, r"got bfloat16.*by \.float\(\)", "float"),
@@ -159,6 +206,7 @@ REFUSED = {
     "integers": (lambda: torch.ones(3, dtype=torch.int64), TypeError, r"got int64.*by \.float\(\)", "float"),
     "conj": (lambda: torch.ones(3, dtype=torch.complex64).conj(), ValueError, "the conj bit", "resolve_conj"),
     "neg": (lambda: torch._neg_view(torch.ones(3)), ValueError, "the neg bit", "resolve_neg"),
+    "expanded": (lambda: torch.ones(1).expand(3), ValueError, r"by \.contiguous\(\)", "contiguous"),
     "meta": (lambda: torch.ones(3, device="meta"), TypeError, "expected a dense tensor in host memory; got meta", None),
     "sparse": (lambda: torch.ones(3).to_sparse(), TypeError, "expected a dense tensor in host memory; got cpu", None),
 }
@@ -178,6 +226,19 @@ def test_tensors_that_cannot_be_updated_are_refused_and_the_advice_works(name):
         better = getattr(tensor, follow)()
         fm.Momentum([better], lr=0.5).step([torch.ones_like(better)])
         assert (better == getattr(tensor, follow)() - 0.5).all()
+
+
+def test_a_strided_tensor_is_refused_and_the_advice_works():
+    whole = torch.zeros(6, requires_grad=True)
+    tensor = whole.detach()[::2]
+    with pytest.raises(ValueError, match=r"Update p = tensor.detach\(\).contiguous\(\), a copy, and write it back"):
+        fm.Momentum([tensor], lr=0.5)
+    p = tensor.detach().contiguous()
+    opt = fm.Momentum([p], lr=0.5)
+    opt.step([torch.ones(3)])
+    tensor.detach().copy_(p)
+    assert whole.tolist() == [-0.5, 0.0] * 3
+    assert whole._version == 1
 
 
 def test_ctrl_c_in_a_step_leaves_no_write_uncounted():

@@ -25,7 +25,7 @@ from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, OBJECTS, SI
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
 from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
-from fastmomentum.backends.tensors import count_writes
+from fastmomentum.backends.tensors import counted
 from fastmomentum.checks import address
 from fastmomentum.rules.base import Rule
 
@@ -169,7 +169,7 @@ class CpuExecutor(HostExecutor):
             checked, start = table[:0], start + len(numbers)
         self._counter.expect_calls(len(self._parts))
         run = self._observed(updates.runner() if rows else self._count_step)
-        self.run = count_writes(run, [self._jobs[i].arrays[0] for i in rows])
+        self.run = counted(run, [self._jobs[i].arrays[0] for i in rows])
 
     def _in_threads(self, part: Part) -> KernelCall | None:
         """Return the call over several threads; None if they are not asked for, not faster, or not safe."""
