@@ -166,6 +166,8 @@ class Engine:
         restart_points: list[PointRow] = []
         if scheduled and NO_ROW in row_of:
             idle = [i for i, row in enumerate(row_of) if row == NO_ROW]
+            if self.follows_settings:  # their memory may have become another one
+                self.check_arrays()
             now, then = values_in(groups, values), next_values_in(groups, values)
             corrections = lr_corrections(self.groups, self.group_of, self.state, idle, now, then)
             points = self.points(idle, then)
