@@ -179,6 +179,7 @@ def test_a_change_reads_the_memory_that_a_tensor_has_now(change, move):
         opt.step([torch.ones(3)])
         if moves:
             MOVES[move](weight)
+        weight.data.add_(1.0)  # so that the memory of before has other values
         changed = CHANGES[change](opt)
         opt = changed if change == "convert" else opt
         if moves:
