@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from fastmomentum.optim.step import flatten, step
     from fastmomentum.optim.trace import Trace
     from fastmomentum.rules import stages
+    from fastmomentum.rules.averages import averaged
     from fastmomentum.rules.base import Rule, Stage
-    from fastmomentum.rules.compose import averaged, chain
+    from fastmomentum.rules.compose import chain
     from fastmomentum.rules.convert import convert
     from fastmomentum.solvers import minimize
 
@@ -32,7 +33,7 @@ _modules = {
     "SparseRows": "optim.sparse",
     "Stage": "rules.base",
     "Trace": "optim.trace",
-    "averaged": "rules.compose",
+    "averaged": "rules.averages",
     "chain": "rules.compose",
     "convert": "rules.convert",
     "diagnose": "optim.diagnose",

@@ -87,8 +87,7 @@ def how_to_convert(value: Any, dtype: np.dtype[Any] | None = None, write: bool =
     if is_tensor(value):
         return how_to_convert_tensor(value, dtype, write)
     if hasattr(type(value), "named_parameters"):
-        arrays = "{name: p.detach().numpy() for name, p in module.named_parameters()}"
-        return f". Pass the arrays of the torch module, {arrays}, which lie on the memory of its parameters"
+        return ". Pass the parameters of the torch module, dict(module.named_parameters())"
     if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
         return ". Pass the array inside of it"
     replace = ". Replace it by" if write else ". Pass"

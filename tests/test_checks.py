@@ -204,7 +204,7 @@ def test_messages_say_what_to_do():
         (lambda: fm.step(p, None, g, lr=0.1), "velocity (initially numpy.zeros_like(param)); got None"),
         (lambda: fm.step(p, None, g, lr=0.1, rule="heavy_ball"), "previous (initially numpy.array(param)); got None"),
         (
-            lambda: fm.Momentum(torch.nn.Parameter(torch.ones(3)), lr=0.1),
+            lambda: fm.SparseRows(torch.nn.Parameter(torch.ones(3, 1)), lr=0.1),
             ".detach().numpy() returns one on the same memory",
         ),
         (lambda: fm.Momentum(p, lr=0.1).step(torch.ones(3)), "expected float64, as the parameter has; got float32"),

@@ -179,8 +179,7 @@ def test_a_tensor_without_an_array_is_replaced(tensor, codes):
 
 def test_a_module_or_its_named_parameters_become_a_dict_on_its_memory():
     module = torch.nn.Linear(2, 3)
-    code = "{name: p.detach().numpy() for name, p in module.named_parameters()}"
-    pairs = "{name: p.detach().numpy() for name, p in pairs}"
+    code, pairs = "dict(module.named_parameters())", "dict(pairs)"
     before = module.weight.detach().clone()
     follow(descend, module, [code])
     follow(descend, list(module.named_parameters()), [pairs])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.advice import is_tensor
 from fastmomentum.backends import cpu, cuda
 from fastmomentum.backends.cuda.device_array import is_on_device
 
@@ -25,7 +26,7 @@ NAMES = ("numpy", "cpu", "cuda")
 
 def is_array(value: object) -> bool:
     """Return whether `value` is one array, on the host or on a device, and not a sequence of arrays."""
-    return isinstance(value, np.ndarray) or is_on_device(value)
+    return isinstance(value, np.ndarray) or is_tensor(value) or is_on_device(value)
 
 
 def choose(backend: str | None, arrays: Iterable[Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum.advice import describe, how_to_convert, is_tensor
+from fastmomentum.backends import tensors
 from fastmomentum.checks import empty_like as empty_like
 from fastmomentum.checks import real_dtype, reversed_axes
 from fastmomentum.rules.base import Rule
@@ -20,8 +21,11 @@ Array = npt.NDArray[np.floating]
 
 
 def view(name: str, value: Any) -> Any:
-    """Return `value` unchanged; later checks refuse it if it is not an array."""
-    return value
+    """Return a torch tensor as an ndarray on the same memory, which is to be updated, and any other value unchanged.
+
+    Later checks refuse a value that is not an array.
+    """
+    return value if type(value) is np.ndarray or not is_tensor(value) else tensors.view(name, value)
 
 
 def one_device(names: Sequence[str], arrays: Sequence[Array]) -> int:

@@ -85,12 +85,12 @@ def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:
                 f"which keeps {group.update.slots}"
             )
     then = values_at(groups, step)
+    if engine.follows_settings:
+        engine.check_arrays()
     corrections = lr_corrections(
         engine.groups, engine.group_of, engine.state, engine.all_params, values_at(engine.groups, step), then
     )
     points = engine.points(engine.all_params, then)
-    if corrections:
-        engine.check_arrays()
     plan = plan_settings(groups, engine.skip_nonfinite)
     with uninterrupted():
         engine.use_settings(plan)
@@ -194,9 +194,9 @@ def set_steps(engine: Engine, steps: int) -> None:
     if engine.follows_settings:
         then = values_at(engine.groups, steps - new_epoch)
         now = values_at(engine.groups, engine.schedule_step)
+        engine.check_arrays()
         corrections = lr_corrections(engine.groups, engine.group_of, state, engine.all_params, now, then)
         points = engine.points(engine.all_params, then)
-        engine.check_arrays()
     engine._fast, updates = None, state.updates
     with uninterrupted():
         engine.changes += 1

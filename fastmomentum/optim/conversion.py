@@ -13,6 +13,7 @@ from fastmomentum.optim import changes
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, make_group
+from fastmomentum.rules.averages import is_observer, without_observers
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert
 from fastmomentum.rules.elementwise import LR_SCALE, MASK
@@ -78,6 +79,7 @@ def convert_run(
     settings = dict(settings)
     shared = {name: settings.pop(name, getattr(engine, name)) for name in ("backend", "threads", "skip_nonfinite")}
     with one_caller(engine.lock):
+        engine.check_arrays()
         saved, params = to_dict(engine), engine.state.fetch_params()
         plans = [plan_conversion(group, rule, settings, engine) for group in engine.groups]
     for number, started in zip(engine.group_of, engine.state.started):
@@ -85,23 +87,38 @@ def convert_run(
             raise ValueError("dampening: expected 0, as an array is still to have its first, undampened step")
     states = []
     for number, param, slots in zip(engine.group_of, params, saved["state"]):
-        state, _, _ = plans[number].apply(slots[0] if slots else None, param)
-        states.append([] if state is None else [state])
+        state, _, _ = plans[number].apply(slots[0] if engine.update.core.slots else None, param)
+        own = {} if state is None else {plans[number].after.update.core.slots[0]: state}
+        states.append(own | _observed(plans[number].after.update, dict(zip(engine.update.slots, slots))))
     arguments = _arguments([plan.after.settings for plan in plans], engine, single)
     unchanged = {
         name: saved[name]
         for name in ("steps", "skipped", "skipped_in_a_row", "resets", "last_reset", "value", "updates")
     }
-    return arguments | shared, unchanged | {"state": states}
+    return arguments | shared, unchanged | {"state": states, "torch_groups": engine.state.torch_groups}
 
 
 def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
     """Let the new optimiser continue from the saved state that :func:`convert_run` returned."""
     own = to_dict(engine)
     for slots, converted in zip(own["state"], saved["state"]):
-        slots[:1] = converted  # a look-ahead point, in the second slot, is written below
-    load_dict(own | {name: value for name, value in saved.items() if name != "state"}, engine)
+        slots[:] = [converted.get(name, slot) for name, slot in zip(engine.update.slots, slots)]
+    load_dict(own | {name: value for name, value in saved.items() if name in own and name != "state"}, engine)
+    engine.state.torch_groups = saved["torch_groups"]
     changes.write_points(engine)
+
+
+def _observed(rule: Rule, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the slots, among those of before, of the stages of `rule` that have all their slots there.
+
+    The slots of other stages keep their initial values, from which an average starts.
+    """
+    found: dict[str, Any] = {}
+    for stage in rule.stages_after:
+        slots = [slot for slot, _ in stage.state]
+        if is_observer(stage) and before.keys() >= {*slots}:
+            found |= {slot: before[slot] for slot in slots}
+    return found
 
 
 def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) -> dict[str, Any]:
@@ -137,9 +154,12 @@ def plan_conversion(
         raise ValueError("dampening: expected a number, as the conversion depends on it; got a function of the step")
     tau = float(tau)
     step = engine.schedule_step
-    changed = {**group.settings, "rule": rule, **settings, "dampening": 0.0, "correct": False}
+    dropped = {name for link in find(group.settings["rule"]).links if is_observer(link) for name in link.parameters}
+    kept = {name: value for name, value in group.settings.items() if name not in dropped - {*find(rule).parameters}}
+    changed = {**kept, "rule": rule, **settings, "dampening": 0.0, "correct": False}
     probe = make_group(changed, step)
-    source, target = convention_of("source", group.method), convention_of("target", probe.method)
+    source = convention_of("source", without_observers(group.method))
+    target = convention_of("target", without_observers(probe.method))
     old, new = CONVENTIONS[source], CONVENTIONS[target]
     values = {name: engine.state.number(group.value(name, step)) or 0.0 for name in SCHEDULED}
     values["dampening"] = tau

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastmomentum import backends, checks
+from fastmomentum.advice import is_tensor
 from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.optim.elements import check_rules
@@ -167,6 +168,8 @@ class Engine:
         restart_points: list[PointRow] = []
         if scheduled and NO_ROW in row_of:
             idle = [i for i, row in enumerate(row_of) if row == NO_ROW]
+            if self.follows_settings:  # their memory may have become another one
+                self.check_arrays()
             now, then = values_in(groups, values), next_values_in(groups, values)
             corrections = lr_corrections(self.groups, self.group_of, self.state, idle, now, then)
             points = self.points(idle, then)
@@ -275,8 +278,8 @@ class Engine:
         )
         self._executor.use_stream(self._stream)
         self._executor.observe_with(self._observers)
-        # Kernels check arrays themselves, but they see only our views of other objects.
-        are_plain = self.backend == "cuda" or all(type(param) is np.ndarray for param in self.state.given)
+        # Kernels check arrays themselves, but they see only our views of other objects; those of tensors are checked.
+        are_plain = self.backend == "cuda" or all(type(p) is np.ndarray or is_tensor(p) for p in self.state.given)
         self._executor_checks = self._executor.checks and are_plain
         return plain
 

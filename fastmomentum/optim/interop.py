@@ -7,7 +7,9 @@
 This file imports none of them: it copies their arrays to NumPy arrays, and returns NumPy arrays.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.params import to_list
 from fastmomentum.rules.base import LR_CORRECTION
 from fastmomentum.rules.convert import same_method
 from fastmomentum.rules.elementwise import GIVEN
@@ -31,14 +34,19 @@ SWITCHES = ("nesterov", "maximize")
 IMPLEMENTATION = {"foreach": None, "differentiable": False, "fused": None}
 """The settings by which torch chooses an implementation, with torch's defaults; they have no meaning here."""
 
-BOOKKEEPING = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
-"""The entries that torch and its schedulers keep in groups for themselves."""
+MEMBERS, NAMES = "params", "param_names"
+OF_SCHEDULERS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr")
+"""The entries that torch's schedulers keep in groups for themselves."""
+
+OF_OTHERS = ("betas", "eps", "capturable", "history_size")
+"""Settings of which each of torch's optimisers other than SGD has one at least."""
 
 
-def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], list[Any]]:
-    """Return the arguments that make an optimiser with torch's groups, and each array's momentum buffer.
+def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, Any], list[Any], list[dict[str, Any]]]:
+    """Return what an optimiser with the groups of torch is made of: arguments, momentum buffers, other entries.
 
-    The buffer of an array that has not had its first step is None.
+    The buffer of an array that has not had its first step is None. A warning lists those entries of the groups that
+    neither torch.optim.SGD nor a scheduler of torch has.
 
     Raises
     ------
@@ -53,18 +61,56 @@ def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, An
     state, groups = state_dict["state"], state_dict["param_groups"]
     if differences := [*_torch_differences(state, groups)]:
         raise ValueError("state_dict: expected that of a torch.optim.SGD:\n  " + "\n  ".join(differences))
-    keys = [key for group in groups for key in group["params"]]
+    keys = [key for group in groups for key in group[MEMBERS]]
     buffers = [state.get(key, {}).get(BUFFER) for key in keys]
     settings = [
         {"momentum": 0.0} | {name: _plain(group[name]) for name in (*NUMBERS, *SWITCHES) if name in group}
         for group in groups
     ]
-    arrays = checks.sequence("params", [params] if is_array(params) else params, len(keys))
+    kept = [
+        {name: deepcopy(value) for name, value in group.items() if name not in (MEMBERS, *NUMBERS, *SWITCHES)}
+        for group in groups
+    ]
+    members = _members(groups, params)
+    if unknown := sorted({str(name) for group in kept for name in group.keys() - {*ENTRIES}}):
+        warnings.warn(
+            f"state_dict: the groups have entries that torch.optim.SGD does not know: {', '.join(unknown)}. They have "
+            "no effect here; to_torch returns them",
+            stacklevel=3,
+        )
     if len(groups) == 1:
-        return {"params": params, **settings[0]}, buffers
-    rest = iter(arrays)
-    parts = [{"params": [next(rest) for _ in group["params"]], **own} for group, own in zip(groups, settings)]
-    return {"params": parts, "lr": settings[0]["lr"]}, buffers
+        return {"params": params if is_array(params) else members[0], **settings[0]}, buffers, kept
+    parts = [{"params": own, **each} for own, each in zip(members, settings)]
+    return {"params": parts, "lr": settings[0]["lr"]}, buffers, kept
+
+
+ENTRIES = (MEMBERS, NAMES, *NUMBERS, *SWITCHES, *IMPLEMENTATION, *OF_SCHEDULERS)
+"""The known entries of a group."""
+
+
+def _members(groups: Sequence[Mapping[str, Any]], params: Any) -> list[Any]:
+    """Return the arrays of each group: a list, or a dict if the user passed a mapping by name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `params` has another number of arrays, or other names.
+    """
+    counts = [len(group[MEMBERS]) for group in groups]
+    if not isinstance(params, Mapping):
+        rest = iter(checks.sequence("params", [params] if is_array(params) else to_list(params), sum(counts)))
+        return [[next(rest) for _ in range(count)] for count in counts]
+    names = [name for group in groups for name in group.get(NAMES, ())]
+    if not names:
+        raise TypeError(
+            f"params: expected a sequence of {sum(counts)} in torch's order, as state_dict has no names; got a dict. "
+            "torch saves names for an optimiser of module.named_parameters()"
+        )
+    if missing := [name for name in names if name not in params]:
+        raise ValueError(f"params: expected the names that state_dict has; got none of {', '.join(missing)}")
+    if unknown := [str(name) for name in params if name not in names]:
+        raise ValueError(f"params: expected the names that state_dict has; got also {', '.join(unknown)}")
+    return [{name: params[name] for name in group[NAMES]} for group in groups]
 
 
 def _has_form(state_dict: object) -> bool:
@@ -85,11 +131,10 @@ def _plain(value: Any) -> Any:
 
 
 def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    expected = {*NUMBERS, *SWITCHES, *IMPLEMENTATION, *BOOKKEEPING}
     if not groups:
         yield "param_groups: expected at least one; got none"
     for number, group in enumerate(groups):
-        for name in sorted(map(str, group.keys() - expected)):
+        for name in [name for name in OF_OTHERS if name in group]:
             yield f"param_groups[{number}]: {name} is not a setting of SGD; it has {', '.join(NUMBERS + SWITCHES)}"
         for name in sorted({"lr", "params"} - group.keys()):
             yield f"param_groups[{number}]: {name} is missing"
@@ -98,6 +143,7 @@ def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, A
         ):
             yield f"param_groups[{number}]: expected params to be a list of numbers; got {checks.describe(keys)}"
             return
+    yield from _name_differences(groups)
     owned = {key for group in groups for key in group.get("params", ())}
     for key, entry in state.items():
         if key not in owned:
@@ -106,8 +152,23 @@ def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, A
             yield f"state[{key!r}]: expected {BUFFER} alone; got {name}"
 
 
+def _name_differences(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    found: list[str] = []
+    for number, group in enumerate(groups):
+        names, count = group.get(NAMES), len(group.get(MEMBERS, ()))
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            names = []
+        if NAMES in group and len(names) != count:
+            yield f"param_groups[{number}]: expected {NAMES} to be a list of {count} names; got {group[NAMES]!r}"
+        found += names
+    if len({*found}) != len(found):
+        yield f"{NAMES}: expected a name of its own for each parameter; got {', '.join(found)}"
+    if found and not all(NAMES in group for group in groups):
+        yield f"{NAMES}: expected in every group, or in none"
+
+
 def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return a state_dict for torch.optim.SGD with these velocities.
+    """Return a state_dict for torch.optim.SGD with these velocities, and the entries that :func:`read_torch` kept.
 
     An array that has had no step, and whose velocity has not been written to, has no entry.
 
@@ -117,7 +178,9 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         If torch.optim.SGD has no such rule, or an option is on that it does not have.
     """
     groups = []
+    names, kept = engine.state.names, dict(enumerate(engine.state.torch_groups))
     for number, group in enumerate(engine.groups):
+        members = [i for i, owner in enumerate(engine.group_of) if owner == number]
         rule = rule_name("to_torch", group, "pytorch")
         if options := [*_options_unknown_to_torch(group), *_options_of_run(engine)]:
             raise ValueError(
@@ -127,10 +190,12 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         values = {name: group.value(name, engine.schedule_step) for name in NUMBERS}
         settings = group.settings
         groups.append(
-            {name: float(engine.state.number(value or 0.0)) for name, value in values.items()}
+            IMPLEMENTATION
+            | deepcopy(kept.get(number, {}))
+            | {name: float(engine.state.number(value or 0.0)) for name, value in values.items()}
             | {"nesterov": rule == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
-            | IMPLEMENTATION
-            | {"params": [i for i, owner in enumerate(engine.group_of) if owner == number]}
+            | ({NAMES: [names[i] for i in members]} if names is not None else {})
+            | {MEMBERS: members}
         )
     state = {
         i: {BUFFER: tensor(velocity)}

@@ -176,10 +176,11 @@ class Momentum(Optimizer):
         Parameters
         ----------
         state_dict : mapping
-            The state_dict of a torch.optim.SGD. Its groups and their settings are taken over, except foreach, fused,
-            differentiable and what schedulers keep there.
-        params : array, or sequence of arrays
-            All groups' parameters, flat and in order: ``p.detach().numpy()``, for example, on the tensor's own memory.
+            The state_dict of a torch.optim.SGD. Its groups and their settings are taken over. Other entries of a group,
+            such as foreach and what schedulers keep there, have no effect; :meth:`to_torch` returns them.
+        params : array or tensor, sequence or mapping of these
+            All groups' parameters, flat and in order: ``model.parameters()``, for example. If `state_dict` has names,
+            that of an SGD of ``model.named_parameters()``, they may be a mapping by name in any order.
         steps : int
             The number of updates done, which torch does not save. A function of the step that you assign to :attr:`lr`
             is called with the numbers from there on.
@@ -191,6 +192,11 @@ class Momentum(Optimizer):
         TypeError, ValueError
             If `state_dict` is not one of torch.optim.SGD, or does not fit the parameters.
 
+        Warns
+        -----
+        UserWarning
+            If a group has entries that neither SGD nor a scheduler of torch knows; the warning has their names.
+
         Examples
         --------
         >>> import numpy as np, fastmomentum as fm
@@ -201,10 +207,11 @@ class Momentum(Optimizer):
         >>> opt.velocity
         [array([2.5]), array([1.])]
         """
-        made, buffers = interop.read_torch(state_dict, params)
+        made, buffers, kept = interop.read_torch(state_dict, params)
         interop.refuse_settings((*interop.NUMBERS, *interop.SWITCHES, "rule"), settings)
         opt = cls(**made, **interop.without_lookahead(settings))
         interop.load_velocities(opt._engine, interop.BUFFER, buffers, steps, sign=1, none_is_unstarted=True)
+        opt._engine.state.torch_groups = kept
         return opt
 
     def to_torch(self, tensor: Callable[[NDArray[Any]], Any]) -> dict[str, Any]:
@@ -222,7 +229,8 @@ class Momentum(Optimizer):
         -------
         dict
             The argument of torch.optim.SGD.load_state_dict. If lr or momentum is a function of the step, it holds the
-            value for the next update.
+            value for the next update. It has the names of the parameters, if they have names, and what
+            :meth:`from_torch` found in the groups.
 
         Raises
         ------

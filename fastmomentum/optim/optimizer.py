@@ -148,11 +148,12 @@ class Optimizer:
         >>> opt.velocity
         [array([1., 1.]), array([1.])]
         """
-        rule = self._engine.update
-        if "velocity" not in rule.slots:
-            raise AttributeError(f"rule {rule} keeps no velocity; it keeps {', '.join(rule.slots) or 'no state'}")
-        number = rule.slots.index("velocity")
-        return self._one_or_all([slots[number] for slots in self._engine.state.slots])
+        return self._slots("velocity")
+
+    @property
+    def average(self) -> Any:
+        """The average of the parameters, for rules of :func:`fastmomentum.averaged`; a list of them for many arrays."""
+        return self._slots("average")
 
     @property
     def point(self) -> Any:
@@ -243,6 +244,13 @@ class Optimizer:
         settings = "".join(f"{name}={getattr(self, name)!r}, " for name in taken)
         rule, arrays = engine.groups[0].name, len(engine.group_of)
         return f"{type(self).__name__}(rule={rule!r}, {settings}arrays={arrays}, steps={self.steps})"
+
+    def _slots(self, name: str) -> Any:
+        rule = self._engine.update
+        if name not in rule.slots:
+            raise AttributeError(f"rule {rule} keeps no {name}; it keeps {', '.join(rule.slots) or 'no state'}")
+        number = rule.slots.index(name)
+        return self._one_or_all([slots[number] for slots in self._engine.state.slots])
 
     def _one_or_all(self, values: list[Any]) -> Any:
         if self._single:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
-from fastmomentum.advice import how_to_convert, is_tensor
+from fastmomentum.advice import how_to_convert
 from fastmomentum.backends import is_array
 from fastmomentum.optim.elements import split_by_array
 from fastmomentum.optim.groups import FIXED, SHARED, ParamGroup, make_group
@@ -57,7 +57,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if is_array(params):
         group = make_group(shared, dtypes=_dtypes_of([params]))
         return Layout([params], ["params"], None, [group], [0], True, _elements("", given, 1, None))
-    params = _to_list(params)
+    params = to_list(params)
     if isinstance(params, Mapping | Sequence) and not len(params):
         raise ValueError("params: expected at least one array, or a group; got none")
     if isinstance(params, Mapping):
@@ -162,7 +162,7 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
                 raise TypeError(f"{where}: expected names of arrays; got {key!r}")
         _refuse_entries(where, arrays, list(arrays.values()))
         return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays) or None
-    found = [arrays] if is_array(arrays) else _to_list(arrays)
+    found = [arrays] if is_array(arrays) else to_list(arrays)
     if not isinstance(found, Sequence) or isinstance(found, str):
         got = f"{checks.describe(found)}{how_to_convert(found)}"
         raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {got}")
@@ -181,8 +181,7 @@ def _refuse_entries(where: str, given: object, entries: Sequence[Any]) -> None:
     if entries and all(isinstance(entry, Number) for entry in entries):
         got = f"numbers{how_to_convert(given)}"
     elif entries and all(isinstance(entry, tuple) and [*map(type, entry[:-1])] == [str] for entry in entries):
-        values = "p.detach().numpy()" if is_tensor(entries[0][1]) else "p"
-        got = f"pairs of a name and a value. Pass a dict, {{name: {values} for name, p in pairs}}"
+        got = "pairs of a name and a value. Pass a dict of them, dict(pairs)"
     elif any(isinstance(entry, Mapping) or _holds_arrays(entry) for entry in entries):
         got = "nested ones. Pass all arrays in one list, or in one dict with names such as 'layer.weight'"
     else:
@@ -200,6 +199,6 @@ def _dtypes_of(arrays: Sequence[Any]) -> Sequence[np.dtype[Any]]:
     return [dtype for dtype in checks.DTYPES if dtype in found] or checks.DTYPES
 
 
-def _to_list(params: Any) -> Any:
+def to_list(params: Any) -> Any:
     """Return an iterator, or the values of a dict, as a list, and anything else as it is."""
     return list(params) if isinstance(params, Iterator | ValuesView) else params

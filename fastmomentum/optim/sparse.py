@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastmomentum import backends, checks
 from fastmomentum.backends.base import one_caller, uninterrupted
+from fastmomentum.backends.tensors import count_writes
 from fastmomentum.optim import row_state
 from fastmomentum.optim.matching import cast_slots
 from fastmomentum.optim.row_gradients import gradients_by_row, row_numbers
@@ -386,6 +387,7 @@ class SparseRows:
                 self._products.add(rule.matrix, self._steps)
             for array, values in zip((self.param, *self._state), arrays, strict=True):
                 array[rows] = values
+            count_writes([self.param])
             self._seen[rows] = steps
             self._steps = steps
 

@@ -75,6 +75,8 @@ class State:
         The objective that was reported last.
     device : int
         The CUDA device of the arrays; 0 on the host.
+    torch_groups : list of dict
+        The entries of the groups of torch.optim.SGD that have no meaning here, for the way back to torch.
     """
 
     def __init__(self, layout: Layout, backend: str, keep_resets: int | None = None) -> None:
@@ -93,6 +95,7 @@ class State:
         self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
         self.last_reset = 0
         self.value: float | None = None
+        self.torch_groups: list[dict[str, Any]] = []
 
     @property
     def updates(self) -> list[int]:

@@ -1,6 +1,6 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import inf
@@ -9,10 +9,11 @@ from typing import Any, Never, NoReturn
 import numpy as np
 
 from fastmomentum import backends, checks
-from fastmomentum.advice import how_to_list
+from fastmomentum.advice import how_to_list, is_tensor
 from fastmomentum.backends import host_arrays
 from fastmomentum.backends.cpu import threads as thread_pool
-from fastmomentum.backends.cuda.device_array import increment_versions, is_on_device, is_tensor
+from fastmomentum.backends.cuda.device_array import is_on_device
+from fastmomentum.backends.tensors import count_writes, increment_versions
 from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
@@ -53,9 +54,10 @@ def step(
     ----------
     param : array
         An array of any shape; it is written. A NumPy array of float32, float64, complex64 or complex128, of any dense
-        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements. Or
-        a C-contiguous array of float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor,
-        anything with ``__cuda_array_interface__`` or DLPack.
+        layout: in C or Fortran order, transposed, channels-last or reversed, but without holes between its elements; or
+        a torch tensor of this kind in host memory, a leaf, which may require a gradient. Or a C-contiguous array of
+        float32 or float64 in the memory of a CUDA device: Numba's, CuPy's, a torch tensor, anything with
+        ``__cuda_array_interface__`` or DLPack.
     state : array, tuple of arrays, or None
         The state that the rule declares, like `param` in dtype, shape and strides; it is written. For most rules it is
         the velocity, zero before the first step; for heavy_ball and nesterov_positions the previous position, at first
@@ -104,6 +106,9 @@ def step(
     that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
     and the signs in signum and lion, act on each part.
 
+    A write to the memory of a torch tensor is counted in the tensor's version, also for ``tensor.detach().numpy()``, so
+    that torch's backward refuses old values. An array does not know the tensors that ``torch.from_numpy`` made of it.
+
     Examples
     --------
     >>> import numpy as np, fastmomentum as fm
@@ -115,11 +120,14 @@ def step(
     """
     if positional:
         checks.refuse_positional("step", positional)
-    on_device = backend == "cuda" or (backend is None and type(param) is not np.ndarray and is_on_device(param))
+    is_plain = type(param) is np.ndarray
+    on_device = backend == "cuda" or (backend is None and not is_plain and is_on_device(param))
     if on_device:
         param, state, grad, backend = *_views(param, state, grad), "cuda"
     elif stream is not None:
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
+    elif not is_plain:
+        param, state = _views_of_written(host_arrays.view, param, state)
     param = checks.array("param", param, dense=not on_device)
     # fmt: off
     settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
@@ -137,6 +145,8 @@ def step(
     if on_device:
         _launch(update, (*arrays, grad), row, stream)
         return
+    if param.base is not None:  # it may view a tensor; counted before the write, as Ctrl-C can come after it
+        count_writes(arrays)
     if dense or is_complex:
         arrays, grad = tuple(map(host_arrays.flat_view, arrays)), host_arrays.flat_view(grad)
     elif param.ndim != 1:
@@ -150,10 +160,14 @@ def _views(param: Any, state: Any, grad: Any) -> tuple[Any, Any, Any]:
     """Return views of the arrays on a device."""
     backends.choose("cuda", ())
     view = backends.arrays_of("cuda").view
-    states = tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state)) if isinstance(state, tuple) else state
-    if not isinstance(state, tuple) and state is not None:
-        states = view("state", state)
-    return view("param", param), states, view("grad", grad)
+    return *_views_of_written(view, param, state), view("grad", grad)
+
+
+def _views_of_written(view: Callable[[str, Any], Any], param: Any, state: Any) -> tuple[Any, Any]:
+    """Return views of the parameter and its state; ``view(name, array)`` makes them."""
+    if isinstance(state, tuple):
+        return view("param", param), tuple(view(f"state[{i}]", slot) for i, slot in enumerate(state))
+    return view("param", param), None if state is None else view("state", state)
 
 
 def _launch(update: Rule, arrays: tuple[Any, ...], row: tuple[Any, ...], stream: Any) -> None:

@@ -41,7 +41,7 @@ class Stage(Record):
     kind : {"gradient", "param", "prox", "state"}
         A gradient stage stands before the rule; a parameter stage before or after it; a proximal map inside a position
         rule, after its gradient step; a state stage after the rule, and may have state slots of its own.
-    hyper, derived, defaults, ranges, name
+    hyper, derived, defaults, ranges, first, name
         As for :class:`~fastmomentum.rules.record.Record`.
     reads, writes : sequence of str
         For "state" alone: the values that it takes and returns, "p", "g" or names of state slots.
@@ -120,12 +120,10 @@ class Rule(Record):
         of the parameter. One slot ("velocity", "zero") unless given.
     hyper : sequence of str
         The names of `update`'s last arguments, ("lr", "momentum") unless given.
-    derived, defaults, ranges : mapping, optional
+    derived, defaults, ranges, first : mapping, optional
         As for :class:`~fastmomentum.rules.record.Record`.
     nesterov : str, optional
         The name of the rule that ``nesterov=True`` selects: the folded Nesterov form, whose p is the look-ahead point.
-    first : mapping of str to float, optional
-        Values of hyper-parameters for an array's first step after a reset; optimisers use them, step() does not.
     at_zero_momentum : str, optional
         The name of a rule without state that optimisers use while momentum is 0, so that the state stays as it is.
     ahead : callable, optional
@@ -185,7 +183,6 @@ class Rule(Record):
     hyper: Sequence[str] = ("lr", "momentum")
     state: Sequence[tuple[str, str]] = (("velocity", "zero"),)
     nesterov: str | None = None
-    first: Mapping[str, float] = field(default_factory=dict)
     at_zero_momentum: str | None = None
     ahead: Function | None = None
     formula: str = ""

@@ -1,4 +1,4 @@
-"""Compose rules: stages around a rule, an average of the parameters, look-ahead, and correction for a changed lr.
+"""Compose rules: stages around a rule, look-ahead, and correction for a changed lr.
 
 Each function here returns a rule whose links say which parts run and in which order. The rule assembles one scalar
 function from them, and a backend compiles it into one kernel, so stages need no further pass over memory. A kernel has
@@ -6,19 +6,17 @@ no code and no flag for options that are off.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 from fastmomentum import checks
-from fastmomentum.checks import AT_LEAST_ZERO, UNIT_INTERVAL
+from fastmomentum.checks import AT_LEAST_ZERO
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
 from fastmomentum.rules.record import merge_ranges, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.stages import leading_scales
-from fastmomentum.rules.variants import one
 
 
 def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
@@ -81,13 +79,13 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
         )
     inside = [stage for stage in inner.stages_after if stage.kind == "prox"]
     others = [stage for stage in inner.stages_after if stage.kind != "prox"]
-    return _compose(
+    return compose_links(
         inner, (*before, *inner.stages_before, inner.core, *inside, *proximal, *others, *after), name, inner.nesterov
     )
 
 
-def _compose(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nesterov: str | None) -> Rule:
-    """Return the rule that is made of these links; its values for the first step are those of `rule`."""
+def compose_links(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nesterov: str | None) -> Rule:
+    """Return the rule that is made of these links, in the place of `rule`."""
     defaults: dict[str, float | str] = {}
     for link in links:
         for key, value in link.defaults.items():
@@ -101,7 +99,7 @@ def _compose(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nester
         defaults=defaults,
         ranges=merge_ranges(links),
         nesterov=nesterov,
-        first=rule.first,
+        first={key: value for link in links for key, value in link.first.items()},
         gradient_slot="point" if any(isinstance(link, Stage) and link.kind == LOOK_AHEAD for link in links) else "p",
         formula="; ".join(link.formula if isinstance(link, Rule) else str(link.name) for link in links),
     )
@@ -113,7 +111,7 @@ def replace_core(rule: Rule, core: Rule) -> Rule:
         return core
     links = [link for link in core.links if isinstance(link, Rule | Stage)]
     nesterov = rule.nesterov and core.nesterov
-    return _compose(core, (*rule.stages_before, *links, *rule.stages_after), rule.name, nesterov)
+    return compose_links(core, (*rule.stages_before, *links, *rule.stages_after), rule.name, nesterov)
 
 
 def with_options_before(rule: Rule, stages: Sequence[Stage]) -> Rule:
@@ -123,7 +121,7 @@ def with_options_before(rule: Rule, stages: Sequence[Stage]) -> Rule:
     """
     leading = leading_scales(rule)
     rest = [link for link in rule.links[len(leading) :] if isinstance(link, Rule | Stage)]
-    return _compose(rule, (*leading, *stages, *rest), rule.name, rule.nesterov)
+    return compose_links(rule, (*leading, *stages, *rest), rule.name, rule.nesterov)
 
 
 def without_momentum(rule: Rule) -> Rule:
@@ -136,99 +134,6 @@ def without_momentum(rule: Rule) -> Rule:
         return rule
     plain = find(core.at_zero_momentum)
     return replace_core(rule, Rule(name=core.name, state=core.state, hyper=plain.hyper, parts=plain.parts))
-
-
-def keep_average(average_decay: float) -> float:
-    """Return 1 − d."""
-    return 1.0 - average_decay
-
-
-def _mean(p: Any, average: Any, count: Any, one: Any) -> tuple[Any, ...]:
-    count = count + one
-    return average + (p - average) / count, count
-
-
-def _exponential(p: Any, average: Any, keep: Any) -> Any:
-    return average + keep * (p - average)
-
-
-# The mean starts from zero, so that the first mean has the bits of p; from p₀ it would be p₀ + (p − p₀), which rounds.
-MEAN = Stage(
-    _mean,
-    kind="state",
-    reads=("p", "average", "count"),
-    writes=("average", "count"),
-    state=(("average", "zero"), ("count", "zero")),
-    name="mean of p",
-    hyper=("one",),
-    derived={"one": one},
-)
-EXPONENTIAL = Stage(
-    _exponential,
-    kind="state",
-    reads=("p", "average"),
-    writes=("average",),
-    state=(("average", "param"),),
-    name="exponential average of p",
-    hyper=("keep_average",),
-    derived={"keep_average": keep_average},
-    ranges={"average_decay": UNIT_INTERVAL},
-)
-
-
-def averaged(rule: str | Rule, decay: float | None = None, *, name: str | None = None) -> Rule:
-    """Return a rule that also averages the parameters, in the same pass.
-
-    a ← a + (p − a)/n, the mean of all p so far; or a ← a + (1 − d)(p − a), an exponential average.
-
-    Parameters
-    ----------
-    rule : str or Rule
-        The rule that updates p. Pass its Nesterov form by name, ``averaged("pytorch_nesterov")``. Stages that act on p
-        before it is averaged belong inside: ``averaged(chain("sgd", stage))``.
-    decay : float, optional
-        d in [0, 1] of an exponential average, the rule's default for ``average_decay``. Without it the average is the
-        mean of the parameters after every update (Polyak and Ruppert).
-    name : str, optional
-        The name of the averaged rule.
-
-    Returns
-    -------
-    Rule
-        `rule` with more state slots after its own: "average", and for the mean "count".
-
-    Raises
-    ------
-    TypeError, ValueError
-        If there is no such rule, or `decay` is out of range.
-
-    Notes
-    -----
-    Ruppert 1988; Polyak and Juditsky 1992. torch has it as torch.optim.swa_utils.AveragedModel, the exponential one
-    with get_ema_multi_avg_fn(d) (which starts at the first p that it sees, not at p₀); Keras as use_ema=True.
-
-    The exponential average costs one array, 8 bytes of traffic an element in float32. The mean costs two, as elements
-    count their own updates (an array that starts later is averaged from its own start); its average is zero before the
-    first update, and in float32 a count stays at 2²⁴, from where on it is an exponential average over 2²⁴ steps. The
-    exponential one is linear, so the theory covers it; the mean is not, as 1/n changes with the step.
-
-    Examples
-    --------
-    >>> import numpy as np, fastmomentum as fm
-    >>> p = np.array([1.0])
-    >>> opt = fm.Momentum(p, rule=fm.averaged("sgd"), lr=0.5)
-    >>> for _ in range(3):
-    ...     opt.step(np.array([1.0]))
-    >>> average, count = opt.state
-    >>> p, average, count
-    (array([-0.5]), array([0.]), array([3.]))
-    """
-    stage = MEAN
-    if decay is not None:
-        stage = replace(EXPONENTIAL, defaults={"average_decay": checks.number("decay", decay, UNIT_INTERVAL)})
-    inner = find(rule)
-    links = [link for link in (*inner.links, stage) if isinstance(link, Rule | Stage)]
-    return _compose(inner, links, name, nesterov=None)
 
 
 def with_look_ahead(rule: Rule) -> Rule:
@@ -262,7 +167,7 @@ def with_look_ahead(rule: Rule) -> Rule:
         defaults={"lr_next": "lr", "momentum_next": "momentum"},
     )
     links = [link for link in (*rule.links, stage) if isinstance(link, Rule | Stage)]
-    return _compose(core, links, rule.name if rule.composed_of else f"{rule.name}_lookahead", nesterov=None)
+    return compose_links(core, links, rule.name if rule.composed_of else f"{rule.name}_lookahead", nesterov=None)
 
 
 @lru_cache(maxsize=256)
@@ -340,7 +245,7 @@ def lr_corrected(rule: Rule) -> Rule:
     corrections = [_lr_correction(slot, dict(core.state)[slot]) for slot in slots_scaled_by_lr(rule)]
     if not corrections:
         return rule
-    return replace_core(rule, _compose(core, (core, *corrections), core.name, core.nesterov))
+    return replace_core(rule, compose_links(core, (core, *corrections), core.name, core.nesterov))
 
 
 def corrections_of(rule: Rule) -> list[tuple[int, Stage]]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
+from fastmomentum.rules.averages import is_observer
 from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule
 from fastmomentum.rules.registry import find
 
@@ -232,6 +233,11 @@ def convention_of(side: str, rule: str | Rule) -> str:
     if isinstance(rule, str) and rule in CONVENTIONS:
         return rule
     update = find(rule)
+    if any(map(is_observer, update.links)):
+        raise ValueError(
+            f"{side}: expected a rule without an average, as the state is one array; got {update}. Pass the velocity, "
+            "and the rule inside; opt.convert takes averages along"
+        )
     if any(stage.kind != "gradient" for stage in update.stages_before) or any(
         stage.kind not in (LOOK_AHEAD, LR_CORRECTION) for stage in update.stages_after
     ):

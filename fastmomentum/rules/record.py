@@ -40,6 +40,8 @@ class Record:
     ranges : mapping of str to Range
         The values that users may give; names without an entry have their range in :data:`fastmomentum.checks.RANGES`.
         An entry for a derived hyper-parameter limits its value in the arrays' dtype.
+    first : mapping of str to float
+        Values of hyper-parameters for an array's first step after a reset; optimisers use them, step() does not.
     name : str, optional
         The name in messages and in saved states.
     """
@@ -48,6 +50,7 @@ class Record:
     derived: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     defaults: Mapping[str, float | str] = field(default_factory=dict)
     ranges: Mapping[str, Range | tuple[float, float]] = field(default_factory=dict)
+    first: Mapping[str, float] = field(default_factory=dict)
     name: str | None = None
 
     @cached_property

@@ -283,3 +283,110 @@ def test_whole_history_has_the_same_bits_when_resumed_at_every_step(tmp_path):
         assert (parts.steps, parts.lr, parts.momentum) == (step + 1, whole.lr, whole.momentum)
     assert [reset.scope for reset in whole.resets] == ["group 1", "all", "array 0, rows 1:3", "all", "all"]
     assert np.abs(straight[0] - 1.0).max() < 0.2  # the run made progress
+
+
+# Averages of the parameters go along, start or end in a conversion, and leave the trajectory as it is.
+
+MEAN, AVERAGE = fm.averaged("pytorch"), fm.averaged("pytorch", 0.75)
+LATE = fm.averaged("classical", 0.5, start="first update")
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("pytorch", AVERAGE),
+        ("pytorch", MEAN),
+        ("pytorch", LATE),
+        (AVERAGE, "classical"),
+        (MEAN, "heavy_ball"),
+        (AVERAGE, LATE),
+        (MEAN, AVERAGE),
+        (AVERAGE, MEAN),
+        (fm.averaged("classical_nesterov", 0.5), fm.averaged("nesterov_positions", 0.5)),
+        (fm.averaged(DECAYED, 0.5), DECAYED),
+    ],
+    ids=lambda rule: str(rule).replace(" ", "_"),
+)
+def test_convert_to_and_from_an_average_continues_the_path(source, target):
+    for at in (0, 1, 4):
+        found, _ = walked(start(), GRADS, at, {"rule": target}, rule=source)
+        expected, _ = walked(start(), GRADS, rule=source)
+        assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("target", [AVERAGE, LATE], ids=["initial", "first update"])
+def test_convert_starts_an_average_at_the_present_parameters(target):
+    (p,) = start()
+    opt = made(p)
+    opt.step(GRADS[0][0])
+    velocity, now = opt.velocity.copy(), p.copy()
+    new = opt.convert(target)
+    assert_all_same_bits((new.average, new.velocity), (now, velocity if target is AVERAGE else 0.5 * velocity))
+    new.step(GRADS[1][0])
+    d = new.average_decay
+    assert_same_bits(new.average, d * now + (1 - d) * p)  # dyadic numbers, so that both formulas are exact
+    back = new.convert("pytorch")
+    assert_all_same_bits((back.state,), (back.velocity,))
+    with pytest.raises(AttributeError, match="keeps no average"):
+        back.average  # noqa: B018
+
+
+def test_convert_starts_a_mean_with_the_next_parameters():
+    (p,) = start()
+    opt = made(p)
+    opt.step(GRADS[0][0])
+    new = opt.convert(MEAN)
+    new.step(GRADS[1][0])
+    first = p.copy()
+    new.step(GRADS[2][0])
+    assert_same_bits(new.average, first + (p - first) / 2)
+
+
+def test_convert_takes_an_average_along():
+    arrays = start(2)
+    opt = made(arrays, rule=MEAN)
+    for grads in GRADS[:3]:
+        opt.step([grads[0], grads[0]])
+    means = [average.copy() for average in opt.average]
+    same = opt.convert(fm.averaged("ema"))
+    assert_all_same_bits(same.average, means)
+    assert [state[-1][0] for state in same.state] == [3.0, 3.0]
+    exponential = same.convert(AVERAGE)
+    assert_all_same_bits(exponential.average, means)
+    restarted = exponential.convert(MEAN)
+    assert not np.any(restarted.average)
+    assert_all_same_bits(exponential.average, means)
+
+
+def test_convert_drops_the_settings_of_an_average_that_ends():
+    (p,) = start()
+    opt = made(p, rule=AVERAGE, average_decay=falling)
+    assert "average_decay" not in opt.convert("pytorch").groups[0]
+    assert opt.convert(fm.averaged("ema", 0.25)).average_decay == falling(0)
+    assert opt.convert(fm.averaged("ema", 0.25), average_decay=0.125).average_decay == 0.125
+
+
+def test_a_state_stage_of_the_user_is_converted_as_an_average_is():
+    largest = fm.Stage(
+        lambda p, most: np.maximum(p, most),
+        kind="state",
+        reads=("p", "most"),
+        writes=("most",),
+        state=(("most", "param"),),
+    )
+    (p,) = start()
+    opt = made(p, rule=fm.chain("pytorch", largest))
+    opt.step(np.ones(4))
+    opt.step(-np.ones(4))
+    most = opt.state[1].copy()
+    assert_same_bits(opt.convert(fm.chain("classical", largest)).state[1], most)
+    assert_same_bits(opt.convert("classical").velocity, 0.5 * opt.velocity)
+    moves = fm.stages.decoupled_weight_decay(0.1)
+    with pytest.raises(ValueError, match="expected at most gradient stages around the rule"):
+        made(p, rule=fm.chain("pytorch", moves)).convert("classical")
+
+
+def test_fm_convert_refuses_an_average_with_the_right_advice():
+    for sides in ({"source": AVERAGE, "target": "classical"}, {"source": "classical", "target": MEAN}):
+        with pytest.raises(ValueError, match=r"expected a rule without an average.*opt.convert"):
+            fm.convert(np.ones(2), lr=0.5, momentum=0.5, **sides)

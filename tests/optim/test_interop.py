@@ -1,6 +1,8 @@
 """Agreement with torch, optax and Keras: runs side by side, runs moved there and back, and README's table."""
 
+import copy
 import os
+import pickle
 import re
 from itertools import product
 
@@ -156,7 +158,7 @@ def test_from_and_to_other_frameworks_copy_arrays():
     assert not np.may_share_memory(fm.Momentum.from_optax(buffer, p, **EXACT).to_optax(), buffer)
 
 
-def test_from_torch_ignores_notes_of_schedulers():
+def test_from_torch_has_the_settings_that_a_scheduler_wrote():
     p = torch.nn.Parameter(torch.zeros(3))
     sgd = torch.optim.SGD([("weights", p)], lr=torch.tensor(0.5), momentum=0.5, foreach=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=1.0, total_steps=10)
@@ -259,6 +261,203 @@ def test_from_torch_refuses_what_is_no_fitting_state_of_sgd(saved, params, error
 def test_to_torch_refuses_what_torch_does_not_have(settings, reason):
     with pytest.raises(ValueError, match=f"to_torch: .*{reason}"):
         fm.Momentum(np.ones(2), lr=0.1, **settings).to_torch(torch.from_numpy)
+
+
+# What torch's schedulers and users keep in groups, and the names of parameters.
+
+L = torch.optim.lr_scheduler
+HALF = (L.ConstantLR, {"factor": 0.5, "total_iters": 3})
+SCHEDULERS = {
+    L.LambdaLR: {"lr_lambda": lambda step: 0.5**step},
+    L.MultiplicativeLR: {"lr_lambda": lambda step: 0.5},
+    L.StepLR: {"step_size": 3, "gamma": 0.5},
+    L.MultiStepLR: {"milestones": [3, 5], "gamma": 0.5},
+    L.ConstantLR: HALF[1],
+    L.LinearLR: {"start_factor": 0.5, "total_iters": 6},
+    L.ExponentialLR: {"gamma": 0.5},
+    L.SequentialLR: {"schedulers": [HALF, (L.ExponentialLR, {"gamma": 0.5})], "milestones": [4]},
+    L.PolynomialLR: {"total_iters": 7},
+    L.CosineAnnealingLR: {"T_max": 6},
+    L.ChainedScheduler: {"schedulers": [HALF, (L.ExponentialLR, {"gamma": 0.5})]},
+    L.ReduceLROnPlateau: {"patience": 1, "factor": 0.5},
+    L.CyclicLR: {"base_lr": 0.125, "max_lr": 0.5, "step_size_up": 3},
+    L.CosineAnnealingWarmRestarts: {"T_0": 3},
+    L.OneCycleLR: {"max_lr": 0.5, "total_steps": 20},
+    torch.optim.swa_utils.SWALR: {"swa_lr": 0.0625, "anneal_epochs": 4},
+}
+
+
+def scheduler_of(kind, sgd, settings):
+    settings = dict(settings)
+    if "schedulers" in settings:
+        settings["schedulers"] = [scheduler_of(each, sgd, own) for each, own in settings["schedulers"]]
+    first = () if kind is L.ChainedScheduler else (sgd,)
+    return kind(*first, **settings)
+
+
+def test_all_schedulers_of_torch_are_tested():
+    known = {kind for kind in vars(L).values() if isinstance(kind, type) and issubclass(kind, L.LRScheduler)}
+    assert known - {L.LRScheduler, getattr(L, "_LRScheduler", None)} <= SCHEDULERS.keys()
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
+def test_a_scheduler_of_torch_goes_on_after_a_run_was_moved_here_and_back(kind):
+    """Move a run after each step; the settings and the parameters stay those of a run that is never moved."""
+    found = []
+    for moves in (False, True):
+        params, sgd = in_torch(starting(), [{"lr": 0.125}, {"weight_decay": 0.5}], EXACT)
+        scheduler = scheduler_of(kind, sgd, SCHEDULERS[kind])
+        path = []
+        for grads in whole_gradients()[:8]:
+            torch_steps(params, sgd, [grads])
+            scheduler.step(*[1.0] * (kind is L.ReduceLROnPlateau))
+            if moves:
+                opt = fm.Momentum.from_torch(sgd.state_dict(), params, backend="numpy")
+                assert opt.lr == [group["lr"] for group in sgd.param_groups]
+                sgd.load_state_dict(opt.to_torch(torch.from_numpy))
+            path.append(sgd.state_dict()["param_groups"])
+        found.append((path, [p.detach().numpy() for p in params]))
+    (stays, there), (moved, back) = found
+    assert moved == stays
+    assert len({group["lr"] for groups in stays for group in groups}) > 2
+    for one, two in zip(there, back, strict=True):
+        assert_same_bits(two, one)
+
+
+def test_a_scheduler_made_for_a_loaded_run_finds_what_it_wrote():
+    params, sgd = in_torch(starting(), None, EXACT)
+    scheduler = L.OneCycleLR(sgd, max_lr=0.5, total_steps=20)
+    torch_steps(params, sgd, whole_gradients()[:2])
+    scheduler.step()
+    opt = fm.Momentum.from_torch(sgd.state_dict(), params)
+    opt.step(whole_gradients()[2])
+    params, sgd = in_torch(starting(), None, {"lr": 1.0})
+    sgd.load_state_dict(opt.to_torch(torch.from_numpy))
+    again = L.OneCycleLR(sgd, max_lr=0.5, total_steps=20, last_epoch=scheduler.last_epoch)
+    torch_steps(params, sgd, whole_gradients()[3:4])
+    again.step()
+    assert sgd.param_groups[0]["initial_lr"] == 0.5 / 25
+
+
+def test_unknown_entries_of_groups_are_kept_with_one_warning():
+    own = [{"name": "body", "lr_scale": [0.5, {"depth": 2}]}, {"name": "head", "tags": torch.ones(2)}]
+    params, sgd = in_torch(starting(), own, EXACT | {"foreach": True})
+    before = sgd.state_dict()
+    with pytest.warns(UserWarning, match="does not know: lr_scale, name, tags. They have no effect here") as caught:
+        opt = fm.Momentum.from_torch(before, params)
+    assert (len(caught), caught[0].filename) == (1, __file__)
+    sgd.param_groups[0]["lr_scale"][0] = 8.0  # the optimiser has copies
+    for made in (opt, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt)), opt.convert("ema").convert("pytorch")):
+        made.lr = [0.5, 0.125]
+        groups = made.to_torch(torch.from_numpy)["param_groups"]
+        assert [group["lr"] for group in groups] == [0.5, 0.125]
+        assert (groups[0]["name"], groups[0]["lr_scale"], groups[0]["foreach"]) == ("body", [0.5, {"depth": 2}], True)
+        assert groups[1]["name"] == "head"
+        assert torch.equal(groups[1]["tags"], torch.ones(2))
+        groups[0]["lr_scale"].clear()
+    opt.add_group({"params": [np.ones(2)], "lr": 0.25})
+    assert "name" not in opt.to_torch(torch.from_numpy)["param_groups"][2]
+    assert fm.Momentum([np.ones(2)], lr=0.25).to_torch(torch.from_numpy)["param_groups"][0].keys() == before[
+        "param_groups"
+    ][0].keys() - {"name", "lr_scale"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for kind in vars(torch.optim).values()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_from_torch_refuses_the_states_of_all_other_optimisers_of_torch(kind):
+    state = kind([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1).state_dict()
+    if kind is torch.optim.SGD:
+        fm.Momentum.from_torch(state, [np.ones((2, 2), np.float32)])
+        return
+    with pytest.raises(ValueError, match=r"param_groups\[0\]: \w+ is not a setting of SGD"):
+        fm.Momentum.from_torch(state, [np.ones((2, 2), np.float32)])
+
+
+def named_run(groups):
+    """Return named parameters in torch, their SGD after some steps, and the gradient of each by name."""
+    names = ["a", "b", "c", "d"]
+    params = {name: torch.nn.Parameter(torch.full((2,), float(i))) for i, name in enumerate(names)}
+    pairs = [*params.items()]
+    split = pairs if groups == 1 else [{"params": pairs[:1]}, {"params": pairs[1:], "lr": 0.125}]
+    sgd = torch.optim.SGD(split, **EXACT)
+    grads = {name: torch.full((2,), 2.0**i) for i, name in enumerate(names)}
+    for name, p in params.items():
+        p.grad = grads[name]
+    sgd.step()
+    return params, sgd, grads
+
+
+@pytest.mark.parametrize("order", ["abcd", "dcba", "bdac"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_from_torch_matches_buffers_by_name(groups, order):
+    params, sgd, grads = named_run(groups)
+    before = sgd.state_dict()
+    ours = {name: params[name].detach().numpy().copy() for name in order}
+    opt = fm.Momentum.from_torch(before, ours)
+    for name in order:
+        assert_same_bits(opt.velocity[name], grads[name].numpy())
+        assert opt.params[name] is ours[name]
+    opt.step({name: grads[name].numpy() for name in order})
+    sgd.step()
+    for name in order:
+        assert_same_bits(ours[name], params[name].detach().numpy())
+    back = opt.to_torch(torch.from_numpy)
+    assert back["param_groups"] == before["param_groups"]
+    velocity = {name: sgd.state[p]["momentum_buffer"].clone() for name, p in params.items()}
+    sgd.load_state_dict(back)
+    assert all(torch.equal(sgd.state[p]["momentum_buffer"], velocity[name]) for name, p in params.items())
+
+
+def test_to_torch_has_the_names_of_an_optimiser_that_was_never_in_torch():
+    opt = fm.Momentum([{"params": {"w": np.ones(2)}}, {"params": {"b": np.ones(1), "c": np.ones(1)}}], lr=0.25)
+    groups = opt.to_torch(torch.from_numpy)["param_groups"]
+    assert [(group["params"], group["param_names"]) for group in groups] == [([0], ["w"]), ([1, 2], ["b", "c"])]
+
+
+def test_from_torch_takes_parameters_as_a_model_gives_them():
+    model = torch.nn.Linear(2, 3)
+    sgd = torch.optim.SGD(model.named_parameters(), **EXACT)
+    model(torch.ones(2)).sum().backward()
+    sgd.step()
+    for params in (model.parameters(), dict(model.named_parameters()), [*model.parameters()]):
+        opt = fm.Momentum.from_torch(sgd.state_dict(), params)
+        velocity = opt.velocity["bias"] if isinstance(params, dict) else opt.velocity[1]
+        assert_same_bits(velocity, model.bias.grad.numpy())
+        assert opt.to_torch(torch.from_numpy)["param_groups"] == sgd.state_dict()["param_groups"]
+
+
+@pytest.mark.parametrize(
+    ("change", "params", "error", "reason"),
+    [
+        ({}, ["a", "b"], ValueError, "got none of c, d"),
+        ({}, ["a", "b", "c", "d", "e"], ValueError, "got also e"),
+        ({"param_names": None}, ["a", "b", "c", "d"], TypeError, "expected a sequence of 4 .*got a dict"),
+        ({"param_names": ["a", "b"]}, ["a", "b", "c", "d"], ValueError, "param_names to be a list of 4 names"),
+        ({"param_names": ["a", "b", "c", 4]}, ["a", "b", "c", "d"], ValueError, "param_names to be a list of 4 names"),
+        ({"param_names": "abcd"}, ["a", "b", "c", "d"], ValueError, "param_names to be a list of 4 names; got 'abcd'"),
+        ({"param_names": ["a", "b", "c", "c"]}, ["a", "b", "c"], ValueError, "a name of its own for each parameter"),
+    ],
+    ids=text_or_none,
+)
+def test_from_torch_refuses_names_that_do_not_fit(change, params, error, reason):
+    saved = named_run(1)[1].state_dict()
+    (group,) = saved["param_groups"]
+    group.update(change)
+    if group["param_names"] is None:
+        del group["param_names"]
+    with pytest.raises(error, match=reason):
+        fm.Momentum.from_torch(saved, {name: np.zeros(2, np.float32) for name in params})
+    torn = named_run(2)[1].state_dict()
+    del torn["param_groups"][1]["param_names"]
+    with pytest.raises(ValueError, match="param_names: expected in every group, or in none"):
+        fm.Momentum.from_torch(torn, [np.zeros(2, np.float32) for _ in range(4)])
 
 
 @pytest.mark.parametrize("tree", [False, True], ids=["array", "tree"])

@@ -1,13 +1,10 @@
-"""Parts that are composed with a rule: correction for a changing lr, averages of the parameters, look-ahead.
+"""Parts that are composed with a rule: correction for a changing lr, look-ahead.
 
 With correct=True every rule takes the path of its pytorch form, with the same bits if all numbers are dyadic.
 """
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
-import torch
 
 import fastmomentum as fm
 from fastmomentum.rules.compose import slots_scaled_by_lr
@@ -21,9 +18,7 @@ from tests.helpers.reference import (
     DTYPES,
     LOOKAHEADS,
     RULES,
-    assert_all_same_bits,
     assert_same_bits,
-    slots_of,
 )
 
 CARRYING = {
@@ -287,153 +282,11 @@ def test_step_refuses_correct():
         fm.step(np.ones(2), np.zeros(2), np.ones(2), rule="classical", lr=0.1, correct=True)
 
 
-# Averages of the parameters, which are updated in the rule's own pass over memory.
-
-CHAIN = fm.chain(fm.stages.clip_value(0.5), "pytorch", fm.stages.decoupled_weight_decay(0.1))
-AVERAGED_RULES = ["sgd", "pytorch", "heavy_ball", "lion", "aggmo", CHAIN]
-SIZE, AVERAGED_STEPS = 33, 12
-AVERAGED_START = np.linspace(-1, 1, SIZE)
-
-
-@pytest.mark.parametrize("rule", AVERAGED_RULES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("decay", [None, 0.9])
-def test_an_average_has_the_bits_of_its_formula_and_leaves_the_rule_alone(rule, dtype, backend, decay):
-    plain, p = AVERAGED_START.astype(dtype), AVERAGED_START.astype(dtype)
-    settings = {"lr": 0.1, "backend": backend, "weight_decay": 0.05}
-    alone = fm.Momentum(plain, rule=rule, **settings)
-    opt = fm.Momentum(p, rule=fm.averaged(rule, decay), **settings)
-    average = np.zeros(SIZE, dtype) if decay is None else AVERAGED_START.astype(dtype)
-    for n, g in enumerate(gradients(SIZE, AVERAGED_STEPS, dtype), 1):
-        alone.step(g)
-        opt.step(g)
-        step = plain - average
-        average = average + (step / dtype(n) if decay is None else dtype(1 - decay) * step)
-        own = len(slots_of(alone.state))
-        assert_same_bits(p, plain)
-        assert_all_same_bits(slots_of(opt.state)[: own + 1], (*slots_of(alone.state), average))
-        assert len(slots_of(opt.state)) == own + (2 if decay is None else 1)
-        assert decay is not None or (slots_of(opt.state)[-1] == n).all()
-
-
-def test_the_mean_is_the_mean_of_all_iterates_in_fractions():
-    rule = fm.averaged("sgd")
-    p, average, count, lr = Fraction(2), Fraction(0), Fraction(0), Fraction(1, 3)
-    iterates = []
-    for n in range(1, 10):
-        p, average, count = rule.build()(p, average, count, Fraction(n, 5) - p, lr, Fraction(1))
-        iterates.append(p)
-        assert average == sum(iterates) / n
-
-
-def test_the_exponential_average_weighs_iterates_as_its_closed_form_says():
-    rule, d = fm.averaged("sgd", 0.75), Fraction(3, 4)
-    p = average = Fraction(2)
-    wanted = [p]
-    for n in range(1, 10):
-        p, average = rule.build()(p, average, Fraction(n, 5) - p, Fraction(1, 3), 1 - d)
-        wanted.append(p)
-    assert average == d**9 * wanted[0] + sum((1 - d) * d ** (9 - t) * wanted[t] for t in range(1, 10))
-
-
-def test_the_mean_agrees_with_torch():
-    module = torch.nn.Linear(SIZE, 1, bias=False, dtype=torch.float64)
-    p = AVERAGED_START.copy()
-    with torch.no_grad():
-        module.weight[:] = torch.from_numpy(p)
-    theirs, swa = (
-        torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9),
-        torch.optim.swa_utils.AveragedModel(module),
-    )
-    opt = fm.Momentum(p, rule=fm.averaged("pytorch"), lr=0.1, momentum=0.9)
-    for g in gradients(SIZE, AVERAGED_STEPS):
-        module.weight.grad = torch.from_numpy(g[None])
-        theirs.step()
-        swa.update_parameters(module)
-        opt.step(g)
-    found = swa.module.weight.detach().numpy()[0]
-    # Numbers up to 4, each with torch's rounding errors as in tests/optim/test_interop.py.
-    np.testing.assert_allclose(found, opt.state[1], atol=50 * 2.2e-16 * 4)
-
-
-def test_average_is_taken_before_or_after_a_parameter_stage_as_written():
-    decay = fm.stages.decoupled_weight_decay(1.0)
-    found = []
-    for rule in (fm.averaged(fm.chain("sgd", decay)), fm.chain(fm.averaged("sgd"), decay)):
-        p = np.array([1.0])
-        opt = fm.Momentum(p, rule=rule, lr=0.5)
-        opt.step(np.array([1.0]))
-        found.append((p[0], opt.state[0][0]))
-    assert found == [(0.25, 0.25), (0.25, 0.5)]
-
-
-def test_the_decay_is_a_hyper_parameter_with_a_default():
-    p, average = np.array([1.0]), np.array([1.0])
-    rule = fm.averaged("sgd", 0.5)
-    fm.step(p, average, np.array([1.0]), rule=rule, lr=1.0)
-    assert average[0] == 0.5
-    fm.step(p, average, np.array([0.0]), rule=rule, lr=1.0, average_decay=0.75)
-    assert average[0] == 0.375
-
-
-def test_average_leaves_the_first_step_undamped():
-    p, plain = np.ones(2), np.ones(2)
-    for array, rule in ((p, fm.averaged("pytorch", 0.9)), (plain, "pytorch")):
-        fm.Momentum(array, rule=rule, lr=0.1, dampening=0.5).step(np.ones(2))
-    assert_same_bits(p, plain)
-    assert p[0] == 0.9
-
-
-def test_mean_stops_counting_at_the_limit_of_float32():
-    p, average, count = np.ones(1, np.float32), np.zeros(1, np.float32), np.full(1, 2**24, np.float32)
-    fm.step(p, (average, count), np.zeros(1, np.float32), rule=fm.averaged("sgd"), lr=0.1)
-    assert count[0] == 2**24
-    assert average[0] == 2.0**-24
-
-
-def test_mean_of_an_array_begins_with_its_first_gradient():
-    early, late = np.zeros(1), np.zeros(1)
-    opt = fm.Momentum([early, late], rule=fm.averaged("sgd"), lr=1.0)
-    for grads in (([1.0], None), ([1.0], None), ([1.0], [1.0])):
-        opt.step([g if g is None else np.array(g) for g in grads])
-    assert [(state[0][0], state[1][0]) for state in opt.state] == [(-2.0, 3.0), (-1.0, 1.0)]
-
-
-def test_first_mean_has_the_bits_of_the_parameter():
-    p = np.array([1e8, -1e8])
-    opt = fm.Momentum(p, rule=fm.averaged("sgd"), lr=1.0)
-    assert not opt.state[0].any()
-    opt.step(np.array([1e8 - 0.1, -1e8 + 0.3]))
-    assert_same_bits(opt.state[0], p)
-    assert abs(p).max() < 1
-
-
-def test_average_keeps_the_ranges_and_defaults_of_the_rule():
-    p = np.ones(2)
-    for rule, setting in (("quasi_hyperbolic", {"nu": 1.5}), ("ema_corrected", {"momentum": 1.0})):
-        with pytest.raises(ValueError, match=f"{next(iter(setting))}: expected a number in"):
-            fm.Momentum(p, rule=fm.averaged(rule, 0.9), lr=0.1, **setting)
-    assert fm.averaged("lion", 0.5).defaults == {"beta2": 0.99, "average_decay": 0.5}
-
-
-def test_average_refuses_nesterov_lookahead_and_wrong_decays():
-    p = np.ones(3)
-    with pytest.raises(ValueError, match="no folded Nesterov form"):
-        fm.Momentum(p, rule=fm.averaged("pytorch"), lr=0.1, nesterov=True)
-    with pytest.raises(ValueError, match="no look-ahead form"):
-        fm.Momentum(p, rule=fm.averaged("pytorch"), lr=0.1, lookahead=True)
-    for decay, error in ((1.5, ValueError), (float("nan"), ValueError), (True, TypeError), ("lr", TypeError)):
-        with pytest.raises(error, match=rf"decay: expected a number in \[0, 1\]; got {decay!r}"):
-            fm.averaged("pytorch", decay)
-    with pytest.raises(ValueError, match="rule must be one of"):
-        fm.averaged("no such rule")
-
-
 def test_device_scalars_are_found_in_all_parts_of_a_rule():
     from fastmomentum.backends.cuda.scalars import derived_from
 
-    rule = fm.chain(fm.stages.weight_decay(0.1), fm.averaged(CHAIN, 0.9))
+    chain = fm.chain(fm.stages.clip_value(0.5), "pytorch", fm.stages.decoupled_weight_decay(0.1))
+    rule = fm.chain(fm.stages.weight_decay(0.1), fm.averaged(chain, 0.9))
     assert len(rule.hyper) == sum(len(link.hyper) for link in rule.links)
     found = [rule.hyper[column.column] for column in derived_from(rule, {"lr"})]
     assert found == ["lr", "shrink"]

@@ -119,12 +119,12 @@ STAGES = ("scale", "clip_value", "maximize", "weight_decay", "decoupled_weight_d
 
 
 def written_functions():
-    from fastmomentum.rules import compose
+    from fastmomentum.rules import averages
 
     yield _descend
     for name in (*RULES, *VARIANTS):
         yield from fm.rules.find(name).functions
-    for follower in (compose.MEAN, compose.EXPONENTIAL):
+    for follower in (averages.MEAN, averages.EXPONENTIAL, averages.FROM_FIRST_UPDATE):
         yield from follower.functions
     for name in STAGES:
         yield getattr(fm.stages, name).function

@@ -25,6 +25,7 @@ from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, OBJECTS, SI
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
 from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
+from fastmomentum.backends.tensors import counted
 from fastmomentum.checks import address
 from fastmomentum.rules.base import Rule
 
@@ -167,7 +168,8 @@ class CpuExecutor(HostExecutor):
             self._blocks += self._by_row(hyper, numbers, row_of)
             checked, start = table[:0], start + len(numbers)
         self._counter.expect_calls(len(self._parts))
-        self.run = self._observed(updates.runner() if rows else self._count_step)
+        run = self._observed(updates.runner() if rows else self._count_step)
+        self.run = counted(run, [self._jobs[i].arrays[0] for i in rows])
 
     def _in_threads(self, part: Part) -> KernelCall | None:
         """Return the call over several threads; None if they are not asked for, not faster, or not safe."""

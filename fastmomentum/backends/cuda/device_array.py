@@ -5,14 +5,13 @@ tensors that require a gradient), ``__cuda_array_interface__`` of version 2 or 3
 simulator, and DLPack.
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastmomentum.advice import is_tensor as is_tensor
+from fastmomentum.advice import is_tensor
 from fastmomentum.backends.cuda import dlpack
 from fastmomentum.checks import InDeviceMemory
 
@@ -100,12 +99,6 @@ def find_reader(value: Any) -> Callable[[Any], tuple[ArrayHeader, int | None]] |
     if getattr(type(value), "__cuda_ndarray__", False):
         return _read_simulated
     return _read_dlpack if dlpack.on_device(value) else None
-
-
-def increment_versions(tensors: Sequence[Any]) -> None:
-    """Mark these torch tensors as modified, so that torch's backward refuses to use their old values."""
-    if tensors:
-        sys.modules["torch"].autograd.graph.increment_version(tensors)
 
 
 def _read_torch(tensor: Any) -> tuple[ArrayHeader, int | None]:

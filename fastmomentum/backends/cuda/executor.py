@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmomentum.advice import is_tensor
 from fastmomentum.backends.base import (
     CHUNK,
     NO_ROW,
@@ -19,11 +20,12 @@ from fastmomentum.backends.base import (
 )
 from fastmomentum.backends.cuda import arrays as device_arrays
 from fastmomentum.backends.cuda import kernels, reductions, streams
-from fastmomentum.backends.cuda.device_array import ArrayHeader, DeviceArray, find_reader, increment_versions, is_tensor
+from fastmomentum.backends.cuda.device_array import ArrayHeader, DeviceArray, find_reader
 from fastmomentum.backends.cuda.kernels import WORD
 from fastmomentum.backends.cuda.reductions import SUM_COUNT
 from fastmomentum.backends.cuda.scalars import DeviceScalar, view
 from fastmomentum.backends.cuda.tables import LaunchTable, address_of
+from fastmomentum.backends.tensors import increment_versions
 
 
 class GradientCheck:

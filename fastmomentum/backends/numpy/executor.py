@@ -8,6 +8,7 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.numpy.kernels import results_of, write
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
+from fastmomentum.backends.tensors import counted
 
 
 class NumpyExecutor(HostExecutor):
@@ -25,7 +26,7 @@ class NumpyExecutor(HostExecutor):
         """Update the parameters that have a row of hyper-parameters until the next call."""
         self._row_of = row_of
         self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
-        self.run = self._observed(self._update)
+        self.run = counted(self._observed(self._update), [self._jobs[i].arrays[0] for i in self._active])
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
