@@ -61,12 +61,16 @@ def descend(params):
     """Do one step with lr 1/2 at the gradient 1."""
     opt = fm.Momentum(params, lr=0.5, backend="numpy")
     arrays = opt.params
+
+    def ones(each):
+        return torch.ones_like(each) if isinstance(each, torch.Tensor) else np.ones_like(each)
+
     if isinstance(arrays, dict):
-        opt.step({name: np.ones_like(each) for name, each in arrays.items()})
+        opt.step({name: ones(each) for name, each in arrays.items()})
     elif isinstance(arrays, list):
-        opt.step([np.ones_like(each) for each in arrays])
+        opt.step([ones(each) for each in arrays])
     else:
-        opt.step(np.ones_like(arrays))
+        opt.step(ones(arrays))
 
 
 REPLACED = {
@@ -105,10 +109,6 @@ SAME_MEMORY = {
     "field": (lambda: np.ones(3, FIELD), ["['weight']"]),
     "float32 with a field": (lambda: np.ones(3, PLAIN_WITH_FIELD), ["['weight']"]),
     "read-only": (lambda: read_only(np.ones(3)), [".flags.writeable = True"]),
-    "tensor": (lambda: torch.ones(3), [".detach().numpy()"]),
-    "parameter": (lambda: torch.nn.Parameter(torch.ones(3)), [".detach().numpy()"]),
-    "double tensor": (lambda: torch.ones(3, dtype=torch.float64), [".detach().numpy()"]),
-    "complex tensor": (lambda: torch.ones(3, dtype=torch.complex64), [".detach().numpy()"]),
     "array.array": (lambda: array.array("d", [1.0, 1.0]), ["numpy.asarray(...)"]),
     "memoryview": (lambda: memoryview(np.ones(3, F4)), ["numpy.asarray(...)"]),
 }
@@ -126,8 +126,6 @@ def test_a_parameter_that_is_passed_by_its_memory_is_the_users_own(name):
         descend(value)
     else:
         follow(descend, value, codes)
-    if isinstance(value, torch.Tensor):
-        value = value.detach().numpy()
     assert np.array_equal(np.asarray(value).view(F4) if name == "field" else np.asarray(value), [0.5] * len(value))
 
 
@@ -167,8 +165,8 @@ def test_a_tensor_that_numpy_lacks_is_updated_when_it_is_written_back(kind):
 @pytest.mark.parametrize(
     ("tensor", "codes"),
     [
-        (torch.ones(3, dtype=torch.int64), [".float()", ".detach().numpy()"]),
-        (torch.tensor([1.0, 0.0]).to_sparse(), [".to_dense()", ".detach().numpy()"]),
+        (torch.ones(3, dtype=torch.int64), [".float()"]),
+        (torch.tensor([1.0, 0.0]).to_sparse(), [".to_dense()"]),
     ],
     ids=["whole numbers", "sparse"],
 )
@@ -187,7 +185,7 @@ def test_a_module_or_its_named_parameters_become_a_dict_on_its_memory():
         fm.Momentum(module.named_parameters(), lr=0.5)
     with pytest.raises(TypeError, match=re.escape(pairs)):
         fm.Momentum([{"params": module.named_parameters()}], lr=0.5)
-    follow(descend, [("w", np.ones(2)), ("b", np.ones(1))], ["{name: p for name, p in pairs}"])
+    follow(descend, [("w", np.ones(2)), ("b", np.ones(1))], [pairs])
     assert torch.equal(module.weight, before - 0.5 - 0.5)
 
 

@@ -65,7 +65,7 @@ def view(name: str, tensor: Any) -> npt.NDArray[Any]:
                 f"{replace} .resolve_{bit}(), a copy"
             )
     dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in [served.name for served in SERVED_WHERE_DENSE]:
+    if dtype not in [str(served) for served in SERVED_WHERE_DENSE]:
         advice = how_to_convert_tensor(tensor, None, write=True)
         raise TypeError(
             f"{name}: expected a tensor of float32, float64, complex64 or complex128; got {describe(tensor)}{advice}"
@@ -73,7 +73,8 @@ def view(name: str, tensor: Any) -> npt.NDArray[Any]:
     try:
         found = np.asarray(TensorMemory(tensor))
     except (TypeError, ValueError, RuntimeError) as error:  # on another device, or sparse
-        raise TypeError(f"{name}: expected a dense tensor in host memory; got {tensor.device.type}: {error}") from error
+        got = f"{describe(tensor)} on {tensor.device.type}{how_to_convert_tensor(tensor, None, write=True)}"
+        raise TypeError(f"{name}: expected a dense tensor in host memory; got {got}") from error
     if not is_dense(found):
         advice = "Update p = tensor.detach().contiguous(), a copy, and write it back: tensor.detach().copy_(p)"
         if 0 in found.strides:  # of an expanded tensor, whose elements share memory
