@@ -8,6 +8,7 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.numpy.kernels import kernel
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
+from fastmomentum.backends.weak import weakly
 
 
 class NumpyExecutor(HostExecutor):
@@ -25,7 +26,7 @@ class NumpyExecutor(HostExecutor):
         """Update the parameters that have a row of hyper-parameters until the next call."""
         self._row_of = row_of
         self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
-        self.run = self._observed(self._update)
+        self.run = self._observed(weakly(self._update))
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
@@ -58,5 +59,5 @@ class NumpyExecutor(HostExecutor):
                 given = self._jobs[i].given
                 if not self._kernels[i](self._flat[i], flat_view(grads[i]), self._hyper[i], given):
                     return False
-            self._counter.steps += 1
+            self._counter.add_step()
         return True
