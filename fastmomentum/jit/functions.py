@@ -11,13 +11,12 @@ from numba import carray, types
 from numba import cfunc as c_callback
 from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum import checks
 from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.headers import make_views
 from fastmomentum.backends.cpu.kernels import vector
-from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop
+from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop, make_numbers
 from fastmomentum.jit.embedding import KernelArguments, check_count, embed, single_sweep, with_signature
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
@@ -271,10 +270,11 @@ def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
     arrays_count = written + 1
     views = make_views([vector(dtype)] * arrays_count)
     loop, cast = make_loop(make_advance(rule), written), make_cast(count)
+    numbers = make_numbers(count)
 
     def update(n: Any, addresses: Any, hyper: Any) -> None:
         arrays = views(carray(addresses, (1, arrays_count)), 0, 0, n)
-        loop(arrays[:written], arrays[written:], cast(to_fixed_tuple(carray(hyper, (count,)), count), arrays[0]))
+        loop(arrays[:written], arrays[written:], cast(numbers(carray(hyper, (count,))), arrays[0]))
 
     addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
     function: Function = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)

@@ -25,8 +25,8 @@ class Recorder:
         """Measure the update before it is done, and return the function that records it afterwards.
 
         All is computed before the update, as functions of the step may raise. From then on to the last assignment of
-        the returned function the trace knows nothing of the state. If the handler of a signal raises in between, the next
-        step finds nothing to compare the state with, and a gap if the count of steps differs from the trace's.
+        the returned function the trace knows nothing of the state. If the handler of a signal raises in between, the
+        next step finds nothing to compare the state with, and a gap if the count of steps differs from the trace's.
         """
         trace, engine = self._trace, self._engine()
         assert engine is not None  # it is in a step

@@ -12,7 +12,7 @@ from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.numpy import reductions
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.restart import Reset
-from fastmomentum.optim.series import Row, Series, combine, of_all
+from fastmomentum.optim.series import Row, Series, of_all
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options

@@ -12,8 +12,9 @@ PACKAGE = str(Path(fastmomentum.__file__).parent)
 def is_interrupted(action, at, event="line", number=signal.SIGINT):
     """Run `action`, send a signal before line `at` of the package's code, and return whether it came that far.
 
-    The signal is SIGINT unless `number` is another, whose handler raises KeyboardInterrupt, too. Lines are counted from 0 through all functions of the package that run (instructions, if `event` is "opcode"). The
-    KeyboardInterrupt that the signal raises, there or later, ends here.
+    The signal is SIGINT unless `number` is another, whose handler raises KeyboardInterrupt, too. Lines are counted from
+    0 through all functions of the package that run (instructions, if `event` is "opcode"). The KeyboardInterrupt that
+    the signal raises, there or later, ends here.
     """
     before, left = sys.gettrace(), iter(range(at))
     sent = False
