@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastmomentum.optim.trace import Trace
     from fastmomentum.rules import stages
     from fastmomentum.rules.base import Rule, Stage
+    from fastmomentum.rules.cache import clear_cache
     from fastmomentum.rules.compose import averaged, chain
     from fastmomentum.rules.convert import convert
     from fastmomentum.solvers import minimize
@@ -34,6 +35,7 @@ _modules = {
     "Trace": "optim.trace",
     "averaged": "rules.compose",
     "chain": "rules.compose",
+    "clear_cache": "rules.cache",
     "convert": "rules.convert",
     "diagnose": "optim.diagnose",
     "flatten": "optim.step",
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "averaged",
     "chain",
+    "clear_cache",
     "convert",
     "diagnose",
     "flatten",

@@ -113,8 +113,9 @@ ON_CPU = ["constants", "a schedule", "a function that fails"]
 
 def references_of(opt):
     """Return weak references to the optimiser and to all its arrays."""
-    slots = [slot for state in opt._engine.state.slots for slot in state]
-    return [weakref.ref(thing) for thing in (opt, opt._engine, opt._engine._executor, *opt._engine.state.params, *slots)]
+    engine = opt._engine
+    slots = [slot for state in engine.state.slots for slot in state]
+    return [weakref.ref(thing) for thing in (opt, engine, engine._executor, *engine.state.params, *slots)]
 
 
 @contextlib.contextmanager

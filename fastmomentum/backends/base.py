@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
 from threading import Lock
@@ -26,18 +26,6 @@ LANES = 32
 
 CHUNK = 65_536
 """The number of elements of a chunk, a part of an array whose sum does not depend on other parts."""
-
-_kernels: dict[Hashable, Callable[..., Any]] = {}
-
-
-def cached_kernel(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the kernel that is cached under this key; make it if there is none.
-
-    Keys hold a rule's structure, not the rule: chains made anew from the same stages share their kernel.
-    """
-    if key not in _kernels:
-        _kernels[key] = make()
-    return _kernels[key]
 
 
 def one_caller(lock: Lock) -> Lock:

@@ -13,13 +13,13 @@ from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
 
 from fastmomentum import checks
-from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.headers import make_views
 from fastmomentum.backends.cpu.kernels import vector
 from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop, make_numbers
 from fastmomentum.jit.embedding import KernelArguments, check_count, embed, single_sweep, with_signature
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
 
@@ -264,18 +264,23 @@ def cfunc(rule: str | Rule, dtype: npt.DTypeLike) -> CFunction:
     return CFunction(prototype, made.address, PROTOTYPE(made.address))
 
 
+_callbacks: list[Function] = []
+"""Numba's objects for all C functions, whose addresses stay valid when the cache is cleared."""
+
+
 def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
     """Return Numba's object for ``void update(int64_t n, T **arrays, const double *hyper)``."""
     written, count = 1 + len(rule.state), len(rule.hyper)
     arrays_count = written + 1
     views = make_views([vector(dtype)] * arrays_count)
     loop, cast = make_loop(make_advance(rule), written), make_cast(count)
-    numbers = make_numbers(count)
+    hyper_numbers = make_numbers(count)
 
     def update(n: Any, addresses: Any, hyper: Any) -> None:
         arrays = views(carray(addresses, (1, arrays_count)), 0, 0, n)
-        loop(arrays[:written], arrays[written:], cast(numbers(carray(hyper, (count,))), arrays[0]))
+        loop(arrays[:written], arrays[written:], cast(hyper_numbers(carray(hyper, (count,))), arrays[0]))
 
     addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
     function: Function = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
+    _callbacks.append(function)
     return function

@@ -1,7 +1,6 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import inf
 from typing import Any, NoReturn
@@ -15,8 +14,10 @@ from fastmomentum.backends.cuda.device_array import increment_versions, is_on_de
 from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import bounded, kept_with_rule
 from fastmomentum.rules.options import resolve_options
 from fastmomentum.rules.record import check_hyper, resolve_values
+from fastmomentum.rules.registry import find
 from fastmomentum.rules.row import Input, RowFunction, inner_limits, make_row
 
 
@@ -118,13 +119,14 @@ def step(
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
     param = checks.array("param", param, dense=not on_device)
     # fmt: off
-    settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
+    settings = (param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
                 decoupled_weight_decay, maximize, clip_value)
     # fmt: on
     try:
-        update, kernel, row, is_complex = _plan(*settings, **hyper)
+        plan = _plan_of_rule if isinstance(rule, Rule) else _plan_of_name
+        update, kernel, row, is_complex = plan(rule, *settings, **hyper)
     except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
-        update, kernel, row, is_complex = _plan.__wrapped__(*settings, **hyper)
+        update, kernel, row, is_complex = _plan(rule, *settings, **hyper)
     dense = not on_device and not param.flags.c_contiguous
     arrays = (param, *check_state(update, state, param, dense))
     if type(grad) is not np.ndarray and not on_device:
@@ -180,7 +182,6 @@ def _in_threads(update: Rule, arrays: Any, grad: Any, row: Any, threads: int | N
         return kernel(arrays, grad, row, count)
 
 
-@lru_cache(maxsize=1024, typed=True)
 def _plan(
     rule: str | Rule,
     dtype: np.dtype[Any],
@@ -206,7 +207,7 @@ def _plan(
     if type(rate) is type(momentum) is type(dampening) is type(weight_decay) is type(decoupled_weight_decay) is float:
         off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
         try:
-            form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+            form = _form(find(rule), dtype, backend, threads, nesterov, maximize, off, *hyper)
         except (TypeError, ValueError):  # an argument cannot be hashed
             form = None
         are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
@@ -239,6 +240,10 @@ def _plan(
     return update, _kernel(name, update, dtype), row, dtype.kind == "c"
 
 
+_plan_of_name: Callable[..., tuple[Rule, Any, tuple[Any, ...], bool]] = bounded(1024)(_plan)
+_plan_of_rule: Callable[..., tuple[Rule, Any, tuple[Any, ...], bool]] = kept_with_rule(_plan)
+
+
 def _kernel(backend: str, rule: Rule, dtype: np.dtype[Any]) -> Any:
     """Return the serial kernel for one array of this dtype; None on a device."""
     return None if backend == "cuda" else backends.one_array_kernel(backend, rule, checks.real_dtype(dtype))
@@ -248,9 +253,9 @@ OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "decoupled_weight_deca
 """The numeric options of step(), in the order of its arguments."""
 
 
-@lru_cache(maxsize=1024, typed=True)
+@kept_with_rule
 def _form(
-    rule: str | Rule,
+    rule: Rule,
     dtype: np.dtype[Any],
     backend: str | None,
     threads: int | None,

@@ -109,12 +109,23 @@ def assemble(
     return define(name, write_source(name, arguments, calls, results), namespace)
 
 
+FILES = 1024
+"""The number of texts that linecache keeps, those that were defined last."""
+
+_files: dict[str, None] = {}
+
+
 def define(name: str, text: str, namespace: Mapping[str, Any]) -> Function:
     """Return the function `name` that this text defines, in which the names of `namespace` are known.
 
-    The text is kept in :mod:`linecache`, so that tracebacks and coverage show it.
+    The last texts are kept in :mod:`linecache`, so that tracebacks and coverage show it.
     """
     filename = f"<fastmomentum {name} {sha256(text.encode()).hexdigest()[:16]}>"
+    _files[filename] = _files.pop(filename, None)  # at the end: the first one was not defined for the longest time
+    if len(_files) > FILES:
+        forgotten = next(iter(_files))
+        _files.pop(forgotten, None)
+        linecache.cache.pop(forgotten, None)
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     variables: dict[str, Any] = {"__name__": __name__, **namespace}
     exec(compile(text, filename, "exec"), variables)

@@ -1,11 +1,11 @@
 """Resolve a rule and the options of step() and Momentum to one composed rule and the values of its hyper-parameters."""
 
-from functools import lru_cache
 from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.compose import (
     lr_corrected,
     replace_core,
@@ -42,7 +42,7 @@ NORMS = ("clip_norm", "max_norm")
 """The options whose stages take a factor, which is computed from the norm of the gradients at each step."""
 
 
-@lru_cache(maxsize=1024)
+@kept_with_rule
 def with_options(
     rule: Rule,
     options: frozenset[str],

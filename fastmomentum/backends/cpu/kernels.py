@@ -14,7 +14,7 @@ from numba.core.errors import NumbaError
 from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
 
-from fastmomentum.backends.base import COUNTERS, cached_kernel
+from fastmomentum.backends.base import COUNTERS
 from fastmomentum.backends.cpu.headers import (
     OBJECTS,
     SIZE,
@@ -26,6 +26,7 @@ from fastmomentum.backends.cpu.headers import (
 from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop, make_numbers
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.elementwise import MASK
 
 STRICT: dict[str, str | bool] = {"error_model": "numpy", "nogil": True, "fastmath": False}

@@ -14,7 +14,7 @@ from numba import prange, types
 from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic, register_jitable
 
-from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
+from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_unchanged, make_views
 from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, table_kinds, vector
 from fastmomentum.backends.cpu.loops import (
@@ -29,6 +29,7 @@ from fastmomentum.backends.cpu.loops import (
 from fastmomentum.backends.step_sums import BLOCK, PAIRS, WIDTH, make_step_vectors
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.elementwise import MASK, select
 
 Pairs = Sequence[tuple[int, int]]
