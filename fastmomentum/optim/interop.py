@@ -155,7 +155,7 @@ def rule_name(method: str, group: ParamGroup, name: str) -> str:
     rule = group.form.core
     names = (name, f"{name}_nesterov")
     adds_state = any(stage.kind not in ("param", "prox") for stage in group.form.stages_after)
-    if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
+    if adds_state or rule.name not in names or find(rule.name).functions != rule.functions:
         raise ValueError(
             f"{method}: expected the rule {' or '.join(names)}; got {group.update}. opt.convert(rule) returns an "
             "optimiser with another rule. In place of a look-ahead use the folded form, with opt.point as parameters"
