@@ -99,6 +99,10 @@ def step(
 
     Notes
     -----
+    Which NaN comes out of an operation on NaNs, its sign and payload, is left open. C's fesetround sets the rounding
+    mode of the calling thread alone; the threads of OpenMP keep the mode in which they started. In another mode than
+    rounding to nearest, the bits therefore depend on the number of threads.
+
     The real and imaginary parts of complex numbers are updated as two real numbers, as torch.optim.Adam does. Rules
     that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
     and the signs in signum and lion, act on each part.
@@ -119,14 +123,14 @@ def step(
         raise TypeError(f"stream: expected None, as the arrays are on the host; got {checks.describe(stream)}")
     param = checks.array("param", param, dense=not on_device)
     # fmt: off
-    settings = (param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
+    settings = (rule, param.dtype, backend, threads, lr, momentum, dampening, nesterov, weight_decay,
                 decoupled_weight_decay, maximize, clip_value)
     # fmt: on
     try:
         plan = _plan_of_rule if isinstance(rule, Rule) else _plan_of_name
-        update, kernel, row, is_complex = plan(rule, *settings, **hyper)
+        update, kernel, row, is_complex = plan(*settings, **hyper)
     except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
-        update, kernel, row, is_complex = _plan(rule, *settings, **hyper)
+        update, kernel, row, is_complex = _plan(*settings, **hyper)
     dense = not on_device and not param.flags.c_contiguous
     arrays = (param, *check_state(update, state, param, dense))
     if type(grad) is not np.ndarray and not on_device:
