@@ -161,7 +161,7 @@ class Trace:
         self._groups: Sequence[Mapping[str, Any]] = [self._settings]
         self.every, self.written, self.starts = 1, list[StateWrite](), list[Start]()
         self._first = checks.integer("steps", steps)
-        self._known, self._records = Known(self._first), list[tuple[int, tuple[Row, ...]]]()
+        self._known, self._rows, self._steps = Known(self._first), list[tuple[Row, ...]](), list[int]()
         self._resets, self._gaps = list[Reset](), list[int]()
         self._run: Run | None = None
 
@@ -231,13 +231,15 @@ class Trace:
         """
         if rows is not None:
             if known.step - 1 == self._last_step:
-                self._records.pop()
-            self._records.append((known.step - 1, tuple(rows)))
+                self._steps.pop()
+            del self._rows[len(self._steps) :]  # a signal may have come between the two lists
+            self._rows.append(tuple(rows))
+            self._steps.append(known.step - 1)
         self._known = known
 
     @property
     def _last_step(self) -> int | None:
-        return self._records[-1][0] if self._records else None
+        return self._steps[-1] if self._steps else None
 
     def _is_due(self, step: int) -> bool:
         """Return whether the update of this number is to be recorded."""
@@ -298,7 +300,7 @@ class Trace:
 
     @property
     def _columns(self) -> tuple[list[int], list[tuple[Row, ...]]]:
-        return [step for step, _ in self._records], [rows for _, rows in self._records]
+        return self._steps, self._rows[: len(self._steps)]
 
     @property
     def updates(self) -> list[tuple[Rule, dict[str, Any]]]:
@@ -353,13 +355,13 @@ class Trace:
         return {**self.__dict__, "_resets": self.resets, "_gaps": self.gaps, "_run": None}  # a copy records no more
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._steps)
 
     def __repr__(self) -> str:
         gaps = f", {len(self.gaps)} more not recorded" if self.gaps else ""
-        if not self._records:
+        if not self._steps:
             return f"Trace of rule {self.update}: no step yet{gaps}"
-        now, first, last = self.overall, self._records[0][0], self._last_step
+        now, first, last = self.overall, self._steps[0], self._last_step
         lines = [f"Trace of rule {self.update}: {len(self)} steps, {first} to {last}, {len(self.resets)} resets{gaps}"]
         for name in ("gradient", "velocity", "step", "cosine"):
             values = getattr(now, name)
