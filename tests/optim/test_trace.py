@@ -360,5 +360,6 @@ def test_function_that_raises_leaves_no_gap_and_no_step_without_a_record(fails_a
             opt.step(np.ones(3))
         except ZeroDivisionError:
             refused += 1
-    assert (refused, opt.steps, len(trace)) == (1, 4, 3)
+    assert refused == (fails_at != 2)  # the second call asks for the lr of the step before, and may fail
+    assert len(trace) == opt.steps - 1 == 4 - refused
     assert trace.gaps == trace.written == []
