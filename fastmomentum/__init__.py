@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastmomentum.rules import stages
     from fastmomentum.rules.averages import averaged
     from fastmomentum.rules.base import Rule, Stage
+    from fastmomentum.rules.cache import clear_cache
     from fastmomentum.rules.compose import chain
     from fastmomentum.rules.convert import convert
     from fastmomentum.solvers import minimize
@@ -35,6 +36,7 @@ _modules = {
     "Trace": "optim.trace",
     "averaged": "rules.averages",
     "chain": "rules.compose",
+    "clear_cache": "rules.cache",
     "convert": "rules.convert",
     "diagnose": "optim.diagnose",
     "flatten": "optim.step",
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "averaged",
     "chain",
+    "clear_cache",
     "convert",
     "diagnose",
     "flatten",

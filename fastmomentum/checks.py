@@ -5,7 +5,7 @@ writes to an array, so a refused call has changed nothing. Parameters, states an
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from math import isfinite
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn, TypeGuard
@@ -189,7 +189,7 @@ def dtype(value: object) -> np.dtype[Any]:
     raise TypeError(f"dtype: expected float32 or float64; got {value!r}")
 
 
-@cache
+@lru_cache(64)
 def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype of the real and imaginary parts of a complex dtype, and any other dtype unchanged."""
     return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype

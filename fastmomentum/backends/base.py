@@ -3,12 +3,13 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
 from threading import Lock
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +26,6 @@ LANES = 32
 
 CHUNK = 65_536
 """The number of elements of a chunk, a part of an array whose sum does not depend on other parts."""
-
-_kernels: dict[Hashable, Callable[..., Any]] = {}
-
-
-def cached_kernel(key: Hashable, make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """Return the kernel that is cached under this key; make it if there is none.
-
-    Keys hold a rule's structure, not the rule: chains made anew from the same stages share their kernel.
-    """
-    if key not in _kernels:
-        _kernels[key] = make()
-    return _kernels[key]
 
 
 def one_caller(lock: Lock) -> Lock:
@@ -104,7 +93,14 @@ class StepCounter:
 
     Compiled kernels count in the same call as they update, so that no signal can come between. A CUDA device counts
     instead of the host if only the device knows which updates were skipped.
+
+    Attributes
+    ----------
+    jumps : int
+        The number of times that :attr:`steps` was set, and not counted.
     """
+
+    jumps = 0
 
     def __init__(self, steps: int = 0, skipped: int = 0, in_a_row: int = 0) -> None:
         self._use(np.zeros((COUNTERS, 2), np.int64))
@@ -127,10 +123,9 @@ class StepCounter:
         """Set how many calls of kernels make up one step."""
         self._cells[0] = 0, calls
 
-    def keep_alive(self, reader: object) -> None:
-        """Hold a reference to an object whose memory a captured graph reads."""
-        if reader not in self._kept:
-            self._kept.append(reader)
+    def keep_alive(self, memory: object) -> None:
+        """Hold a reference to memory that a captured graph reads."""
+        self._kept.append(memory)
 
     def add_step(self) -> None:
         """Count one update."""
@@ -150,6 +145,7 @@ class StepCounter:
 
     @steps.setter
     def steps(self, value: int) -> None:
+        self.jumps += 1
         self._cells[1, 0] = value - (self._on_device()[0] if self._on_device else 0)
 
     @property
@@ -291,18 +287,8 @@ class HostExecutor:
     def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
         """Return `run` with calls of the observers; `run` itself if there are none."""
         for observer in self._observers:
-            run = partial(self._run_observed, observer, run)
+            run = partial(_run_observed, ref(self), observer, run)
         return run
-
-    def _run_observed(self, observer: Observer, run: Callable[[list[Any]], bool], grads: list[Any]) -> bool:
-        after = observer.before_step(grads, self)
-        if after is None:
-            return False
-        with uninterrupted():
-            done = run(grads)
-            if done:
-                after()
-        return done
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
         """Return the sums of the step that :meth:`Executor.run` would do now, by parameter; nothing is written.
@@ -361,6 +347,20 @@ class HostExecutor:
         """Raise TypeError for any stream, as the host has none."""
         if stream is not None:
             raise TypeError(f"stream: expected None, as the arrays are on the host; got {describe(stream)}")
+
+
+def _run_observed(
+    executor: "ref[HostExecutor]", observer: Observer, run: Callable[[list[Any]], bool], grads: list[Any]
+) -> bool:
+    owner = executor()
+    after = None if owner is None else observer.before_step(grads, owner)
+    if after is None:
+        return False
+    with uninterrupted():
+        done = run(grads)
+        if done:
+            after()
+    return done
 
 
 def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], list[int]]:

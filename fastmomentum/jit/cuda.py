@@ -11,10 +11,10 @@ Its arithmetic is strict: products and sums are not contracted to FMA, and the b
 compiled with ``fastmath=True`` flushes subnormal numbers to zero; all other results keep their bits.
 """
 
-from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cuda import device_functions
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.registry import find, names
 
 __all__ = ["kernel", "update"]

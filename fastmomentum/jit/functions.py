@@ -11,17 +11,16 @@ from numba import carray, types
 from numba import cfunc as c_callback
 from numba.core.errors import TypingError
 from numba.extending import overload, register_jitable
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum import checks
 from fastmomentum.backends import cpu, one_array_kernel
-from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.headers import make_views
 from fastmomentum.backends.cpu.kernels import vector
-from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop
+from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop, make_numbers
 from fastmomentum.jit.embedding import KernelArguments, check_count, embed, single_sweep, with_signature
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.options import how_to_compose
 from fastmomentum.rules.record import hyper_row
 from fastmomentum.rules.registry import find
@@ -273,8 +272,7 @@ def cfunc(rule: str | Rule, dtype: npt.DTypeLike) -> CFunction:
     (array([0.75, 0.75], dtype=float32), array([1., 1.], dtype=float32))
     """
     chosen, kind = find(rule), checks.dtype(dtype)
-    make = _make_c_update if cpu.has_compiler() else _make_python_callback
-    pointer: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: make(chosen, kind))
+    pointer: Any = cached_kernel(("pointer", chosen.structure, kind), lambda: _make_callback(chosen, kind))
     names, name = ("p", *chosen.slots, "g"), "float" if kind == np.float32 else "double"
     arrays = f"{name} *arrays[{len(names)}] /* {', '.join(names)} */"
     numbers = f"const double hyper[{len(chosen.hyper)}] /* {', '.join(chosen.hyper)} */"
@@ -282,16 +280,28 @@ def cfunc(rule: str | Rule, dtype: npt.DTypeLike) -> CFunction:
     return CFunction(prototype, ctypes.cast(pointer, ctypes.c_void_p).value or 0, pointer)
 
 
+_callbacks: list[Function] = []
+"""All C functions, whose addresses stay valid when the cache is cleared."""
+
+
+def _make_callback(rule: Rule, dtype: np.dtype) -> Function:
+    """Return ``void update(int64_t n, T **arrays, const double *hyper)`` as ctypes calls it."""
+    made = (_make_c_update if cpu.has_compiler() else _make_python_callback)(rule, dtype)
+    _callbacks.append(made)
+    return made
+
+
 def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
-    """Return ``void update(int64_t n, T **arrays, const double *hyper)``, compiled, as ctypes calls it."""
+    """Return the function of :func:`_make_callback`, compiled."""
     written, count = 1 + len(rule.state), len(rule.hyper)
     arrays_count = written + 1
     views = make_views([vector(dtype)] * arrays_count)
     loop, cast = make_loop(make_advance(rule), written), make_cast(count)
+    hyper_numbers = make_numbers(count)
 
     def update(n: Any, addresses: Any, hyper: Any) -> None:
         arrays = views(carray(addresses, (1, arrays_count)), 0, 0, n)
-        loop(arrays[:written], arrays[written:], cast(to_fixed_tuple(carray(hyper, (count,)), count), arrays[0]))
+        loop(arrays[:written], arrays[written:], cast(hyper_numbers(carray(hyper, (count,))), arrays[0]))
 
     addresses, numbers = types.CPointer(types.int64), types.CPointer(types.float64)
     compiled = c_callback(types.void(types.int64, addresses, numbers), error_model="numpy")(update)
@@ -302,7 +312,7 @@ def _make_c_update(rule: Rule, dtype: np.dtype) -> Function:
 
 
 def _make_python_callback(rule: Rule, dtype: np.dtype) -> Function:
-    """Return the function of :func:`_make_c_update` as a callback into Python, which runs the NumPy reference."""
+    """Return the function of :func:`_make_callback` as a callback into Python, which runs the NumPy reference."""
     arrays_count, count = 2 + len(rule.state), len(rule.hyper)
     kernel, item = one_array_kernel("numpy", rule, dtype), np.ctypeslib.as_ctypes_type(dtype)
 

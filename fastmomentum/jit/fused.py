@@ -9,7 +9,6 @@ import numpy as np
 from numba.extending import register_jitable
 
 from fastmomentum import checks
-from fastmomentum.backends.base import cached_kernel
 from fastmomentum.backends.cpu.loops import (
     as_like,
     inlined,
@@ -31,6 +30,7 @@ from fastmomentum.jit.embedding import (
 )
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.registry import find
 
 BLOCK = 16_384

@@ -3,7 +3,6 @@
 Every change checks everything before it writes anything, so that a refused change leaves the optimiser as it was.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ def set_value(engine: Engine, number: int, name: str, value: float) -> bool:
     group.values = values
     if fast is not None:
         if engine._is_live or engine._measures or len(engine.groups) > 1:
-            fast = engine._run_with_new_values
+            fast = engine.run_with_new_values
         elif engine._rows.compute([values], 0):
             engine._executor.set_hyper(engine._rows)
         engine._fast = fast
@@ -64,7 +63,7 @@ def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Seque
     with uninterrupted():
         for number, own in zip(numbers, plain):
             groups[number].values = own
-        engine._fast = fast and engine._run_with_new_values
+        engine._fast = fast and engine.run_with_new_values
 
 
 def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:
@@ -221,10 +220,12 @@ def load(
     plan = plan_settings(groups, engine.check_skips(skip_nonfinite))
     slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
     with uninterrupted():
-        engine.loads += 1
+        engine.changes += 1
         state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
         state.counter.in_a_row = saved["skipped_in_a_row"]
-        state.resets, state.last_reset = deque(map(tuple, saved["resets"]), state.resets.maxlen), saved["last_reset"]
+        state.resets.clear()  # in place, as a trace reads it
+        state.resets.extend(map(tuple, saved["resets"]))
+        state.last_reset = saved["last_reset"]
         state.updates = saved["updates"]
         state.value = saved["value"]
         engine.use_settings(plan)

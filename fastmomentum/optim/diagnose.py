@@ -11,7 +11,8 @@ import numpy as np
 
 from fastmomentum import checks, theory
 from fastmomentum.checks import ABOVE_ZERO
-from fastmomentum.optim.trace import Bools, Floats, Series, Trace
+from fastmomentum.optim.series import Bools, Floats, Series
+from fastmomentum.optim.trace import Trace
 from fastmomentum.rules.base import Rule
 from fastmomentum.theory.spectrum import check_spectrum
 
@@ -34,7 +35,7 @@ class Finding(NamedTuple):
     Attributes
     ----------
     kind : str
-        "zeroed", "written", "cold start", "not finite", "diverging", "oscillating", "stalled" or "unstable".
+        "zeroed", "written", "cold start", "gap", "not finite", "diverging", "oscillating", "stalled" or "unstable".
     steps : tuple of int
         The first and the last step that show the trouble.
     group : int or None
@@ -90,6 +91,19 @@ def cold_starts(trace: Trace) -> Iterator[Finding]:
                 "velocity: save and load the whole state (opt.save, fm.Momentum.load)."
             )
             yield Finding("cold start", (start.step, start.step), None, words, {"steps": float(start.step)})
+
+
+def gaps(trace: Trace) -> Iterator[Finding]:
+    """Yield a finding for each run of consecutive updates that were done but not recorded."""
+    missed = trace.gaps
+    for first, last in _runs([True] * len(missed), np.diff(missed) != trace.every):
+        begin, end = missed[first], missed[last - 1]
+        words = (
+            f"The record has a gap: {last - first} updates, from step {begin} to {end}, were done but not recorded, as "
+            "the handler of a signal raised between an update and its record. Writes to the state at the gap are not "
+            "found."
+        )
+        yield Finding("gap", (begin, end), None, words, {"steps": float(last - first)})
 
 
 def not_finite(series: Series, group: int | None) -> Iterator[Finding]:
@@ -188,7 +202,7 @@ def _opposed(series: Series) -> Iterator[tuple[int, int]]:
     yield from _runs(opposed, np.diff(series.steps) != 1)
 
 
-def _runs(values: Bools, breaks: Bools | None = None) -> Iterator[tuple[int, int]]:
+def _runs(values: Bools | Sequence[bool], breaks: Bools | None = None) -> Iterator[tuple[int, int]]:
     """Yield the longest ranges (first, stop) of true values; ``breaks[i]`` separates the values i and i + 1."""
     first = None
     for i, each in enumerate(values):
@@ -300,7 +314,7 @@ def diagnose(trace: Trace, spectrum: Any = None) -> Diagnosis:
     if not isinstance(trace, Trace):
         raise TypeError(f"trace: expected a Trace; got {checks.describe(trace)}")
     ends = None if spectrum is None else _ends(spectrum)
-    found = [*written(trace), *cold_starts(trace)]
+    found = [*written(trace), *cold_starts(trace), *gaps(trace)]
     groups = trace.groups
     for number, (series, update) in enumerate(zip(groups, trace.updates)):
         group = number if len(groups) > 1 else None

@@ -16,6 +16,7 @@ from fastmomentum import backends, checks
 from fastmomentum.advice import is_tensor
 from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
+from fastmomentum.backends.weak import weakly
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.norms import SettingsPlan, check_groups, norm_limits, plan_settings
@@ -68,8 +69,8 @@ class Engine:
         The observer of every update that records a trace.
     gradient_restart : GradientRestart or None
         The observer of every update that the gradient scheme needs.
-    loads, changes : int
-        The number of times that a saved state was loaded, and that state was changed other than by a step.
+    changes : int
+        The number of times that state was changed other than by a step.
     lock : Lock
         The lock that is held in a step and in every other change, by :func:`~fastmomentum.backends.base.one_caller`.
     """
@@ -86,7 +87,7 @@ class Engine:
         self.backend = backends.choose(backend, layout.params)
         self.threads = cpu_threads.threads_by_default if threads is None else threads
         self.skip_nonfinite = self.check_skips(skip_nonfinite)
-        self.lock, self.loads, self.changes = Lock(), 0, 0
+        self.lock, self.changes = Lock(), 0
         self.observer: Observer | None = None
         self.gradient_restart: GradientRestart | None = None
         self.restart: str | int | None = None
@@ -203,7 +204,7 @@ class Engine:
         repeats = self.restart is None and not any(group.needs_next for group in self.groups)
         if at_first and repeats and any(is_active) and not any(key.first for key in plan.rows.keys):
             self._rows = plan.rows
-            self._fast = self._run_with_new_values if self._is_live else self._run_again
+            self._fast = self.run_with_new_values if self._is_live else self._run_again
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
         if plan.row_of != self._row_of:
@@ -216,7 +217,12 @@ class Engine:
     @property
     def _run_again(self) -> Callable[[list[Any]], bool]:
         """The function that does another step with the hyper-parameters of the last one."""
-        return self._run if self._measures else self._executor.run
+        return weakly(self._run) if self._measures else self._executor.run
+
+    @property
+    def run_with_new_values(self) -> Callable[[list[Any]], bool]:
+        """The function that does another step in which only the values of settings are new."""
+        return weakly(self._run_with_new_values)
 
     def _run_with_new_values(self, grads: list[Any]) -> bool:
         """Do one update in which only the values of settings are new; return False if it must be planned.

@@ -222,7 +222,7 @@ def rule_name(method: str, group: ParamGroup, name: str) -> str:
     rule = group.form.core
     names = (name, f"{name}_nesterov")
     adds_state = any(stage.kind not in ("param", "prox", LR_CORRECTION) for stage in group.form.stages_after)
-    if adds_state or rule.name not in names or find(rule.name).structure != rule.structure:
+    if adds_state or rule.name not in names or find(rule.name).functions != rule.functions:
         advice = ""
         if group.update.gradient_slot == "point":
             advice = ". In place of a look-ahead use the folded form, with opt.point as parameters"

@@ -97,6 +97,10 @@ class Momentum(Optimizer):
     μ > 1 and τ outside of [0, 1]; both are refused here, like lr < 0, as no published method uses them and each is a
     typical mistake (90 for 0.9).
 
+    Which NaN comes out of an operation on NaNs, its sign and payload, is left open. C's fesetround sets the rounding
+    mode of the calling thread alone; the threads of OpenMP keep the mode in which they started. In another mode than
+    rounding to nearest, the bits therefore depend on the number of threads.
+
     Without names for the arrays, a saved state belongs to the arrays by their order. Shapes in another order are
     refused, but arrays of equal shapes in another order cannot be told apart: pass `params` as a dict, and the state is
     matched by name.

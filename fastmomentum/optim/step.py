@@ -1,7 +1,6 @@
 """The function step(), which does one update without an object, and flatten(), which joins many arrays into one."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from itertools import combinations
 from math import inf
 from typing import Any, Never, NoReturn
@@ -17,6 +16,7 @@ from fastmomentum.backends.tensors import count_writes, increment_versions
 from fastmomentum.checks import FINITE, RANGES, Array
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import bounded, kept_with_rule
 from fastmomentum.rules.options import Options, resolve, resolve_options
 from fastmomentum.rules.record import check_hyper, resolve_values
 from fastmomentum.rules.registry import find
@@ -102,6 +102,10 @@ def step(
 
     Notes
     -----
+    Which NaN comes out of an operation on NaNs, its sign and payload, is left open. C's fesetround sets the rounding
+    mode of the calling thread alone; the threads of OpenMP keep the mode in which they started. In another mode than
+    rounding to nearest, the bits therefore depend on the number of threads.
+
     The real and imaginary parts of complex numbers are updated as two real numbers, as torch.optim.Adam does. Rules
     that are linear in p, state and g, such as pytorch, then compute their formula in complex arithmetic. clip_value,
     and the signs in signum and lion, act on each part.
@@ -134,9 +138,10 @@ def step(
                 decoupled_weight_decay, maximize, clip_value)
     # fmt: on
     try:
-        update, kernel, row, is_complex = _plan(*settings, **hyper)
+        plan = _plan_of_rule if isinstance(rule, Rule) else _plan_of_name
+        update, kernel, row, is_complex = plan(*settings, **hyper)
     except (TypeError, ValueError):  # an argument cannot be hashed (a 0-d array), or is wrong: then it raises again
-        update, kernel, row, is_complex = _plan.__wrapped__(*settings, **hyper)
+        update, kernel, row, is_complex = _plan(*settings, **hyper)
     dense = not on_device and not param.flags.c_contiguous
     arrays = (param, *check_state(update, state, param, dense))
     if type(grad) is not np.ndarray and not on_device:
@@ -198,7 +203,6 @@ def _in_threads(update: Rule, arrays: Any, grad: Any, row: Any, threads: int | N
         return kernel(arrays, grad, row, count)
 
 
-@lru_cache(maxsize=1024, typed=True)
 def _plan(
     rule: str | Rule,
     dtype: np.dtype[Any],
@@ -224,7 +228,7 @@ def _plan(
     if type(rate) is type(momentum) is type(dampening) is type(weight_decay) is type(decoupled_weight_decay) is float:
         off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
         try:
-            form = _form(rule, dtype, backend, threads, nesterov, maximize, off, *hyper)
+            form = _form(find(rule), dtype, backend, threads, nesterov, maximize, off, *hyper)
         except (TypeError, ValueError):  # an argument cannot be hashed
             form = None
         are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
@@ -257,6 +261,10 @@ def _plan(
     return update, _kernel(name, update, dtype), row, dtype.kind == "c"
 
 
+_plan_of_name: Callable[..., tuple[Rule, Any, tuple[Any, ...], bool]] = bounded(1024)(_plan)
+_plan_of_rule: Callable[..., tuple[Rule, Any, tuple[Any, ...], bool]] = kept_with_rule(_plan)
+
+
 def _kernel(backend: str, rule: Rule, dtype: np.dtype[Any]) -> Any:
     """Return the serial kernel for one array of this dtype; None on a device."""
     return None if backend == "cuda" else backends.one_array_kernel(backend, rule, checks.real_dtype(dtype))
@@ -270,9 +278,9 @@ MOMENTUM_ALONE = ("max_norm", "clip_norm", "lookahead", "skip_nonfinite", "corre
 """The options of Momentum that step() does not take."""
 
 
-@lru_cache(maxsize=1024, typed=True)
+@kept_with_rule
 def _form(
-    rule: str | Rule,
+    rule: Rule,
     dtype: np.dtype[Any],
     backend: str | None,
     threads: int | None,

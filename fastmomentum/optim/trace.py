@@ -7,27 +7,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import checks
+from fastmomentum.backends.base import StepCounter
 from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.numpy import reductions
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
-from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.restart import Reset
+from fastmomentum.optim.series import Row, Series, of_all
 from fastmomentum.optim.state import check_state
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import resolve_options
 from fastmomentum.rules.record import STEP, hyper_row
 from fastmomentum.rules.registry import find
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
-
-class Row(NamedTuple):
-    """Hold a recorded step of one group: its settings, and the sums over all elements of its arrays."""
-
-    lr: float
-    momentum: float
-    sums: StepSums
 
 
 class StateWrite(NamedTuple):
@@ -55,7 +45,7 @@ class StateWrite(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Hold the start of a trace, or its continuation after a load.
+    """Hold the start of a trace, or its continuation after a load or a gap.
 
     Attributes
     ----------
@@ -69,98 +59,46 @@ class Start(NamedTuple):
     at_rest: bool
 
 
-EMPTY = StepSums(*[float("nan")] * len(StepSums._fields))
-"""The sums of a group if none of its arrays had a gradient."""
+class Known(NamedTuple):
+    """Hold what a trace knows of the run after the last update that it has seen.
 
-
-class Series:
-    """Hold the recorded steps of one group, or of all groups as one, in read-only arrays with an entry for each step.
+    It is replaced as a whole, in one assignment that no signal interrupts.
 
     Attributes
     ----------
-    steps : ndarray of int
-        The number of each update, from 0.
+    step : int
+        The number of updates done.
+    jumps, changes : int
+        The number of times that the number of updates was set, and that the state was changed other than by an update.
+    left : mapping of int to StepSums
+        The sums of the last update of each array whose state has not been changed since.
+    from_zero : StepSums or None
+        The sums of the last update, had its velocity been zero.
     """
 
-    def __init__(self, steps: Sequence[int], rows: Sequence[Row]) -> None:
-        self.steps = np.array(steps, np.int64)
-        self.steps.flags.writeable = False
-        self._rows = np.array([(row.lr, row.momentum, *row.sums) for row in rows], np.float64)
-        self._rows = self._rows.reshape(len(rows), 2 + len(StepSums._fields))
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def _column(self, name: str) -> Floats:
-        return _read_only(self._rows[:, 2 + StepSums._fields.index(name)])
-
-    def _norm(self, name: str) -> Floats:
-        return _read_only(np.sqrt(self._column(name)))
-
-    @property
-    def present(self) -> Bools:
-        """Whether an array had a gradient."""
-        return np.asarray(~np.isnan(self._rows[:, 2:]).all(axis=1))
-
-    @property
-    def lr(self) -> Floats:
-        """The learning rate; NaN if groups differ."""
-        return _read_only(self._rows[:, 0])
-
-    @property
-    def momentum(self) -> Floats:
-        """The momentum; NaN if groups differ."""
-        return _read_only(self._rows[:, 1])
-
-    @property
-    def velocity(self) -> Floats:
-        """The norm ‖v‖ before the step; 0 for rules that keep no velocity."""
-        return self._norm("velocity")
-
-    @property
-    def gradient(self) -> Floats:
-        """The norm ‖g‖ of the gradient that the step got, before weight decay or clipping."""
-        return self._norm("gradient")
-
-    @property
-    def cosine(self) -> Floats:
-        """The cosine v·g / (‖v‖‖g‖); below 0 velocity and gradient oppose each other, NaN if one of them is 0."""
-        with np.errstate(all="ignore"):
-            return _read_only(np.clip(self._column("along") / (self.velocity * self.gradient), -1.0, 1.0))
-
-    @property
-    def step(self) -> Floats:
-        """The norm ‖p⁺ − p‖ of the step."""
-        return self._norm("step")
-
-    @property
-    def slope(self) -> Floats:
-        """The change g·(p⁺ − p) of the objective, to first order; above 0 the step goes up the gradient."""
-        return self._column("slope")
-
-    @property
-    def left(self) -> Floats:
-        """The norm ‖v⁺‖ after the step."""
-        return self._norm("left")
-
-    @property
-    def size(self) -> Floats:
-        """The norm ‖p‖ of the parameters before the step."""
-        return self._norm("size")
+    step: int
+    jumps: int = 0
+    changes: int = 0
+    left: Mapping[int, StepSums] = {}
+    from_zero: StepSums | None = None
 
 
-def combine(all_sums: Sequence[StepSums]) -> StepSums:
-    """Return the sums over the elements of several arrays, added in the order of the arrays."""
-    found = EMPTY
-    for sums in all_sums:
-        found = StepSums(*(a + b for a, b in zip(found, sums))) if found is not EMPTY else sums
-    return found
+class Run(NamedTuple):
+    """Hold what a trace reads of the optimiser that fills it; nothing here refers to the optimiser.
 
+    Attributes
+    ----------
+    counter : StepCounter
+        The optimiser's count of updates.
+    resets : sequence of tuple
+        The optimiser's record of resets.
+    end : callable
+        Function of the trace that ends the recording.
+    """
 
-def _read_only(values: Floats) -> Floats:
-    found = values.copy()
-    found.flags.writeable = False
-    return found
+    counter: StepCounter
+    resets: Sequence[tuple[int, str, str]]
+    end: "Callable[[Trace], None]"
 
 
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-9}
@@ -192,7 +130,7 @@ class Trace:
     written : list of StateWrite
         The changes of velocities that were not done by an update, nor by a reset or a load on record.
     starts : list of Start
-        The start of the trace, and its continuation after each load.
+        The start of the trace, and its continuation after each load and each gap.
 
     Raises
     ------
@@ -222,11 +160,10 @@ class Trace:
         self.update, _ = resolve_options(**self._settings, lr=0.0, momentum=0.0)
         self._groups: Sequence[Mapping[str, Any]] = [self._settings]
         self.every, self.written, self.starts = 1, list[StateWrite](), list[Start]()
-        self._done, self._rows, self._steps = checks.integer("steps", steps), list[tuple[Row, ...]](), list[int]()
-        self._resets, self._left = list[Reset](), dict[int, StepSums]()
-        self._engine: Engine | None = None
-        self._from_zero: StepSums | None = None  # the sums of the last recorded step, had its velocity been zero
-        self._end: Callable[[], None] | None = None
+        self._first = checks.integer("steps", steps)
+        self._known, self._rows, self._steps = Known(self._first), list[tuple[Row, ...]](), list[int]()
+        self._resets, self._gaps = list[Reset](), list[int]()
+        self._run: Run | None = None
 
     def record(self, param: Any, state: Any, grad: Any, *, lr: float = 0.0, momentum: float = 0.9) -> None:
         """Record the update that follows, before it is done; the arrays are only read.
@@ -256,22 +193,22 @@ class Trace:
         chosen = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if name in self.update.parameters}
         _, given = resolve_options(**self._settings, lr=lr, momentum=momentum)
         if STEP in self.update.parameters:
-            chosen[STEP] = float(self._done + 1)
+            chosen[STEP] = float(self._known.step + 1)
         row = hyper_row(self.update, given | chosen, param.dtype)
         g = np.zeros_like(param)
         if grad is not None:
             g = flat_view(checks.array("grad", read("grad", grad), like=like, write=False, dense=True))
         measure = reductions.measure(self.update)
         sums, tolerance = measure(arrays, g, row), TOLERANCE[param.dtype]
-        self._compare({0: sums}, [0], self._from_zero, tolerance)
+        step = self._known.step
+        self._compare(step, {0: sums}, self._known.left, [0], tolerance)
         if grad is None:
             return
         if not self.starts:
-            self._begin(self._done, self._is_at_rest(sums, momentum))
+            self._begin(step, self._is_at_rest(sums, momentum))
         initial = [param.copy() if kind == "param" else np.zeros_like(param) for _, kind in self.update.state]
-        self._from_zero = measure((param, *initial), g, row)
-        self._add(self._done, [Row(float(lr), float(momentum), sums)], {0: sums})
-        self._done += 1
+        known = Known(step + 1, left={0: sums}, from_zero=measure((param, *initial), g, row))
+        self._add([Row(float(lr), float(momentum), sums)], known)
 
     def reset(self, reason: str) -> None:
         """Record that the loop has reset its state on purpose.
@@ -284,13 +221,51 @@ class Trace:
         >>> trace.resets
         [Reset(step=0, reason='a new epoch', scope='all')]
         """
-        self._resets.append(Reset(self._done, reason, "all"))
-        self._left = {}
+        self._known = self._known._replace(left={}, from_zero=None)
+        self._resets.append(Reset(self._known.step, reason, "all"))
 
-    def _add(self, step: int, rows: Sequence[Row], left: Mapping[int, StepSums]) -> None:
-        self._steps.append(step)
-        self._rows.append(tuple(rows))
-        self._left.update(left)
+    def _add(self, rows: Sequence[Row] | None, known: Known) -> None:
+        """Record the rows of an update, if it has any, and what is known after it.
+
+        A record of the same step was interrupted before the trace knew of it; the new one takes its place.
+        """
+        if rows is not None:
+            if known.step - 1 == self._last_step:
+                self._steps.pop()
+            del self._rows[len(self._steps) :]  # a signal may have come between the two lists
+            self._rows.append(tuple(rows))
+            self._steps.append(known.step - 1)
+        self._known = known
+
+    @property
+    def _last_step(self) -> int | None:
+        return self._steps[-1] if self._steps else None
+
+    def _is_due(self, step: int) -> bool:
+        """Return whether the update of this number is to be recorded."""
+        return (step - self._first) % self.every == 0
+
+    def _open_gaps(self) -> list[int]:
+        """Return the updates that were to be recorded, but were not, after the last one that the trace knows of."""
+        run, known = self._run, self._known
+        if run is None or run.counter.jumps != known.jumps:
+            return []
+        missed = range(known.step, run.counter.steps)
+        return [step for step in missed if self._is_due(step) and step != self._last_step]
+
+    @property
+    def gaps(self) -> list[int]:
+        """The numbers of the updates that were done but not recorded, as a signal's handler raised in between.
+
+        The state is not compared across a gap, as the trace does not know what the update left.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> fm.Trace().gaps
+        []
+        """
+        return sorted({*self._gaps, *self._open_gaps()})
 
     def _begin(self, step: int, at_rest: bool) -> None:
         on_purpose = any(reset.step == step for reset in self._all_resets)
@@ -300,21 +275,32 @@ class Trace:
         return keeps_velocity(self.update) and sums.velocity == 0 < sums.gradient and momentum > 0
 
     def _compare(
-        self, all_sums: Mapping[int, StepSums], group_of: Sequence[int], from_zero: StepSums | None, tolerance: float
+        self,
+        step: int,
+        all_sums: Mapping[int, StepSums],
+        left_sums: Mapping[int, StepSums],
+        group_of: Sequence[int],
+        tolerance: float = 0.0,
     ) -> None:
-        """Record the velocities that differ from those that the last step left, if the last step was recorded."""
+        """Record the velocities before this step that differ from those that the last update has left."""
+        from_zero = self._known.from_zero
         for i, sums in all_sums.items():
-            left, found = self._left.get(i), sums.velocity
+            left, found = left_sums.get(i), sums.velocity
             if left is None or _near(found, left.left, tolerance * max(left.left, left.velocity)):
                 continue
             inside = from_zero is not None and _near(found, from_zero.left, tolerance * from_zero.left)
             norms = float(np.sqrt(left.left)), float(np.sqrt(found))
-            self.written.append(StateWrite(self._done, group_of[i], i, *norms, inside))
+            self.written.append(StateWrite(step, group_of[i], i, *norms, inside))
 
     @property
     def groups(self) -> list[Series]:
         """The record of each group."""
-        return [Series(self._steps, rows) for rows in zip(*self._rows)] if self._rows else [Series([], [])]
+        steps, all_rows = self._columns
+        return [Series(steps, rows) for rows in zip(*all_rows)] if all_rows else [Series([], [])]
+
+    @property
+    def _columns(self) -> tuple[list[int], list[tuple[Row, ...]]]:
+        return self._steps, self._rows[: len(self._steps)]
 
     @property
     def updates(self) -> list[tuple[Rule, dict[str, Any]]]:
@@ -329,7 +315,8 @@ class Trace:
     @property
     def overall(self) -> Series:
         """The record of all arrays as one vector; its attributes are attributes of the trace, too."""
-        return Series(self._steps, [_of_all(rows) for rows in self._rows])
+        steps, all_rows = self._columns
+        return Series(steps, [of_all(rows) for rows in all_rows])
 
     def __getattr__(self, name: str) -> npt.NDArray[Any]:
         if name == "steps" or isinstance(getattr(Series, name, None), property):
@@ -345,7 +332,7 @@ class Trace:
 
     @property
     def _all_resets(self) -> list[Reset]:
-        return self._resets if self._engine is None else [Reset(*reset) for reset in self._engine.state.resets]
+        return self._resets if self._run is None else [Reset(*reset) for reset in self._run.resets]
 
     def stop(self) -> None:
         """Stop recording; the trace keeps what it has recorded.
@@ -361,33 +348,25 @@ class Trace:
         >>> len(trace), opt.steps
         (1, 2)
         """
-        if self._end is not None:
-            self._end()
-            self._end = None
+        if self._run is not None:
+            self._run.end(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resets": self.resets, "_engine": None, "_end": None}  # a copy records no more
+        return {**self.__dict__, "_resets": self.resets, "_gaps": self.gaps, "_run": None}  # a copy records no more
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __repr__(self) -> str:
+        gaps = f", {len(self.gaps)} more not recorded" if self.gaps else ""
         if not self._steps:
-            return f"Trace of rule {self.update}: no step yet"
-        now, first, last = self.overall, self._steps[0], self._steps[-1]
-        lines = [f"Trace of rule {self.update}: {len(self)} steps, {first} to {last}, {len(self.resets)} resets"]
+            return f"Trace of rule {self.update}: no step yet{gaps}"
+        now, first, last = self.overall, self._steps[0], self._last_step
+        lines = [f"Trace of rule {self.update}: {len(self)} steps, {first} to {last}, {len(self.resets)} resets{gaps}"]
         for name in ("gradient", "velocity", "step", "cosine"):
             values = getattr(now, name)
             lines.append(f"  {name:<8} first {values[0]:.3g}, last {values[-1]:.3g}")
         return "\n".join(lines)
-
-
-def _of_all(rows: Sequence[Row]) -> Row:
-    """Return the row of all groups as one."""
-    lr, momentum = ({getattr(row, name) for row in rows} for name in ("lr", "momentum"))
-    sums = [row.sums for row in rows if row.sums is not EMPTY]
-    one = [values.pop() if len(values) == 1 else float("nan") for values in (lr, momentum)]
-    return Row(one[0], one[1], combine(sums))
 
 
 def _near(found: float, expected: float, tolerance: float) -> bool:

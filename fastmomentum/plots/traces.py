@@ -5,7 +5,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from fastmomentum import checks
-from fastmomentum.optim.trace import Series, Trace
+from fastmomentum.optim.series import Series
+from fastmomentum.optim.trace import Trace
 from fastmomentum.plots.axes import add_legend, axis_or_new, line_styles
 
 MAX_MARKERS = 40

@@ -76,7 +76,7 @@ def identifiers(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
 
 def write_source(name: str, arguments: Sequence[str], calls: Sequence[Call], results: Sequence[str]) -> str:
     """Return the text of a function that makes these calls one after another."""
-    functions = _function_names(arguments, calls)
+    functions = _function_names(name, arguments, calls)
     lines = [f"def {name}({', '.join(arguments)}):"]
     for call in calls:
         target = f"({call.sets[0]},)" if call.packed and len(call.sets) == 1 else ", ".join(call.sets)
@@ -104,17 +104,28 @@ def assemble(
     wrap : callable, optional
         The decorator of the backend.
     """
-    functions = _function_names(arguments, calls)
+    functions = _function_names(name, arguments, calls)
     namespace = {called: wrap(function) for function, called in functions.items()}
     return define(name, write_source(name, arguments, calls, results), namespace)
+
+
+FILES = 1024
+"""The number of texts that linecache keeps, those that were defined last."""
+
+_files: dict[str, None] = {}
 
 
 def define(name: str, text: str, namespace: Mapping[str, Any]) -> Function:
     """Return the function `name` that this text defines, in which the names of `namespace` are known.
 
-    The text is kept in :mod:`linecache`, so that tracebacks and coverage show it.
+    The last texts are kept in :mod:`linecache`, so that tracebacks and coverage show it.
     """
     filename = f"<fastmomentum {name} {sha256(text.encode()).hexdigest()[:16]}>"
+    _files[filename] = _files.pop(filename, None)  # at the end: the first one was not defined for the longest time
+    if len(_files) > FILES:
+        forgotten = next(iter(_files))
+        _files.pop(forgotten, None)
+        linecache.cache.pop(forgotten, None)
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
     variables: dict[str, Any] = {"__name__": __name__, **namespace}
     exec(compile(text, filename, "exec"), variables)
@@ -122,10 +133,10 @@ def define(name: str, text: str, namespace: Mapping[str, Any]) -> Function:
     return function
 
 
-def _function_names(arguments: Sequence[str], calls: Sequence[Call]) -> dict[Function, str]:
-    """Return the name by which the composed function calls each function; none is the name of a variable."""
+def _function_names(name: str, arguments: Sequence[str], calls: Sequence[Call]) -> dict[Function, str]:
+    """Return the name by which the composed function `name` calls each function; none is its own or a variable's."""
     functions = list(dict.fromkeys(call.function for call in calls))
-    variables = {*arguments, *(name for call in calls for name in call.sets)}
+    taken = {name, *arguments, *(variable for call in calls for variable in call.sets)}
     names = [function.__name__.lstrip("_") or "function" for function in functions]
-    names = [f"{name}_function" if name in variables else name for name in names]
-    return dict(zip(functions, identifiers(names, taken=variables)))
+    names = [f"{called}_function" if called in taken else called for called in names]
+    return dict(zip(functions, identifiers(names, taken=taken)))

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from fastmomentum.rules.assemble import Call, Function, Part, Wrap, assemble, identifiers, identity, write_source
 from fastmomentum.rules.record import Record, check_record, check_state_slots
-from fastmomentum.rules.symbolic import evaluate
+from fastmomentum.rules.symbolic import evaluate, formula
 
 LOOK_AHEAD, LR_CORRECTION = "look_ahead", "lr_correction"  # kinds of stages that only the package makes
 
@@ -323,8 +323,15 @@ class Rule(Record):
 
     @cached_property
     def structure(self) -> tuple[Any, ...]:
-        """The key of the compiled code: rules of equal structure share their kernels."""
-        wiring = ((part._replace(hyper=()), places) for part, places in self._placed_parts())
+        """The key of the compiled code: rules of equal structure share their kernels.
+
+        It holds the operations of each function and not the function, so that rules that a factory makes in a loop, or
+        that are unpickled, are compiled once.
+        """
+        wiring = (
+            (formula(part.function, len(part.reads) + len(part.hyper)), part.reads, part.writes, part.packed, places)
+            for part, places in self._placed_parts()
+        )
         return *wiring, self.slots, len(self.hyper)
 
     def _program(self) -> tuple[list[str], list[Call], list[str]]:
@@ -370,7 +377,7 @@ class Rule(Record):
     def __getstate__(self) -> dict[str, Any]:
         # pickle cannot save a function that was assembled; __setstate__ assembles it again.
         left_out = {"update"} if self._is_assembled else set()
-        return {name: value for name, value in self.__dict__.items() if name not in left_out}
+        return {name: value for name, value in super().__getstate__().items() if name not in left_out}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)

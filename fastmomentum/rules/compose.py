@@ -6,7 +6,6 @@ no code and no flag for options that are off.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +13,7 @@ from fastmomentum import checks
 from fastmomentum.checks import AT_LEAST_ZERO
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
+from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.record import merge_ranges, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.stages import leading_scales
@@ -170,7 +170,7 @@ def with_look_ahead(rule: Rule) -> Rule:
     return compose_links(core, links, rule.name if rule.composed_of else f"{rule.name}_lookahead", nesterov=None)
 
 
-@lru_cache(maxsize=256)
+@kept_with_rule
 def point_rule(rule: Rule) -> Rule:
     """Return the rule that computes only the slot "point" of a rule with look-ahead."""
     (stage,) = (stage for stage in rule.stages_after if stage.kind == LOOK_AHEAD)
@@ -254,7 +254,7 @@ def corrections_of(rule: Rule) -> list[tuple[int, Stage]]:
     return [(rule.slots.index(stage.writes[0]), stage) for stage in stages]
 
 
-@lru_cache(maxsize=256)
+@kept_with_rule
 def slots_scaled_by_lr(rule: Rule) -> tuple[str, ...]:
     """Return the slots of the rule's state that contain lr as a factor.
 

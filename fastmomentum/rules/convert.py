@@ -245,7 +245,7 @@ def convention_of(side: str, rule: str | Rule) -> str:
             f"{side}: expected at most gradient stages around the rule; got {update}, which moves p itself"
         )
     core = update.core
-    if core.name not in CONVENTIONS or find(core.name).structure != core.structure:
+    if core.name not in CONVENTIONS or find(core.name).functions != core.functions:
         raise ValueError(f"{side}: expected one of {', '.join(CONVENTIONS)}; got {update}")
     return core.name + ("_lookahead" if update.gradient_slot == "point" else "")
 

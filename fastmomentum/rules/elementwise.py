@@ -17,13 +17,14 @@ for CUDA.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from fastmomentum.rules.assemble import Call, Function, identifiers
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.record import STEP
 
 MASK, LR_SCALE = "mask", "lr_scale"
@@ -107,7 +108,7 @@ def _free_names(names: Iterable[str], taken: set[str]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=1024)
+@kept_with_rule
 def with_given(rule: Rule, given: tuple[str, ...]) -> Rule:
     """Return the rule whose function takes the arrays with these names after the gradient; `rule` itself for none.
 
@@ -142,7 +143,7 @@ They are powers of two: neither a doubled lr nor 1 − lr·λ is rounded.
 """
 
 
-@lru_cache(maxsize=1024)
+@kept_with_rule
 def scalings(rule: Rule) -> tuple[Function | None, ...]:
     """Return for each entry of `rule.hyper` the function of the entry and s that replaces lr by lr·s; None if no lr.
 

@@ -1,11 +1,11 @@
 """Resolve a rule and the options of step() and Momentum to one composed rule and the values of its hyper-parameters."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.compose import (
     lr_corrected,
     replace_core,
@@ -71,7 +71,7 @@ LINEAR = Options(("weight_decay", "decoupled_weight_decay", "nesterov", "maximiz
 """The options that keep a rule linear in p, state and g."""
 
 
-@lru_cache(maxsize=1024)
+@kept_with_rule
 def with_options(
     rule: Rule,
     options: frozenset[str],

@@ -21,6 +21,9 @@ STEP = "step"
 It is the number of the update that an array gets since its state was at rest, from 1. Optimisers count for each array.
 """
 
+KEPT = "_kept"
+"""The attribute of a record under which :mod:`fastmomentum.rules.cache` keeps what is made of it."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Record:
@@ -131,6 +134,9 @@ class Record:
         title = self.name or " ".join(function.__qualname__ for function in self.functions)
         defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
         return f"{title}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != KEPT}
 
     def __str__(self) -> str:
         made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)

@@ -6,7 +6,6 @@ leaves any other value to :func:`~fastmomentum.rules.record.check_hyper`, which 
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from math import inf
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from fastmomentum.checks import FINITE, Range
 from fastmomentum.rules.assemble import define, identifiers
+from fastmomentum.rules.cache import bounded, kept_with_rule
 from fastmomentum.rules.record import STEP, Record
 
 RowFunction = Callable[[Sequence[float], int], tuple[float, ...] | None]
@@ -24,7 +24,7 @@ Input = tuple[str, float | None, float | None]
 """A value that a row function gets: its name, and the least and the greatest number that the function accepts."""
 
 
-@lru_cache(maxsize=1024)
+@kept_with_rule
 def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) -> RowFunction:
     """Return the row function of a rule.
 
@@ -91,7 +91,7 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
     return row_function
 
 
-@lru_cache(maxsize=1024)
+@bounded(1024)
 def inner_limits(allowed: Range, dtype: np.dtype[Any]) -> tuple[float, float]:
     """Return the least and the greatest number of this dtype in the range.
 

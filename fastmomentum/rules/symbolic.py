@@ -167,3 +167,35 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
         if not isinstance(value, Symbol):
             raise TypeError(f"{called} returns the literal {value!r}; every result must come from the arguments")
     return outcome
+
+
+def formula(function: Callable[..., Any], count: int) -> tuple[tuple[Any, ...], ...]:
+    """Return the operations of a function of `count` scalars that :func:`evaluate` accepts, for comparison.
+
+    Two functions that have equal ones compute the same bits, whatever names they use. An operation is its name and the
+    numbers of its operands: the arguments have the first numbers, then each operation in order. The last entry has the
+    numbers of the results.
+
+    Examples
+    --------
+    >>> formula(lambda p, g, lr: p - lr * g, 3)
+    (('*', 2, 1), ('-', 0, 3), (4,))
+    >>> formula(lambda x, y, rate: x - rate * y, 3) == formula(lambda p, g, lr: p - lr * g, 3)
+    True
+    """
+    arguments = [Symbol(str(i)) for i in range(count)]
+    outcome = function(*arguments)
+    numbers = {symbol: i for i, symbol in enumerate(arguments)}
+    known: dict[tuple[Any, ...], int] = {}
+    waiting = list(outcome) if isinstance(outcome, tuple) else [outcome]
+    results = tuple(waiting)
+    while waiting:
+        symbol = waiting[-1]
+        missing = [operand for operand in symbol.operands if operand not in numbers]
+        if symbol in numbers or not missing:
+            waiting.pop()
+            operation = (symbol.operation, *(numbers[operand] for operand in symbol.operands))
+            if symbol not in numbers:
+                numbers[symbol] = known.setdefault(operation, count + len(known))
+        waiting += missing
+    return *known, tuple(numbers[result] for result in results)

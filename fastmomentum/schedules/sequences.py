@@ -204,7 +204,7 @@ class Chebyshev:
     def __post_init__(self) -> None:
         low, high = checks.ends(self.m, self.L)
         name = find(self.rule).name
-        if name not in CHEBYSHEV_RULES or find(name).structure != find(self.rule).structure:
+        if name not in CHEBYSHEV_RULES or find(name).functions != find(self.rule).functions:
             raise ValueError(f"rule: expected one of {', '.join(CHEBYSHEV_RULES)}; got {find(self.rule)}")
         for key, value in {"m": low, "L": high, "rule": name}.items():
             object.__setattr__(self, key, value)

@@ -5,7 +5,6 @@ The loop is compiled if the user's functions are, else it runs in Python. Each d
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from numba.extending import overload, register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
 from fastmomentum.rules.assemble import Function, Wrap, identity
+from fastmomentum.rules.cache import bounded
 from fastmomentum.solvers.passes import SCRATCH, Terms, make_advance, make_measure
 
 SHORTER, LONGER = 0.5, 1.05
@@ -112,7 +112,7 @@ def make_loop(options: LoopOptions, functions: ObjectiveFunctions, compiled: boo
     return _compiled_loop(options, functions) if compiled else _make_loop(options, functions, identity)
 
 
-@lru_cache(maxsize=64)
+@bounded(64)
 def _compiled_loop(options: LoopOptions, functions: ObjectiveFunctions) -> Callable[..., int]:
     loop: Callable[..., int] = njit(**STRICT)(_make_loop(options, functions, register_jitable))
     return loop

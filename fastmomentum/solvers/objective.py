@@ -1,6 +1,5 @@
 """Prepare a user's function and its gradient for the loop of a minimiser."""
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +8,7 @@ from numba.extending import register_jitable
 
 from fastmomentum import checks
 from fastmomentum.rules.assemble import Function
+from fastmomentum.rules.cache import bounded
 from fastmomentum.solvers.loop import ObjectiveFunctions, assign
 from fastmomentum.solvers.passes import Floats, Limits
 
@@ -109,7 +109,7 @@ class Differences:
         return _as_number(self._fun(point, *args))
 
 
-@lru_cache(maxsize=64)
+@bounded(64)
 def _compiled_functions(fun: Function, jac: Function | None, valued: bool) -> ObjectiveFunctions:
     def evaluate_both(x: Any, g: Any, calls: Any, args: Any) -> Any:
         calls += 1

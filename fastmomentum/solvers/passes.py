@@ -5,7 +5,6 @@ Both passes use the rule's own scalar function, with proximal maps between its g
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from fastmomentum.backends.cpu.kernels import STRICT
 from fastmomentum.backends.cpu.loops import inlined, make_cast, make_function, make_load, make_store
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Stage
+from fastmomentum.rules.cache import bounded
 from fastmomentum.rules.compose import chain
 from fastmomentum.rules.stages import box, negative_threshold, positive_zero, soft_threshold, threshold_of
 
@@ -70,7 +70,7 @@ class Terms(NamedTuple):
         return self.l1 or self.bounds
 
 
-@lru_cache(maxsize=64)
+@bounded(64)
 def make_advance(rule: str, terms: Terms) -> Callable[..., None]:
     """Return ``advance(new, old, g, lr, mu, l1, limits)``, which writes (p⁺, q⁺) to `new` from (p, q) in `old`.
 
@@ -92,7 +92,7 @@ def make_advance(rule: str, terms: Terms) -> Callable[..., None]:
     return compiled
 
 
-@lru_cache(maxsize=64)
+@bounded(64)
 def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[float, ...]]:
     """Return ``measure(lanes, p, g, a, b, lr, l1, limits)``, which computes max|p − x⁺| and the :data:`SUMS`.
 

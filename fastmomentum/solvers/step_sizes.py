@@ -68,7 +68,7 @@ def choose_step_sizes(
         If an argument has a wrong type or value, or two arguments exclude each other.
     """
     name = rule if isinstance(rule, str) else getattr(rule, "name", None)
-    if name not in METHODS or (rule is not name and find(name).structure != find(rule).structure):
+    if name not in METHODS or (rule is not name and find(name).functions != find(rule).functions):
         raise ValueError(
             f"rule: expected one of {', '.join(METHODS)}; got {rule!r}. In place of pytorch, classical or ema pass "
             "'heavy_ball', and in place of their Nesterov forms 'nesterov_positions'"

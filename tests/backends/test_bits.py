@@ -131,3 +131,24 @@ def test_one_minus_beta_is_formed_in_double(rule):
     right = np.float32(0.999) + np.float32(1 - 0.999)
     assert_same_bits(s, np.full(3, right))
     assert np.float32(1) - np.float32(0.999) != np.float32(1 - 0.999)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_nan_comes_out_where_numpy_has_one_and_its_sign_and_payload_are_left_open(rule, dtype):
+    """An operation of two NaNs returns either, and compilers may exchange its operands; all other bits are fixed."""
+    words = np.dtype(f"u{np.dtype(dtype).itemsize}").type
+    quiet, sign = words(np.array(np.nan, dtype).view(words)), words(1) << words(8 * np.dtype(dtype).itemsize - 1)
+    special = np.array([quiet, quiet | words(7), quiet | sign, quiet | sign | words(5)], words).view(dtype)
+    values = np.concatenate([special, np.array([1.0, -2.0, 0.0], dtype)])
+    p, s, g = (np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*[values] * 3))
+    assert len({*special.view(words).tolist()}) == 4
+    want = by_hand(rule, p.copy(), s.copy(), [g], {}, 0.0)
+    for backend in BACKENDS:
+        q, t = p.copy(), s.copy()
+        fm.step(q, None if rule == "sgd" else t, g, rule=rule, lr=LR, momentum=MOMENTUM, backend=backend)
+        for found, expected in zip((q, t), want, strict=True):
+            are_nan = np.isnan(expected)
+            assert are_nan.any() or (rule == "sgd" and expected is want[1])
+            np.testing.assert_array_equal(np.isnan(found), are_nan)
+            np.testing.assert_array_equal(found.view(words)[~are_nan], expected.view(words)[~are_nan])

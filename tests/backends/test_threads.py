@@ -1,8 +1,10 @@
 """Threads change no bits, and neither crash nor hang after forks, signals and exits."""
 
 import ctypes
+import ctypes.util
 import itertools
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -520,3 +522,51 @@ def test_signal_handlers_are_left_unchanged():
             assert signal.getsignal(signal.SIGINT) is handler
         """
     run(code)
+
+
+UPWARD = {"x86_64": 0x800, "AMD64": 0x800, "aarch64": 0x400000}
+"""FE_UPWARD of <fenv.h> by machine."""
+
+ROUNDING = f"""
+import ctypes, ctypes.util
+libm = ctypes.CDLL(ctypes.util.find_library("m"))
+guards.available = lambda: 2
+
+def in_mode(mode, threads, backend=None):
+    p, g = np.full(N, 1.0, np.float32), np.full(N, 0.3, np.float32)
+    opt = fm.Momentum(p, lr=0.1, threads=threads, backend=backend)
+    opt.step(g)  # in the mode of the beginning: all is compiled, and the threads have started
+    assert libm.fesetround(mode) == 0
+    try:
+        for _ in range(3):
+            opt.step(g)
+    finally:
+        assert libm.fesetround(0) == 0
+    return p, opt.velocity
+
+def same(one, other):
+    return all(a.tobytes() == b.tobytes() for a, b in zip(one, other))
+
+UP = {UPWARD.get(platform.machine())}
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() not in UPWARD or ctypes.util.find_library("m") is None, reason="no fesetround to call"
+)
+def test_rounding_mode_of_the_caller_holds_in_its_own_thread_alone():
+    """Threads of OpenMP have the mode in which they started, so that bits depend on their number in another mode."""
+    run(
+        ROUNDING
+        + """
+nearest, up = in_mode(0, 1), in_mode(UP, 1)
+assert not same(nearest, up)
+assert same(in_mode(UP, 1, "numpy"), up)
+assert same(in_mode(0, 2), nearest)
+mixed = in_mode(UP, 2)
+assert not same(mixed, up) and not same(mixed, nearest)
+assert all(np.isin(both, [one[0], other[0]]).all() for both, one, other in zip(mixed, up, nearest))
+assert same(in_mode(0, 2), nearest)
+""",
+        NUMBA_THREADING_LAYER="omp",
+    )

@@ -9,11 +9,12 @@ import fastmomentum
 PACKAGE = str(Path(fastmomentum.__file__).parent)
 
 
-def is_interrupted(action, at, event="line"):
-    """Run `action`, send SIGINT before line number `at` of the package's code, and return whether it came that far.
+def is_interrupted(action, at, event="line", number=signal.SIGINT):
+    """Run `action`, send a signal before line `at` of the package's code, and return whether it came that far.
 
-    Lines are counted from 0 through all functions of the package that run (instructions, if `event` is "opcode"). The
-    KeyboardInterrupt that the signal raises, there or later, ends here.
+    The signal is SIGINT unless `number` is another, whose handler raises KeyboardInterrupt, too. Lines are counted from
+    0 through all functions of the package that run (instructions, if `event` is "opcode"). The KeyboardInterrupt that
+    the signal raises, there or later, ends here.
     """
     before, left = sys.gettrace(), iter(range(at))
     sent = False
@@ -23,7 +24,7 @@ def is_interrupted(action, at, event="line"):
         if kind == event and next(left, None) is None:
             sys.settrace(before)
             sent = True
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return count if not sent else None
 
     def enter(frame, kind, argument):

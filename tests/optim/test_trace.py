@@ -2,13 +2,15 @@
 
 import copy
 import math
+import signal
 
 import numpy as np
 import pytest
 
 import fastmomentum as fm
 from tests.helpers.arrays import arrays_of, gradients, gradients_of, random_arrays
-from tests.helpers.copies import every_copy
+from tests.helpers.copies import every_copy, pickled
+from tests.helpers.interrupts import is_interrupted
 from tests.helpers.memory import assert_allocates_nothing
 from tests.helpers.reference import BACKENDS, assert_same_bits, rest, update
 
@@ -231,3 +233,133 @@ def test_copy_of_a_trace_keeps_what_was_recorded(make_copy):
     assert (len(trace), len(twin)) == (2, 1)
     assert [reset.reason for reset in twin.resets] == ["because"]
     assert_same_bits(twin.velocity, trace.velocity[:1])
+
+
+def raise_interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def slowly(step):
+    return 0.1 / (1 + step)
+
+
+GRADS = gradients((2, 5), 8)
+RUNS = {
+    "cpu": {"lr": 0.1},
+    "numpy": {"lr": 0.1, "backend": "numpy"},
+    "a schedule": {"lr": slowly},
+    "limits": {"lr": slowly, "max_norm": 1.0, "skip_nonfinite": True, "backend": "numpy"},
+    "a restart": {"lr": slowly, "restart": "gradient"},
+    "positions": {"lr": 0.1, "rule": "heavy_ball", "backend": "numpy"},
+}
+
+
+def new_run(**settings):
+    """Return an optimiser of two arrays after two traced steps, and its trace."""
+    opt = fm.Momentum([np.ones(5), np.ones(5)], **settings)
+    trace = opt.trace()
+    for grads in GRADS[:2]:
+        opt.step(list(grads))
+    return opt, trace
+
+
+@pytest.fixture
+def raising_signal():
+    before = signal.signal(signal.SIGUSR1, raise_interrupt)
+    yield signal.SIGUSR1
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("then", ["step", "reset", "load"])
+@pytest.mark.parametrize("run", RUNS)
+def test_step_that_a_signal_kept_from_the_record_is_a_gap_and_no_write(run, then, raising_signal):
+    gaps = 0
+    for at in range(0, 10_000, 3 if (run, then) == ("cpu", "step") else 7):
+        opt, trace = new_run(**RUNS[run])
+        if not is_interrupted(lambda opt=opt: opt.step(list(GRADS[2])), at, number=raising_signal):
+            break
+        if opt._engine.lock.locked():
+            continue  # Python serves no signal between the last line of a `with` and its end
+        lost = [2] if opt.steps == 3 and len(trace) == 2 else []
+        assert trace.gaps == lost
+        assert ("1 more not recorded" in repr(trace)) == bool(lost)
+        if then == "reset":
+            opt.reset("a test")
+        if then == "load":
+            opt.load_state_dict(opt.state_dict())
+            lost = []  # the load begins the record anew
+        for grads in GRADS[3:5]:
+            opt.step(list(grads))
+        assert trace.written == []
+        assert fm.diagnose(trace).kinds == ["gap"] * len(lost)
+        assert trace.gaps == lost
+        assert len({*trace.steps.tolist()}) == len(trace)
+        starts = [start.step for start in trace.starts]
+        assert starts == [0, *[3 for _ in lost]] if then != "load" else len(starts) == 2
+        opt.state[0][:] = 7.0
+        opt.step(list(GRADS[5]))
+        assert len(trace.written) == 1
+        gaps += len(lost)
+    assert at > 20
+    assert gaps > 0 or then == "load"
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_gap_is_told_of_recorded_steps_alone_and_outlives_the_run(every, monkeypatch):
+    opt = fm.Momentum(np.ones(5), lr=0.1)
+    trace = opt.trace(every)
+    opt.step(np.ones(5))
+    with monkeypatch.context() as patch:
+        patch.setattr(fm.Trace, "_add", lambda *_: raise_interrupt(0, None))
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                opt.step(np.ones(5))
+    expected = [*range(every, 4, every)]
+    assert trace.gaps == pickled(trace).gaps == copy.deepcopy(trace).gaps == expected
+    finding, *others = fm.diagnose(trace)
+    assert (finding.kind, finding.steps, others) == ("gap", (expected[0], expected[-1]), [])
+    opt.step(np.ones(5))
+    assert trace.steps.tolist() == [0, 4]
+    trace.stop()
+    del opt
+    assert trace.gaps == expected
+
+
+def test_trace_of_a_loop_by_hand_can_be_recorded_again_after_a_signal(raising_signal):
+    for at in range(0, 10_000, 5):
+        trace, p, v = fm.Trace(), np.ones(5), np.zeros(5)
+        for g in GRADS[:3, 0]:
+            if is_interrupted(lambda g=g, trace=trace: trace.record(p, v, g, lr=0.1), at, number=raising_signal):  # noqa: B023
+                trace.record(p, v, g, lr=0.1)
+            else:
+                at = -1
+            fm.step(p, v, g, lr=0.1)
+        assert trace.written == []
+        np.testing.assert_array_equal(trace.steps, range(3))
+        if at < 0:
+            break
+    assert at < 0
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_function_that_raises_leaves_no_gap_and_no_step_without_a_record(fails_at):
+    calls, trace, refused = [], None, 0
+
+    def lr(step):
+        calls.append(step)
+        if trace is not None and len(calls) == fails_at:
+            raise ZeroDivisionError
+        return 0.1
+
+    opt = fm.Momentum(np.ones(3), lr=lr)
+    opt.step(np.ones(3))
+    trace = opt.trace()
+    calls.clear()
+    for _ in range(4):
+        try:
+            opt.step(np.ones(3))
+        except ZeroDivisionError:
+            refused += 1
+    assert refused == (fails_at != 2)  # the second call asks for the lr of the step before, and may fail
+    assert len(trace) == opt.steps - 1 == 4 - refused
+    assert trace.gaps == trace.written == []

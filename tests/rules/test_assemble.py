@@ -196,3 +196,11 @@ def test_optimizer_takes_momentum_from_every_group_or_from_the_rule():
 def test_repr_shows_momentum_only_if_the_rule_takes_it():
     assert repr(fm.Optimizer(np.ones(2), "aggmo", lr=0.1)) == "Optimizer(rule='aggmo', lr=0.1, arrays=1, steps=0)"
     assert "momentum=0.9" in repr(fm.Momentum(np.ones(2), lr=0.1))
+
+
+@pytest.mark.parametrize("name", ["update", "weight_decay", "p", "g", "velocity"])
+def test_function_of_any_name_is_called_in_a_composed_rule(name):
+    namespace = {}
+    exec(f"def {name}(p, v, g, lr, mu):\n    v = mu * v + g\n    return p - lr * v, v", namespace)
+    rule = fm.chain(fm.stages.weight_decay(0.5), fm.Rule(namespace[name]))
+    assert rule.update(1.0, 1.0, 1.0, 0.5, 0.25, 0.5) == (1.0 - 0.25 * 2.0, 2.0)

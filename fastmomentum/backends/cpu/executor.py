@@ -116,12 +116,13 @@ class HyperBlock:
 
     def __init__(self, row: int, hyper: npt.NDArray[Any], members: list[int], rule: Rule) -> None:
         self.row, self.hyper, self.members, self.rule = row, hyper, members, rule
-        self._pack = partial(Struct(f"{hyper.shape[1]}{hyper.dtype.char}").pack_into, hyper[:1].reshape(-1).data, 0)
-        self.write: Callable[..., None] = self._pack if len(hyper) == 1 else self._write_all
+        pack = partial(Struct(f"{hyper.shape[1]}{hyper.dtype.char}").pack_into, hyper[:1].reshape(-1).data, 0)
+        self.write: Callable[..., None] = pack if len(hyper) == 1 else partial(_write_all, pack, hyper)
 
-    def _write_all(self, *numbers: float) -> None:
-        self._pack(*numbers)
-        self.hyper[1:] = self.hyper[0]
+
+def _write_all(pack: Callable[..., None], hyper: npt.NDArray[Any], *numbers: float) -> None:
+    pack(*numbers)
+    hyper[1:] = hyper[0]
 
 
 class CpuExecutor(HostExecutor):
@@ -168,7 +169,7 @@ class CpuExecutor(HostExecutor):
             self._blocks += self._by_row(hyper, numbers, row_of)
             checked, start = table[:0], start + len(numbers)
         self._counter.expect_calls(len(self._parts))
-        run = self._observed(updates.runner() if rows else self._count_step)
+        run = self._observed(updates.runner() if rows else partial(_count_step, self._counter))
         self.run = counted(run, [self._jobs[i].arrays[0] for i in rows])
 
     def _in_threads(self, part: Part) -> KernelCall | None:
@@ -236,10 +237,11 @@ class CpuExecutor(HostExecutor):
             if name in block.rule.hyper:
                 block.hyper[:, block.rule.hyper.index(name)] = [factors[i] for i in block.members]
 
-    def _count_step(self, grads: list[Any]) -> bool:
-        """Count a step in which no parameter has a gradient, as kernels count other steps."""
-        self._counter.add_step()
-        return True
+
+def _count_step(counter: StepCounter, grads: list[Any]) -> bool:
+    """Count a step in which no parameter has a gradient, as kernels count other steps."""
+    counter.add_step()
+    return True
 
 
 def _squares_kernel(part: Part, parallel: bool) -> Callable[..., bool]:

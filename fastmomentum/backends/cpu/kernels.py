@@ -13,10 +13,9 @@ from numba import njit, prange, types
 from numba.core.errors import NumbaError
 from numba.extending import register_jitable
 from numba.np.numpy_support import from_dtype
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from fastmomentum.backends import cpu
-from fastmomentum.backends.base import COUNTERS, cached_kernel
+from fastmomentum.backends.base import COUNTERS
 from fastmomentum.backends.cpu.headers import (
     OBJECTS,
     SIZE,
@@ -25,9 +24,10 @@ from fastmomentum.backends.cpu.headers import (
     make_views,
     memory_spans,
 )
-from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop
+from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop, make_numbers
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.elementwise import MASK
 
 STRICT: dict[str, str | bool] = {"error_model": "numpy", "nogil": True, "fastmath": False}
@@ -122,7 +122,7 @@ def make_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
     rows of the table that this kernel updates; row i of `hyper` belongs to row i of `rows`. `written` holds the
     intervals of memory that are written, and after them the counters (:func:`count_call`).
     """
-    arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
+    arrays, numbers = 1 + len(rule.state), make_numbers(len(rule.hyper))
     views = make_views(table_kinds(rule, dtype))
     memory = OBJECTS + arrays
     loop = make_loop(make_advance(rule), arrays, 1 + len(rule.given))
@@ -132,7 +132,7 @@ def make_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool]:
             return False
         for row in range(rows.shape[0]):
             each = views(rows, row, memory, rows[row, SIZE])
-            loop(each[:arrays], each[arrays:], to_fixed_tuple(hyper[row], n_hyper))
+            loop(each[:arrays], each[arrays:], numbers(hyper[row]))
         count_call(written)
         return True
 
@@ -164,7 +164,7 @@ def make_parallel_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool
 
     ``ends[i]`` is the number of elements in the rows 0 to i.
     """
-    arrays, n_hyper = 1 + len(rule.state), len(rule.hyper)
+    arrays, numbers = 1 + len(rule.state), make_numbers(len(rule.hyper))
     views = make_views(table_kinds(rule, dtype))
     memory = OBJECTS + arrays
     data = 1 + len(rule.given)
@@ -184,7 +184,7 @@ def make_parallel_many_kernel(rule: Rule, dtype: np.dtype) -> Callable[..., bool
                 loop(
                     cut(each[:arrays], start, stop),
                     cut_data(each[arrays:], start, stop),
-                    to_fixed_tuple(hyper[row], n_hyper),
+                    numbers(hyper[row]),
                 )
                 first += stop - start
                 row += 1

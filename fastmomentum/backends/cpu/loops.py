@@ -142,6 +142,15 @@ def make_cast(numbers: int) -> Function:
     return make_function("cast", "numbers, like", [f"return ({casts})"], as_like=as_like)
 
 
+def make_numbers(count: int) -> Function:
+    """Return ``numbers(row)``: a tuple of the first `count` elements of an array of one dimension.
+
+    Unlike Numba's to_fixed_tuple it makes Numba raise and keep no exception, whose traceback would keep the frames of
+    all callers, and the optimiser in them, until Python's garbage collector runs.
+    """
+    return make_function("numbers", "row", [f"return ({''.join(f'row[{k}], ' for k in range(count))})"])
+
+
 def _elements(name: str, arrays: int, index: str) -> str:
     """Return the text of the elements, or slices, with this index of each array of the tuple `name`, with commas."""
     return "".join(f"{name}[{k}][{index}], " for k in range(arrays))

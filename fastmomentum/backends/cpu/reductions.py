@@ -13,15 +13,23 @@ from llvmlite import ir
 from numba import prange, types
 from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic, register_jitable
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
+from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_unchanged, make_views
 from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, table_kinds, vector
-from fastmomentum.backends.cpu.loops import as_like, compiled_part, inlined, make_cut, make_function, make_load
+from fastmomentum.backends.cpu.loops import (
+    as_like,
+    compiled_part,
+    inlined,
+    make_cut,
+    make_function,
+    make_load,
+    make_numbers,
+)
 from fastmomentum.backends.step_sums import BLOCK, PAIRS, WIDTH, make_step_vectors
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.elementwise import MASK, select
 
 Pairs = Sequence[tuple[int, int]]
@@ -68,7 +76,12 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
     """Return ``add(lanes, (p, *state, g), hyper)`` for a :class:`~fastmomentum.backends.step_sums.StepSums`."""
     # Two loops for each block of elements: LLVM vectorises the first, over elements, as it does the update; the second
     # adds rows of products, eight lanes of all seven sums at a time, as 32 vector registers hold no more.
-    arrays, n_hyper, kind, block = 1 + len(rule.state), len(rule.hyper), dtype.type, BLOCK // dtype.itemsize
+    arrays, kind, block, numbers = (
+        1 + len(rule.state),
+        dtype.type,
+        BLOCK // dtype.itemsize,
+        make_numbers(len(rule.hyper)),
+    )
     step_vectors, add, given = make_step_vectors(rule, compiled_part), make_add(PAIRS, 8), len(rule.given)
     load, cut, moving_gradient = make_load(arrays), make_cut(arrays + 1 + given), make_moving_gradient(rule)
     load_given, given_at = make_load(given), arrays + 1
@@ -86,7 +99,7 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
             v[i], step[i], next_v[i] = step_vectors(load(chunk, i), g[i], row)
 
     def add_step_sums(lanes: Any, chunk: Any, hyper: Any) -> None:
-        row = to_fixed_tuple(hyper, n_hyper)
+        row = numbers(hyper)
         scratch = lanes[WIDTH * LANES :].view(kind)
         v, step, next_v = scratch[:block], scratch[block : 2 * block], scratch[2 * block : 3 * block]
         for start in range(0, chunk[0].size, block):
@@ -96,7 +109,7 @@ def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
             add(lanes, (v[: g.size], g, step[: g.size], next_v[: g.size], p))
 
     def add_step_sums_given(lanes: Any, chunk: Any, hyper: Any) -> None:
-        row = to_fixed_tuple(hyper, n_hyper)
+        row = numbers(hyper)
         scratch = lanes[WIDTH * LANES :].view(kind)
         for start in range(0, chunk[0].size, block):
             part = cut(chunk, start, min(start + block, chunk[0].size))

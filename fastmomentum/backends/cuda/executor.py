@@ -1,6 +1,7 @@
 """Run an optimiser's updates on a CUDA device: a few kernels in one stream, without waiting for the device."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,13 @@ def read_header(array: Any) -> tuple[ArrayHeader, int | None]:
     return reader(array)
 
 
+def _read_counts(device: int, counts: Any) -> tuple[int, int]:
+    """Return the numbers of updates that the device has done and skipped; this waits for the device."""
+    with device_arrays.on(device):
+        done, skipped = device_arrays.fetch(counts).view(np.int64).tolist()
+    return done, skipped
+
+
 CACHED_TABLES = 16
 """The number of sets of active parameters whose tables are cached."""
 
@@ -176,15 +184,9 @@ class CudaExecutor:
     def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
         """Do one update by gradients clipped to this norm, or skip it; the device counts the updates it skips."""
         if limits.skip and not self._device_counts:
-            self._counter.count_on_device(self._read_counts)
+            self._counter.count_on_device(partial(_read_counts, self._device, self._memory["done"]))
             self._device_counts = True
         return self._run(grads, np.inf if limits.max_norm is None else limits.max_norm, limits.skip)
-
-    def _read_counts(self) -> tuple[int, int]:
-        """Return the numbers of updates that the device has done and skipped; this waits for the device."""
-        with device_arrays.on(self._device):
-            done, skipped = device_arrays.fetch(self._memory["done"]).view(np.int64).tolist()
-        return done, skipped
 
     def _run(self, grads: list[Any], limit: float | None, skip: bool) -> bool:
         table = self._table
@@ -201,7 +203,7 @@ class CudaExecutor:
                     streams.let_wait(stream, other)
                 if capturing and table not in self._captured:
                     self._captured.append(table)
-                    self._counter.keep_alive(self)
+                    self._counter.keep_alive((table, self._memory, self._jobs))
                 table.words.upload(stream, capturing)
                 table.hyper.upload(stream, capturing)
                 self._derive(stream)

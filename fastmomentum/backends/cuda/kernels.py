@@ -7,18 +7,19 @@ before and after. Kernels take addresses as 64-bit integers, so no array is wrap
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import config, cuda, from_dtype
 from numba.cuda import types
 
-from fastmomentum.backends.base import LANES, cached_kernel
+from fastmomentum.backends.base import LANES
 from fastmomentum.backends.cuda import device_functions, streams
 from fastmomentum.backends.cuda.device_array import DeviceArray
 from fastmomentum.backends.cuda.scalars import DerivedScalar, derived_from
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import bounded, cached_kernel
 
 VECTOR_BYTES = 16  # the most that one instruction loads; the address must be a multiple of 16
 THREADS, TILE = (8, 64) if config.ENABLE_CUDASIM else (256, 4096)  # fewer in the simulator, whose threads are slow
@@ -82,7 +83,7 @@ def launch(kernel: Any, blocks: int, stream: Any, *arguments: Any, threads: int 
         kernel[max(MIN_BLOCKS, min(blocks, _max_blocks(threads))), threads, stream](*arguments)
 
 
-@lru_cache(maxsize=64)
+@bounded(64)
 def _resident_blocks(threads: int, device: int) -> int:
     """Return the number of blocks of this many threads that the current device runs at a time."""
     properties = cuda.get_current_device()

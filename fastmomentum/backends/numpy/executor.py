@@ -9,6 +9,7 @@ from fastmomentum.backends.numpy.kernels import results_of, write
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.backends.tensors import counted
+from fastmomentum.backends.weak import weakly
 
 
 class NumpyExecutor(HostExecutor):
@@ -26,7 +27,8 @@ class NumpyExecutor(HostExecutor):
         """Update the parameters that have a row of hyper-parameters until the next call."""
         self._row_of = row_of
         self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
-        self.run = counted(self._observed(self._update), [self._jobs[i].arrays[0] for i in self._active])
+        run = self._observed(weakly(self._update))
+        self.run = counted(run, [self._jobs[i].arrays[0] for i in self._active])
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
@@ -64,5 +66,5 @@ class NumpyExecutor(HostExecutor):
         with uninterrupted():
             for i, results in zip(self._active, found):
                 write(self._flat[i], results)
-            self._counter.steps += 1
+            self._counter.add_step()
         return True

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.backends.base import cached_kernel
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 
 Array = npt.NDArray[np.floating]
 Kernel = Callable[..., bool]

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.backends.base import CHUNK, LANES, cached_kernel
+from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.step_sums import PAIRS, StepSums, make_step_vectors
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import cached_kernel
 from fastmomentum.rules.elementwise import MASK
 
 Array = npt.NDArray[np.floating]

@@ -24,8 +24,8 @@ if not cuda.is_available():
     pytest.skip("no GPU; NUMBA_ENABLE_CUDASIM=1 simulates one", allow_module_level=True)
 
 from benchmarks import gpu_contenders  # noqa: E402
-from fastmomentum.backends.base import _kernels  # noqa: E402
 from fastmomentum.backends.cuda import device_array, kernels, streams, tables  # noqa: E402
+from fastmomentum.rules.cache import _kernels  # noqa: E402
 
 SIMULATED = "NUMBA_ENABLE_CUDASIM" in os.environ
 TILE, WIDTH = kernels.TILE, 4
