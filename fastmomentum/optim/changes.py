@@ -14,6 +14,7 @@ from fastmomentum.optim.norms import check_groups, plan_settings
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import PointRow, lr_corrections
 from fastmomentum.optim.restart import ALL, epoch
+from fastmomentum.optim.schema import TORCH
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.optim.values import values_at
 
@@ -226,7 +227,7 @@ def load(
         state.resets.clear()  # in place, as a trace reads it
         state.resets.extend(map(tuple, saved["resets"]))
         state.last_reset = saved["last_reset"]
-        state.updates = saved["updates"]
+        state.updates, state.torch_groups = saved["updates"], [dict(group) for group in saved.get(TORCH, ())]
         state.value = saved["value"]
         engine.use_settings(plan)
         if elements is not state.elements:

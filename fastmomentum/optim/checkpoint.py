@@ -23,6 +23,8 @@ A saved state is a dict:
     state           for each array a list of its state slots (copies), the look-ahead point among them
     fingerprint     for each array a checksum of the parameter; only there if it was asked for. It tells whether arrays
                     without names are in another order than when they were saved
+    torch_groups    for each group of the torch.optim.SGD from which a run came, the entries that have no meaning here
+                    and that JSON can hold; only there if there are some
     elements        for each array a dict of its mask and its scale of lr; only there if an array has one. They replace
                     those of the optimiser that loads the state; without the key it keeps its own
 
@@ -48,10 +50,12 @@ from fastmomentum.optim.schema import (
     ELEMENTS,
     FINGERPRINT,
     SCHEMA,
+    TORCH,
     SavedState,
     check_form,
     check_mapping,
     contradictions,
+    is_plain,
     refuse,
     upgrade,
 )
@@ -64,6 +68,8 @@ def to_dict(engine: Engine, fingerprint: bool = False) -> dict[str, Any]:
     """Return the saved state of an optimiser, as a copy."""
     elements = [{name: given.given(name) for name in given.names} for given in engine.state.elements]
     found = without_arrays(engine) | {"state": engine.state.fetch_slots()}
+    kept = [{name: value for name, value in group.items() if is_plain(value)} for group in engine.state.torch_groups]
+    found |= {TORCH: kept} if any(kept) else {}
     found |= {FINGERPRINT: [*map(checksum, engine.state.fetch_params())]} if fingerprint else {}
     return found | ({ELEMENTS: elements} if any(elements) else {})
 

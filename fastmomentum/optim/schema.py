@@ -31,6 +31,9 @@ ELEMENTS = "elements"
 FINGERPRINT = "fingerprint"
 """The key of the checksums of the parameters, which is left out if they were not asked for."""
 
+TORCH = "torch_groups"
+"""The key of the entries that torch's groups hold beside settings, which is left out if there are none."""
+
 ARRAYS = "number of arrays"
 """The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
 
@@ -84,6 +87,11 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 2**62
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a text, None, or a list of these, as JSON has them."""
+    return all(map(is_plain, value)) if isinstance(value, list | tuple) else type(value) in PLAIN
+
+
 def _is_reset(value: Any) -> bool:
     is_triple = isinstance(value, list | tuple) and len(value) == 3
     return is_triple and is_count(value[0]) and isinstance(value[1], str) and isinstance(value[2], str)
@@ -132,6 +140,7 @@ NOT_ALWAYS: Mapping[str, Form] = {
         leaf(f"a dict with {' and '.join(GIVEN)}", lambda value: isinstance(value, Mapping) and {*value} <= {*GIVEN})
     ),
     FINGERPRINT: list_of(count),
+    TORCH: list_of(dict_of(leaf("a number, a text, None or a list of these", is_plain))),
 }
 """The form of the entries that a saved state may lack."""
 
@@ -175,7 +184,7 @@ def contradictions(saved: SavedState) -> Iterator[str]:
     groups, arrays, names = len(saved["groups"]), len(saved["state"]), saved["names"]
     lengths = [(f"functions[{name!r}]", numbers, groups) for name, numbers in saved["functions"].items()]
     lengths += [("values", saved["values"], groups)]
-    lengths += [(key, saved[key], arrays) for key in ("updates", *NOT_ALWAYS) if key in saved]
+    lengths += [(key, saved[key], arrays) for key in ("updates", ELEMENTS, FINGERPRINT) if key in saved]
     for where, value, length in lengths:
         if len(value) != length:
             yield f"{where}: expected {length} entries; got {len(value)}"

@@ -761,3 +761,17 @@ def test_readme_line_of_keras_agrees(theirs, settings, monkeypatch):
     )  # there the factor has 1e-6 beside the norm, as torch has it
     np.testing.assert_allclose(p, weight.numpy(), rtol=0, atol=bound)
     np.testing.assert_allclose(opt.velocity, -sgd.momentums[0].numpy(), rtol=0, atol=bound)
+
+
+def test_saved_files_keep_what_torch_holds_in_groups(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(3))
+    sgd = torch.optim.SGD([{"params": [weight], "name": "head", "scales": (1, 2.5), "object": object()}], lr=0.1)
+    torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=1.0, total_steps=10)
+    with pytest.warns(UserWarning, match="name, object, scales"):
+        opt = fm.Momentum.from_torch(sgd.state_dict(), [weight])
+    opt.save(tmp_path / "run.npz")
+    (group,) = fm.Momentum.load(tmp_path / "run.npz", [weight]).to_torch(torch.from_numpy)["param_groups"]
+    (before,) = opt.to_torch(torch.from_numpy)["param_groups"]
+    assert before.pop("object")
+    assert group == before | {"scales": [1, 2.5]}
+    assert {"name": "head", "initial_lr": 0.04, "max_lr": 1.0}.items() <= group.items()
