@@ -2,6 +2,7 @@
 
 from hypothesis import settings
 
+from fastmomentum.rules import cache
 from tests.helpers.fuzz import USUAL
 
 LONG = 20
@@ -17,4 +18,5 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    cache.KERNELS = 10_000  # the tests use more rules than a program does, and would compile many of them again
     settings.load_profile("long" if config.getoption("long") else "short")

@@ -4,17 +4,13 @@ Only the operations that Python does not have (reading memory, vector registers)
 """
 
 import ctypes
-from functools import lru_cache
-from importlib import import_module
 
 import numpy as np
 import pytest
 
 import fastmomentum as fm
-from fastmomentum.backends import base
 from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu import headers, kernels, reductions
-from fastmomentum.optim import step
 from tests.helpers.arrays import arrays_of, gradients, gradients_of
 from tests.helpers.reference import BACKENDS, DTYPES, RULES, assert_all_same_bits, assert_same_bits, rest, update
 
@@ -45,26 +41,18 @@ def add_rows_in_python(pairs, together):
     return add_rows
 
 
-step_module = import_module("fastmomentum.optim.step")
-
-
 @pytest.fixture(autouse=True)
 def in_python(monkeypatch):
-    monkeypatch.setattr(base, "_kernels", {})
-    monkeypatch.setattr(step_module, "_form", step_module._form.__wrapped__)  # its cache holds kernels, too
-    monkeypatch.setattr(step_module, "_plan", lru_cache(1)(step_module._plan.__wrapped__))
     for module in (kernels, reductions):
         monkeypatch.setattr(module, "compiled", lambda function, signature: function)
         monkeypatch.setattr(module, "make_views", views_in_python)
-    for module in (kernels, reductions):
-        monkeypatch.setattr(module, "to_fixed_tuple", lambda row, length: tuple(row[:length]))
     monkeypatch.setattr(kernels, "memory_spans", spans_in_python)
     monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
     monkeypatch.setattr(headers, "_load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
     monkeypatch.setattr(headers, "_load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
-    step._plan.cache_clear()  # it holds the kernels of fm.step
+    fm.clear_cache()
     yield
-    step._plan.cache_clear()
+    fm.clear_cache()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,5 @@
 """Every command in terminals of several widths and kinds, and with files that are full, closed, special or damaged."""
 
-import fcntl
 import io
 import json
 import os
@@ -9,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-import termios
 import textwrap
 import zipfile
 from threading import Timer
@@ -67,16 +65,16 @@ def start(code, *arguments, **how):
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], **how)
 
 
-def own_terminal():
-    """Make stdin the terminal from which this process gets Ctrl-C."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+OWN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+"""Code that makes stdin the terminal from which its process gets Ctrl-C."""
 
 
 def in_terminal(code, *arguments, keys=None, **environment):
     """Return what the code prints in a terminal, and its exit status; `keys` is (text to wait for, keys to press)."""
     ours, theirs = pty.openpty()
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-    process = start(code, *arguments, env=environment, start_new_session=True, preexec_fn=own_terminal, **streams)
+    code = OWN_TERMINAL + textwrap.dedent(code)
+    process = start(code, *arguments, env=environment, start_new_session=True, **streams)
     os.close(theirs)
     too_late, out = Timer(100, process.kill), b""
     too_late.start()

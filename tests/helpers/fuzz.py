@@ -1,9 +1,14 @@
-"""How many random examples a test draws: few in every run, many with the option --long."""
+"""How much a test tries: a part of all cases in every run, and all or many more with the option --long."""
 
 from hypothesis import HealthCheck, settings
 
 USUAL = 100
 """The number of examples that Hypothesis draws if a test does not say how many."""
+
+
+def is_long():
+    """Return whether the tests run with --long."""
+    return settings.default.max_examples > USUAL
 
 
 def examples(count, **options):

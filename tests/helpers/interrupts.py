@@ -2,11 +2,22 @@
 
 import signal
 import sys
+from itertools import count
 from pathlib import Path
+from zlib import crc32
 
 import fastmomentum
+from tests.helpers.fuzz import is_long
 
 PACKAGE = str(Path(fastmomentum.__file__).parent)
+
+
+def places(name, step=3):
+    """Return the numbers of the lines to interrupt a call at: every third one, or every line with --long.
+
+    The first of them depends on the name of the call.
+    """
+    return count() if is_long() else count(crc32(name.encode()) % step, step)
 
 
 def is_interrupted(action, at, event="line", number=signal.SIGINT):

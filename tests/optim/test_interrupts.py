@@ -12,7 +12,7 @@ import fastmomentum as fm
 from fastmomentum.backends.base import uninterrupted
 from tests.helpers.arrays import gradients
 from tests.helpers.functions import falling
-from tests.helpers.interrupts import is_interrupted
+from tests.helpers.interrupts import is_interrupted, places
 
 GRADS = gradients((3, 4), 8)
 
@@ -119,7 +119,7 @@ def test_interrupted_call_is_done_whole_or_not_at_all(entry):
         ends.append((now, contents(opt)))
     assert ends[0][1] != ends[1][1] or entry == "step, skipped"
     whole = 0
-    for at in count():
+    for at in places(entry):
         opt = make()
         if not is_interrupted(partial(action, opt), at):
             break
@@ -201,7 +201,7 @@ def test_interrupted_call_of_sparse_rows_is_whole_between_instructions(entry):
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # after a signal between open() and `with`
 def test_save_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "run.npz"
-    for at in count():
+    for at in places("save"):
         old, opt = stepped_three_times(lr=0.1), stepped_three_times(lr=0.2)
         old.save(path)
         if not is_interrupted(partial(opt.save, path), at):

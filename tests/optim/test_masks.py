@@ -294,7 +294,7 @@ def test_state_saved_without_masks_leaves_the_mask():
     ("elements", "message"),
     [
         ([], "elements: expected 1 entries; got 0"),
-        ([{"masc": np.ones(3, bool)}], "elements: expected a list as state_dict"),
+        ([{"masc": np.ones(3, bool)}], r"elements\[0\]: expected a dict with mask and lr_scale"),
         ([{"mask": np.ones(4, bool)}], r"state_dict\['elements'\]\[0\]\['mask'\]: expected shape \(3,\)"),
         ([{"lr_scale": -np.ones(3)}], "lr_scale.*expected a finite number >= 0"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import fastmomentum as fm
 from fastmomentum.optim.step_products import SWEEP, StepProducts
 from tests.helpers.ids import label
-from tests.helpers.interrupts import is_interrupted
+from tests.helpers.interrupts import is_interrupted, places
 from tests.helpers.reference import assert_all_same_bits, assert_same_bits, slots_of
 
 WIDTH = 2
@@ -386,7 +386,7 @@ def test_an_interrupted_step_under_a_schedule_is_done_whole_or_not_at_all(event)
     for number in (1, 3, 4, 7):
         ends = {outcome(after(number)), outcome(after(number + 1))}
         found = set()
-        for at in range(0, 10**5, 1 if event == "line" else 23):
+        for at in places(f"{event} {number}", 3 if event == "line" else 61):
             opt = after(number)
             if not is_interrupted(partial(opt.step, *touches[number]), at, event):
                 break

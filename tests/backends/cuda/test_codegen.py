@@ -55,7 +55,7 @@ def aligned_arrays(rule, size, dtype, offsets, seed=0):
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("rule", CASES, ids=str)
 def test_kernel_code_has_the_bits_of_numpy_when_run_on_the_processor(rule, dtype):
-    run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, dtype)), numpy_kernels.make_kernel(rule), None
+    run, oracle, hyper = OnProcessor(kernels.make_kernel(rule, dtype)), numpy_kernels.kernel(rule), None
     for size in (0, 1, 3, 4, 5, 17, kernels.TILE - 1, kernels.TILE, kernels.TILE + 1, 2 * kernels.TILE + 7):
         for offsets in ((0,) * 5, (1,) * 5, (3,) * 5, (0, 0, 1, 0, 0), (1, 2, 3, 0, 1)):
             hyper = row(rule, dtype, size)
@@ -90,7 +90,7 @@ def test_many_array_kernel_code_has_the_bits_of_numpy_when_run_on_the_processor(
     for group, wanted in zip(arrays, expected):
         assert_all_same_bits(group, wanted)
     run(3, 32, *given)
-    oracle = numpy_kernels.make_kernel(rule)
+    oracle = numpy_kernels.kernel(rule)
     for group, wanted, values in zip(arrays, expected, hyper):
         oracle(tuple(wanted[:-1]), wanted[-1], tuple(values))
         for found, theirs in zip(group, wanted):
