@@ -12,12 +12,6 @@ import pytest
 
 from benchmarks import report, solver_data, solvers
 from benchmarks.solver_cases import ALPHA, BOX, CASES, NONNEGATIVE, RATIO
-from tests.helpers.fuzz import is_long
-
-
-LARGE = "deblurring in [0, 1], china.jpg"
-"""The case that takes half a minute, which is run with --long."""
-USUAL = [name for name in CASES if name != LARGE or is_long()]
 
 
 @cache
@@ -31,7 +25,7 @@ def radius(case):
     return np.sqrt(2 * case.gap / case.m)
 
 
-@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("name", CASES)
 def test_minimize_reaches_the_objective_of_the_peer(name):
     case, ours, theirs = answered(name)
     least = case.objective(theirs)
@@ -39,7 +33,7 @@ def test_minimize_reaches_the_objective_of_the_peer(name):
     assert case.gap < 1e-8 * abs(least)
 
 
-@pytest.mark.parametrize("name", USUAL)
+@pytest.mark.parametrize("name", CASES)
 def test_minimize_reaches_the_minimiser_of_the_peer(name):
     case, ours, theirs = answered(name)
     assert np.linalg.norm(ours - theirs) <= 2 * radius(case)  # each within one of the minimiser
