@@ -1,5 +1,8 @@
 """Settings of the whole test run."""
 
+from itertools import groupby
+from zlib import crc32
+
 from hypothesis import settings
 
 from fastmomentum.rules import cache
@@ -14,9 +17,23 @@ settings.register_profile("long", max_examples=USUAL * LONG)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help=f"draw new random examples, {LONG} times as many")
+    parser.addoption("--long", action="store_true", help=f"run every variant, and draw {LONG} times as many examples")
 
 
 def pytest_configure(config):
-    cache.KERNELS = 10_000  # the tests use more rules than a program does, and would compile many of them again
     settings.load_profile("long" if config.getoption("long") else "short")
+    cache.KERNELS = 10_000  # the tests use more rules than a program does, and would compile many of them again
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out variants of tests with the mark ``sampled(n)``: run one in n, chosen by its name, and at least one."""
+    if config.getoption("long"):
+        return
+    kept = []
+    for _, variants in groupby(items, lambda item: item.nodeid.split("[")[0]):
+        variants = list(variants)
+        mark = variants[0].get_closest_marker("sampled")
+        chosen = [item for item in variants if mark is None or crc32(item.nodeid.encode()) % mark.args[0] == 0]
+        kept += chosen or variants[:1]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept

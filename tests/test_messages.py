@@ -719,3 +719,15 @@ def test_a_reset_without_reason_names_the_argument():
         assert not re.search(r"\b_[A-Za-z]", str(refused.value))
     opt.reset("the data changed")
     assert len(opt.resets) == 1
+
+
+def test_a_group_that_is_no_list_is_told_to_be_put_into_one():
+    p = np.ones(2)
+    for group in (
+        {"params": p, "lr": 0.1},
+        {"params": [p], "lr": np.array(0.1)},
+        {"params": {"w": p}, "momentum": 0.5},
+    ):
+        with pytest.raises(TypeError, match=r"params: expected groups in a list; got one group. Pass \[\{'params'"):
+            fm.Momentum(group, lr=0.5)
+        fm.Momentum([group], lr=0.5)

@@ -69,12 +69,13 @@ def _target(path: str | PathLike[str]) -> Path:
     OSError
         If something other than a regular file is there, or its folder does not exist.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     target = Path(os.path.realpath(name))
-    if not os.path.basename(name):
+    if os.path.basename(name) in ("", os.curdir, os.pardir):
         raise IsADirectoryError(f"path: expected the name of a file; got {name!r}, which names a folder")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"path: expected a folder that exists; there is no folder {str(target.parent)!r}")
+    for folder in (os.path.dirname(name) or os.curdir, str(target.parent)):  # the second one if `name` is a link
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"path: expected a folder that exists; there is no folder {folder!r}")
     if os.path.lexists(target) and not stat.S_ISREG(os.lstat(target).st_mode):
         _refuse_special(name, os.lstat(target).st_mode, "to replace")
     return target
@@ -104,11 +105,12 @@ def open_archive(path: str | PathLike[str], writer: str, join: Join) -> Iterator
     ValueError
         If it is damaged, or `join` raises.
     """
+    path = os.fsdecode(path)
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):  # opening a FIFO would wait for its other end
-        _refuse_special(os.fspath(path), mode, "to read")
+        _refuse_special(path, mode, "to read")
     with open(path, "rb") as file:
-        yield Archive(file, os.fspath(path), writer, join)
+        yield Archive(file, path, writer, join)
 
 
 class Archive:

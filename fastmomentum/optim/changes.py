@@ -146,6 +146,7 @@ def set_elements(engine: Engine, numbers: Sequence[int], name: str, values: Sequ
     TypeError, ValueError
         If a value does not fit the arrays or the rule of its group; nothing has been changed then.
     """
+    engine.check_arrays()  # so that the memory of now is read
     state = engine.state
     elements = list(state.elements)
     for number, value in zip(numbers, values):
@@ -219,15 +220,17 @@ def load(
     _check_rules(engine, groups, elements)
     engine.check_arrays()
     plan = plan_settings(groups, engine.check_skips(skip_nonfinite))
+    resets, updates = [(step, reason, scope) for step, reason, scope in saved["resets"]], list(saved["updates"])
+    torch_groups = [dict(group) for group in saved.get(TORCH, ())]
     slots = [pair for own, given in zip(state.slots, saved["state"]) for pair in zip(own, given)]
     with uninterrupted():
         engine.changes += 1
         state.counter.steps, state.counter.skipped = saved["steps"], saved["skipped"]
         state.counter.in_a_row = saved["skipped_in_a_row"]
         state.resets.clear()  # in place, as a trace reads it
-        state.resets.extend(map(tuple, saved["resets"]))
+        state.resets.extend(resets)
         state.last_reset = saved["last_reset"]
-        state.updates, state.torch_groups = saved["updates"], [dict(group) for group in saved.get(TORCH, ())]
+        state.updates, state.torch_groups = updates, torch_groups
         state.value = saved["value"]
         engine.use_settings(plan)
         if elements is not state.elements:

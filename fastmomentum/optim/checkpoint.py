@@ -31,7 +31,7 @@ A saved state is a dict:
 :mod:`fastmomentum.optim.archive` writes it to a file and reads it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -42,9 +42,16 @@ from fastmomentum.optim import changes
 from fastmomentum.optim.archive import open_archive, write_archive
 from fastmomentum.optim.elements import Elements, read_elements
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.group_settings import set_numbers
+from fastmomentum.optim.group_settings import WHOLE, set_numbers
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, restored_group
-from fastmomentum.optim.matching import cast_slots, checksum, match, warn_of_another_order
+from fastmomentum.optim.matching import (
+    cast_slots,
+    checksum,
+    match,
+    number_functions,
+    reattach_functions,
+    warn_of_another_order,
+)
 from fastmomentum.optim.schema import (
     ARRAYS,
     ELEMENTS,
@@ -195,16 +202,6 @@ def unpack_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def number_functions(values: Sequence[Any]) -> list[int | None]:
-    """Return a number for each function that cannot be saved, equal for equal functions; None for other values."""
-    functions = [value if callable(value) and not schedules.is_packable(value) else None for value in values]
-    seen: list[Any] = []
-    for function in functions:
-        if function is not None and function not in seen:
-            seen.append(function)
-    return [None if function is None else seen.index(function) for function in functions]
-
-
 def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedState, dict[str, Any], dict[str, Any]]:
     """Return the saved state, with numbers that the user gives in the place of functions that were not saved.
 
@@ -234,6 +231,9 @@ def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedStat
     functions: dict[str, Any] = {}
     groups, kinds, values = [list(map(dict, saved["groups"])), {**saved["functions"]}, list(map(dict, saved["values"]))]
     for name, value in given.items():
+        if name in WHOLE:
+            numbers[name] = value
+            continue
         entries = checks.sequence(name, value, count) if isinstance(value, list) else [value] * count
         is_number = [entry is not None and not callable(entry) for entry in entries]
         if not any(is_number):
@@ -312,32 +312,6 @@ def choose_rule(saved: SavedState, rule: Any) -> Any:
             f"rule: expected the rule that was saved as {saved['rule']}, as no rule has this name; got None"
         )
     return saved["rule"] if rule is None else rule
-
-
-def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
-    """Return for each group the function of the step in the user's argument `given`, called `name`, or None.
-
-    `numbers` is the result of :func:`number_functions`, and `values` are the saved values, for each group.
-    """
-    distinct = set(numbers) - {None}
-    if isinstance(given, list):
-        functions = checks.sequence(name, given, len(numbers))
-    elif len(distinct) > 1:
-        raise TypeError(f"{name}: expected a list of {len(numbers)}, as groups had different functions of the step")
-    else:
-        takes = [number is not None for number in numbers] if distinct else list(map(callable, values))
-        functions = [given if each or not any(takes) else None for each in takes]
-    for number, function, value in zip(numbers, functions, values):
-        if number is not None:
-            expected, is_right = "the function of the step that the saved run had", callable(function)
-        elif callable(value):
-            expected, is_right = f"nothing, or {value}, which was saved", function is None or function == value
-        else:
-            expected, is_right = "nothing, as it was saved", function is None
-        if not is_right:
-            got = function if isinstance(function, schedules.Schedule) else checks.describe(function)
-            raise TypeError(f"{name}: expected {expected}; got {got}")
-    return functions
 
 
 def write_file(path: str | PathLike[str], saved: SavedState) -> None:

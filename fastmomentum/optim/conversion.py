@@ -125,16 +125,20 @@ def _arguments(groups: list[Mapping[str, Any]], engine: Engine, single: bool) ->
     """Return the arguments of the constructor for the same parameters, with these settings of the groups."""
     shared = {name: value for name, value in groups[0].items() if name in SHARED}
     own = [{name: value for name, value in group.items() if name not in SHARED} for group in groups]
-    masks = [given.given(MASK) for given in engine.state.elements]
+    state = engine.state
+    shared["keep_resets"] = state.resets.maxlen
+    masks = [given.given(MASK) for given in state.elements]
     if single:
-        return {"params": engine.state.given[0], MASK: masks[0], **own[0], **shared}
+        return {"params": state.given[0], MASK: masks[0], **own[0], **shared}
     members: list[list[Any]] = [[] for _ in groups]
     masks_of: list[list[Any]] = [[] for _ in groups]
-    for number, param, mask in zip(engine.group_of, engine.state.given, masks):
-        members[number].append(param)
+    names = state.array_names if state.names is None else state.names
+    for number, name, param, mask in zip(engine.group_of, names, state.given, masks):
+        members[number].append((name, param))
         masks_of[number].append(mask)
     parts = [
-        {"params": arrays, MASK: own_masks, **settings} for arrays, own_masks, settings in zip(members, masks_of, own)
+        {"params": [param for _, param in pairs] if state.names is None else dict(pairs), MASK: own_masks, **settings}
+        for pairs, own_masks, settings in zip(members, masks_of, own)
     ]
     return {"params": parts, "lr": own[0]["lr"], **shared}
 

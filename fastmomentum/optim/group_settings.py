@@ -1,6 +1,6 @@
 """The settings of an optimiser's groups, as users read and assign them."""
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from fastmomentum import checks
@@ -21,6 +21,10 @@ READ_ONLY = {
     **dict.fromkeys(("state", "velocity"), ". Write to the values of these arrays: array[...] = values"),
 }
 """The ends of messages about attributes of an optimiser that cannot be assigned."""
+
+
+WHOLE = (*ENGINE_SETTINGS, *GIVEN)
+"""The settings whose lists are no lists with a value for each group."""
 
 
 def is_setting(group: ParamGroup, name: str) -> bool:
@@ -170,8 +174,8 @@ def set_settings(engine: Engine, name: str, value: Any) -> None:
     changes.set_setting(engine, range(count), name, values)
 
 
-def set_numbers(engine: Engine, name: str, values: Sequence[Any]) -> None:
-    """Use these values of a setting, None for groups whose value stays as it is.
+def set_numbers(engine: Engine, name: str, values: Any) -> None:
+    """Use these values of a setting, None for groups whose value stays as it is; a mask is one value for all groups.
 
     Raises
     ------
@@ -179,7 +183,10 @@ def set_numbers(engine: Engine, name: str, values: Sequence[Any]) -> None:
         If there is no such setting, or a value is refused.
     """
     try:
-        if None not in values:
+        if name in WHOLE:
+            set_settings(engine, name, values)
+            return
+        if all([value is not None for value in values]):
             set_settings(engine, name, list(values))
             return
         for number, value in enumerate(values):

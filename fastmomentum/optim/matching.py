@@ -7,7 +7,7 @@ from zlib import crc32
 
 import numpy as np
 
-from fastmomentum import checks
+from fastmomentum import checks, schedules
 from fastmomentum.optim.groups import SCHEDULED
 from fastmomentum.optim.schema import ARRAYS, ELEMENTS, FINGERPRINT, SavedState, contradictions, refuse
 from fastmomentum.optim.state import State
@@ -109,6 +109,54 @@ def rule_differences(saved: SavedState, like: SavedState) -> Iterator[str]:
             yield f"{key}: expected {like[key]!r}; got {checks.describe(saved[key])}"
 
 
+def number_functions(values: Sequence[Any]) -> list[int | None]:
+    """Return a number for each function that cannot be saved, equal for equal functions; None for other values."""
+    functions = [value if callable(value) and not schedules.is_packable(value) else None for value in values]
+    seen: list[Any] = []
+    for function in functions:
+        if function is not None and not any([_are_equal(function, other) for other in seen]):
+            seen.append(function)
+    places = [[_are_equal(function, other) for other in seen] for function in functions]
+    return [None if function is None else place.index(True) for function, place in zip(functions, places)]
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Return whether two functions are the same one, or say that they are equal."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # a comparison of arrays has no truth value
+        return False
+
+
+def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
+    """Return for each group the function of the step in the user's argument `given`, called `name`, or None.
+
+    `numbers` is the result of :func:`number_functions`, and `values` are the saved values, for each group.
+    """
+    distinct = set(numbers) - {None}
+    if isinstance(given, list):
+        functions = checks.sequence(name, given, len(numbers))
+    elif len(distinct) > 1:
+        raise TypeError(f"{name}: expected a list of {len(numbers)}, as groups had different functions of the step")
+    else:
+        takes = [number is not None for number in numbers] if distinct else list(map(callable, values))
+        functions = [given if each or not any(takes) else None for each in takes]
+    for number, function, value in zip(numbers, functions, values):
+        if number is not None:
+            expected, is_right = "the function of the step that the saved run had", callable(function)
+        elif callable(value):
+            is_right = function is None or _are_equal(function, value)
+            expected = f"nothing, or {value}, which was saved"
+        else:
+            expected, is_right = "nothing, as it was saved", function is None
+        if not is_right:
+            is_schedule = isinstance(function, schedules.Schedule)
+            got = f"{type(function).__name__}: {function}" if is_schedule else checks.describe(function)
+            advice = f". For another one, assign it after loading: opt.{name} = ..." if number is None else ""
+            raise TypeError(f"{name}: expected {expected}; got {got}{advice}")
+    return functions
+
+
 def cast_slots(saved: Sequence[Sequence[Any]], params: Sequence[Any]) -> list[list[Any]]:
     """Return the saved slots in the precision of the parameters.
 
@@ -137,7 +185,8 @@ def warn_of_another_order(saved: SavedState, state: State) -> None:
     if FINGERPRINT not in saved or (state.names is not None and saved["names"] is not None):
         return
     then, now = saved[FINGERPRINT], [*map(checksum, state.fetch_params())]
-    moved = [i for i, checksum in enumerate(now) if checksum != then[i] and checksum in then]
+    changed = [(i, param.shape) for i, param in enumerate(state.params) if now[i] != then[i]]
+    moved = [i for i, shape in changed if any([now[i] == then[j] and shape == other for j, other in changed])]
     if moved:
         warnings.warn(
             f"params: the arrays {', '.join(map(str, moved))} hold the values that other arrays had when the run was "

@@ -12,6 +12,7 @@ from fastmomentum.backends import is_array
 from fastmomentum.optim.elements import split_by_array
 from fastmomentum.optim.groups import FIXED, SHARED, ParamGroup, make_group
 from fastmomentum.rules.elementwise import GIVEN
+from fastmomentum.rules.options import OFF, SWITCHES
 
 
 class Layout(NamedTuple):
@@ -44,6 +45,10 @@ class Layout(NamedTuple):
     elements: list[dict[str, tuple[Any, str]]]
 
 
+OF_GROUPS = ("lr", "momentum", *OFF, *SWITCHES, *GIVEN)
+"""The names of settings by which a dict with "params" is known to be a group, and no dict of arrays."""
+
+
 def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     """Return the arrays and groups of the argument `params`; `shared` has the other arguments.
 
@@ -61,6 +66,8 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if isinstance(params, Mapping | Sequence) and not len(params):
         raise ValueError("params: expected at least one array, or a group; got none")
     if isinstance(params, Mapping):
+        if "params" in params and any([name in params for name in OF_GROUPS]):
+            raise TypeError("params: expected groups in a list; got one group. Pass [{'params': ..., ...}]")
         arrays, names, keys = read_arrays("params", params)
         group = make_group(shared, dtypes=_dtypes_of(arrays))
         elements = _elements("", given, len(arrays), keys)

@@ -28,8 +28,8 @@ import numpy as np
 from fastmomentum import checks, schedules
 from fastmomentum.advice import did_you_mean
 from fastmomentum.optim.archive import open_archive, write_archive
-from fastmomentum.optim.checkpoint import choose_rule, reattach_functions
-from fastmomentum.optim.matching import array_differences, rule_differences
+from fastmomentum.optim.checkpoint import choose_rule
+from fastmomentum.optim.matching import array_differences, reattach_functions, rule_differences
 from fastmomentum.optim.row_settings import NOT_NUMBERS, RowSettings, is_function, prepare
 from fastmomentum.optim.schema import (
     Form,
@@ -214,7 +214,8 @@ def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedStat
     numbers = {name: value for name, value in given.items() if not callable(value)}
     functions = {name: value for name, value in given.items() if callable(value)}
     values = dict(saved.get("values", {}))
-    replaced = {name: values.pop(name) for name in numbers if saved["settings"].get(name, 0.0) is None}
+    lacking = [name for name, value in saved["settings"].items() if value is None and name in values]
+    replaced = {name: values.pop(name) for name in lacking if name in numbers}
     found = {**saved, "settings": {**saved["settings"], **replaced}}
     return found | ({"values": values} if "values" in saved else {}), numbers, functions
 

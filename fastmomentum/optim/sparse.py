@@ -153,10 +153,10 @@ class SparseRows:
         """
         different, place = np.unique(row_numbers(rows, len(self.param)), return_inverse=True)
         with one_caller(self._lock):
-            arrays = self._caught_up(different)
-            self._write(different, arrays, self._steps)
-        copy: Array = arrays[0][place]
-        return copy
+            arrays, late = self._caught_up(different), self._seen[different] != self._steps
+            if late.any():
+                self._write(different[late], [array[late] for array in arrays], self._steps)
+        return np.array(arrays[0][place])
 
     def step(self, rows: Sequence[int] | Ints, grads: Array) -> None:
         """Do one update of the whole table, in which all rows but these have the gradient zero.

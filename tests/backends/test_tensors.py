@@ -289,3 +289,22 @@ def test_replace_takes_a_tensor():
     opt.step([torch.ones(3)])
     assert weight._version == 1
     assert_same_bits(p, START)
+
+
+def test_reading_rows_that_are_not_late_counts_no_write():
+    table = torch.nn.Parameter(torch.ones(4, 2))
+    opt = fm.SparseRows(table.detach().numpy(), lr=0.1, backend="numpy")
+    opt.step([1], np.ones((1, 2), np.float32))
+    opt.flush()
+    total = table.square().sum()
+    opt.read([1, 2])
+    total.backward()
+    assert table.grad is not None
+
+
+def test_a_mask_is_assigned_with_the_memory_that_a_tensor_has_now():
+    weight = torch.nn.Parameter(torch.ones(2))
+    opt = fm.Momentum([weight], rule="classical", lr=0.1, lookahead=True, backend="numpy")
+    weight.data = torch.zeros(2)
+    opt.mask = [np.array([True, True])]
+    assert opt.point[0].tolist() == [0.0, 0.0]

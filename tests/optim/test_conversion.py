@@ -390,3 +390,19 @@ def test_fm_convert_refuses_an_average_with_the_right_advice():
     for sides in ({"source": AVERAGE, "target": "classical"}, {"source": "classical", "target": MEAN}):
         with pytest.raises(ValueError, match=r"expected a rule without an average.*opt.convert"):
             fm.convert(np.ones(2), lr=0.5, momentum=0.5, **sides)
+
+
+def test_converted_run_keeps_names_and_the_bound_of_its_resets():
+    opt = fm.Momentum({"q": np.ones(2), "k": np.zeros(2)}, lr=0.1, keep_resets=2)
+    opt.step({"q": np.ones(2), "k": -np.ones(2)})
+    found = opt.convert("classical")
+    assert [*found.params] == ["q", "k"]
+    other = fm.Momentum({"k": np.zeros(2), "q": np.ones(2)}, rule="classical", lr=0.1)
+    other.load_state_dict(found.state_dict())
+    assert other.velocity["q"].tolist() == [0.1, 0.1]
+    for number in range(4):
+        found.reset(f"reset {number}")
+    assert [reset.reason for reset in found.resets] == ["reset 2", "reset 3"]
+    found.add_group({"params": {"v": np.ones(1)}})
+    groups = fm.Momentum([{"params": {"a": np.ones(1)}}, {"params": {"b": np.ones(2)}, "lr": 0.5}], lr=0.1)
+    assert [*groups.convert("classical").params] == ["a", "b"]

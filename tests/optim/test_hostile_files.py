@@ -104,6 +104,9 @@ def test_save_names_what_is_wrong_with_a_path(kind, tmp_path):
     for path, error, words in (
         (f"{tmp_path}/new/", IsADirectoryError, "expected the name of a file"),
         ("", IsADirectoryError, "expected the name of a file"),
+        (f"{tmp_path}/new/.", IsADirectoryError, "expected the name of a file"),
+        (f"{tmp_path}/file/..", IsADirectoryError, "expected the name of a file"),
+        (f"{tmp_path}/none/../run.npz", FileNotFoundError, "there is no folder"),
         (tmp_path / "none" / "run.npz", FileNotFoundError, "there is no folder .*none'"),
         (tmp_path / "file" / "run.npz", FileNotFoundError, "there is no folder .*file'"),
     ):
@@ -453,9 +456,64 @@ def test_load_warns_if_arrays_without_names_are_in_another_order(tmp_path, recwa
     assert warned[0].filename == __file__
     opt.save(path, fingerprint=False)
     fm.Momentum.load(path, [k, q])
+    same = fm.Momentum([a := np.zeros(3), b := np.zeros(3), np.zeros((3, 1))], lr=0.1)
+    same.step([np.ones(3), None, None])
+    same.save(path)
+    fm.Momentum.load(path, [np.zeros(3), b, np.zeros((3, 1))])  # the first one has the values of the second by chance
+    fm.Momentum.load(path, [np.ones(3), b, a.reshape(3, 1)])  # the last one has another shape
     named = fm.Momentum({"q": q, "k": k}, lr=0.1)
     named.step({"q": np.ones(3)})
     named.save(path)
     found = fm.Momentum.load(path, {"k": k, "q": q})
     assert_same_bits(found.velocity["q"], np.ones(3))
     assert not recwarn.list
+
+
+def test_load_takes_masks_and_skips_and_paths_of_bytes(tmp_path):
+    path, p = tmp_path / "run.npz", np.ones(2)
+    opt = fm.Momentum([p, np.ones(3)], lr=0.1)
+    opt.save(os.fsencode(path))
+    mask = [np.array([True, False]), None]
+    found = fm.Momentum.load(os.fsencode(path), [p, np.ones(3)], mask=mask, skip_nonfinite=3)
+    assert found.mask[0].tolist() == [True, False]
+    assert found.skip_nonfinite == 3
+    single = fm.Momentum(p, lr=0.1)
+    single.save(path)
+    assert fm.Momentum.load(path, p, lr_scale=np.array([0.5, 1.0])).lr_scale.tolist() == [0.5, 1.0]
+    assert fm.Momentum.load(path, p, skip_nonfinite=True).skip_nonfinite is True
+    with pytest.raises(TypeError, match=r"got Constant: 0.5. For another one, assign it after loading: opt.lr = "):
+        fm.Momentum.load(path, p, lr=fm.schedules.Constant(0.5))
+    with pytest.raises(TypeError, match="PathLike"):
+        fm.Momentum.load(None, p)
+
+
+class Table:
+    """A function of the step that is compared element by element, as a dataclass with an array is."""
+
+    def __init__(self):
+        self.values = np.arange(3)
+
+    def __call__(self, step):
+        return 0.1
+
+    def __eq__(self, other):
+        return self.values == other.values
+
+    __hash__ = None
+
+
+def test_functions_whose_comparison_has_no_truth_value_are_saved_as_different_ones():
+    opt = fm.Momentum([{"params": np.ones(2), "lr": Table()}, {"params": np.ones(2), "lr": Table()}], lr=0.1)
+    assert opt.state_dict()["functions"]["lr"] == [0, 1]
+
+
+def test_file_of_rows_without_values_of_its_functions_is_refused(tmp_path):
+    path = tmp_path / "rows.npz"
+    fm.SparseRows(np.ones((3, 1)), lr=lambda t: 0.1).save(path)
+
+    def without(text):
+        return json.dumps(json.loads(text) | {"values": {}}).encode()
+
+    meta_text(without, path, members_of(path))
+    with pytest.raises((TypeError, ValueError), match="lr: expected the function of the step"):
+        fm.SparseRows.load(path, np.ones((3, 1)), lr=0.1)

@@ -371,3 +371,34 @@ def test_rows_change_nothing_when_user_code_raises(name, call, monkeypatch):
         one.flush()
     is_same = contents(opt) == contents(twin)
     assert is_same
+
+
+class Entries(list):
+    """Entries of a saved state whose reading may raise."""
+
+    def __iter__(self):
+        for entry in super().__iter__():
+            ALARM()
+            yield entry
+
+
+@pytest.mark.parametrize("key", ["resets", "updates", "torch_groups"])
+def test_load_reads_the_entries_of_a_state_before_it_writes(key):
+    opt = started(lr=0.1)
+    opt.reset("a test", array=0)
+    saved = opt.state_dict() | {"torch_groups": [{"a": 1}], "steps": 50}
+    saved[key] = Entries(saved[key])
+    for at in range(100):
+        before = contents(opt)
+        ALARM.arm(opt, at, Raised)
+        try:
+            opt.load_state_dict(saved)
+        except Raised:
+            is_changed = contents(opt) != before
+            assert not is_changed
+        else:
+            break
+        finally:
+            ALARM.disarm()
+    assert 0 < at < 99
+    assert opt.steps == 50
