@@ -68,7 +68,7 @@ def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, An
         for group in groups
     ]
     kept = [
-        {name: deepcopy(value) for name, value in group.items() if name not in (MEMBERS, *NUMBERS, *SWITCHES)}
+        {name: _copy_of(value) for name, value in group.items() if name not in (MEMBERS, *NUMBERS, *SWITCHES)}
         for group in groups
     ]
     members = _members(groups, params)
@@ -127,6 +127,14 @@ def _plain(value: Any) -> Any:
     try:
         return value.item() if hasattr(value, "item") else value
     except (RuntimeError, ValueError):
+        return value
+
+
+def _copy_of(value: Any) -> Any:
+    """Return a copy of an entry of a group, a number for a tensor with one; the entry itself if it cannot be copied."""
+    try:
+        return deepcopy(_plain(value))
+    except Exception:  # a lock, or a tensor that is the result of an operation
         return value
 
 
@@ -191,7 +199,7 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         settings = group.settings
         groups.append(
             IMPLEMENTATION
-            | deepcopy(kept.get(number, {}))
+            | {name: _copy_of(value) for name, value in kept.get(number, {}).items()}
             | {name: float(engine.state.number(value or 0.0)) for name, value in values.items()}
             | {"nesterov": rule == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
             | ({NAMES: [names[i] for i in members]} if names is not None else {})

@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import re
+import threading
 from itertools import product
 
 import jax
@@ -775,3 +776,17 @@ def test_saved_files_keep_what_torch_holds_in_groups(tmp_path):
     assert before.pop("object")
     assert group == before | {"scales": [1, 2.5]}
     assert {"name": "head", "initial_lr": 0.04, "max_lr": 1.0}.items() <= group.items()
+
+
+def test_entries_of_torch_s_groups_that_cannot_be_copied_are_kept_and_tensors_are_saved_as_numbers(tmp_path):
+    weight, lock = torch.nn.Parameter(torch.ones(3)), threading.Lock()
+    sgd = torch.optim.SGD([{"params": [weight], "lock": lock}], lr=torch.tensor(0.25))
+    torch.optim.lr_scheduler.LambdaLR(sgd, lambda t: 0.5)
+    with pytest.warns(UserWarning, match="lock"):
+        opt = fm.Momentum.from_torch(sgd.state_dict(), [weight])
+    assert opt.to_torch(torch.from_numpy)["param_groups"][0]["lock"] is lock
+    opt.save(tmp_path / "run.npz")
+    found = fm.Momentum.load(tmp_path / "run.npz", [weight])
+    sgd.load_state_dict(found.to_torch(torch.from_numpy))
+    torch.optim.lr_scheduler.LambdaLR(sgd, lambda t: 0.5, last_epoch=1)
+    assert sgd.param_groups[0]["initial_lr"] == 0.25
