@@ -120,7 +120,6 @@ def references_of(opt):
 
 @contextlib.contextmanager
 def no_collector():
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -16,6 +16,7 @@ def slope(p, h, b):
     return 2.0 * h * p - b
 
 
+@pytest.mark.sampled(2)
 @every_rule
 @every_dtype
 @pytest.mark.parametrize("size", [0, 1, 9, 101, 16_384, 40_001])
@@ -115,6 +116,7 @@ STENCILS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("axes", STENCILS)
 @pytest.mark.parametrize("rule", ["pytorch", "heavy_ball", "sgd"])
 @every_dtype

@@ -196,6 +196,7 @@ def test_diagnose_holds_lr_against_the_spectrum_rule_by_rule():
             assert kinds(trace, (0.5, 2.0)) == kinds(trace, 2.0) == expected
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kappa", [2, 100, 10_000])

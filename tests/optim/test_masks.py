@@ -72,6 +72,7 @@ def run(opt, grads):
     return opt
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", RULES)
@@ -114,6 +115,7 @@ LR_RULES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,6 +148,7 @@ def test_lr_scale_multiplies_the_rate_of_decoupled_decay(dtype, backend):
     assert_all_same_bits([p], [expected])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", RULES)
@@ -341,6 +344,7 @@ def floats(values):
     return values.reshape(-1).view(np.empty(0, values.dtype).real.dtype)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.complex128])
 @pytest.mark.parametrize("name", RULES)
