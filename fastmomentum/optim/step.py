@@ -228,7 +228,8 @@ def _plan(
     if type(rate) is type(momentum) is type(dampening) is type(weight_decay) is type(decoupled_weight_decay) is float:
         off = (lr is None, False, not dampening, not weight_decay, not decoupled_weight_decay, clip_value is None)
         try:
-            form = _form(find(rule), dtype, backend, threads, nesterov, maximize, off, *hyper)
+            arguments: Any = (dtype, backend, threads, nesterov, maximize, off, *hyper)
+            form = _form_of_name(rule, *arguments) if isinstance(rule, str) else _form(find(rule), *arguments)
         except (TypeError, ValueError):  # an argument cannot be hashed
             form = None
         are_floats = type(clip) is float and (not hyper or {*map(type, hyper.values())} == {float})
@@ -310,6 +311,12 @@ def _form(
         for name in (*OPTIONS, *hyper)
     ]
     return update, _kernel(name, update, dtype), dtype.kind == "c", make_row(update, tuple(limits), real)
+
+
+@bounded(1024)
+def _form_of_name(name: str, *arguments: Any) -> tuple[Rule, Any, bool, RowFunction] | None:
+    """Return the result of :func:`_form` for the rule of this name: a cache of values is faster than one of a rule."""
+    return _form(find(name), *arguments)
 
 
 def _refuse_momentum_options(rule: str | Rule, hyper: Iterable[str]) -> None:

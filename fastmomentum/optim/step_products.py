@@ -94,8 +94,8 @@ class StepProducts:
 
     def rows_of_sweep(self, step: int) -> Ints:
         """Return the rows to bring up to date in this step: none as long as all steps have the same matrix."""
-        count = min(SWEEP, self._rows) if self._count > 1 else 0
-        return (step * SWEEP + np.arange(count)) % max(1, self._rows)
+        count, rows = min(SWEEP, self._rows) if self._count > 1 else 0, max(1, self._rows)
+        return (step % rows * SWEEP + np.arange(count)) % rows
 
     def add(self, matrix: Floats, step: int) -> None:
         """Add the matrix of the step of this number, of which the rows of its sweep have been brought up to date.

@@ -207,11 +207,11 @@ def test_a_schedule_passed_again_must_be_the_saved_one(tmp_path):
     path, p, lr = tmp_path / "run.npz", np.zeros(3), schedules.Step(0.1, 0.5, every=30)
     fm.Momentum(p, lr=lr).save(path)
     assert fm.Momentum.load(path, p, lr=schedules.Step(0.1, 0.5, every=30)).lr == 0.1
-    with pytest.raises(TypeError, match=r"lr: expected nothing, or 0\.1·0\.5\^⌊t/30⌋, .*; got 0\.1·0\.5\^⌊t/31⌋"):
+    with pytest.raises(TypeError, match=r"lr: expected nothing, or 0\.1·0\.5\^⌊t/30⌋, .*; got Step: 0\.1·0\.5\^⌊t/31⌋"):
         fm.Momentum.load(path, p, lr=schedules.Step(0.1, 0.5, every=31))
     with pytest.raises(TypeError, match=r"lr: expected nothing, or 0\.1.*; got function"):
         fm.Momentum.load(path, p, lr=falling)
-    with pytest.raises(TypeError, match="momentum: expected nothing, as it was saved; got 0.5"):
+    with pytest.raises(TypeError, match="momentum: expected nothing, as it was saved; got Constant: 0.5"):
         fm.Momentum.load(path, p, momentum=schedules.Constant(0.5))
 
 
