@@ -205,7 +205,7 @@ def schedules():
     "make", [touch_rows, minimise_in_python, minimise_with_failure, record_by_hand, copied_by_pickle, schedules]
 )
 def test_other_objects_are_freed_without_the_collector(make):
-    make()  # imports, and whatever else is made once
+    make()  # imports modules, and fills caches
     with no_collector():
         things = make()
         references = [thing if isinstance(thing, weakref.ref) else weakref.ref(thing) for thing in things]

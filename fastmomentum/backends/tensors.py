@@ -89,7 +89,7 @@ def view(name: str, tensor: Any) -> npt.NDArray[Any]:
 VIEWS = (np.ndarray, memoryview)
 
 
-def memory_behind(arrays: Iterable[Any]) -> list[TensorMemory]:
+def tensor_memory_of(arrays: Iterable[Any]) -> list[TensorMemory]:
     """Return the memory of each tensor that one of these ndarrays views, as ``tensor.detach().numpy()`` does."""
     found = []
     for array in arrays:
@@ -107,17 +107,17 @@ def memory_behind(arrays: Iterable[Any]) -> list[TensorMemory]:
 
 def count_writes(arrays: Iterable[Any]) -> None:
     """Mark the tensors whose memory these ndarrays view as modified."""
-    if found := memory_behind(arrays):
+    if found := tensor_memory_of(arrays):
         increment_versions([memory.tensor for memory in found])
 
 
 def counted(run: Run, arrays: Iterable[Any]) -> Run:
-    """Return `run`, which writes to these ndarrays, such that it counts the writes to the tensors behind them.
+    """Return `run`, which writes to these ndarrays, so that it also counts the writes to tensors that they view.
 
     If the memory of a tensor has become another one, the returned function writes nothing and returns False. It is
     `run` itself if there is no tensor, so that the other steps cost nothing more.
     """
-    memories = memory_behind(arrays)
+    memories = tensor_memory_of(arrays)
     tensors, addresses = [memory.tensor for memory in memories], [memory.address for memory in memories]
     return partial(_run_counted, run, tensors, addresses) if tensors else run
 

@@ -28,5 +28,6 @@ def weakly(method: Callable[[list[Any]], Result]) -> Callable[[list[Any]], Resul
     6
     """
     bound = cast(MethodType, method)
-    function, owner = bound.__func__, ref(bound.__self__)
-    return lambda grads: cast(Result, function(owner(), grads))
+    function: Callable[..., Result] = bound.__func__
+    owner = ref(bound.__self__)
+    return lambda grads: function(owner(), grads)

@@ -174,7 +174,7 @@ def one_compressed(path, members):
             made.writestr(name, content, zipfile.ZIP_BZIP2 if i == 1 else zipfile.ZIP_STORED)
 
 
-def junk_behind(path, members):
+def junk_after(path, members):
     write(path, members)
     path.write_bytes(path.read_bytes() + b"junk")
 
@@ -234,7 +234,7 @@ ARCHIVES = {
     for make in (
         compressed,
         one_compressed,
-        junk_behind,
+        junk_after,
         junk_before,
         with_a_comment,
         member_twice,
