@@ -205,6 +205,11 @@ class NormLimits(NamedTuple):
         """Whether gradients are clipped to a norm."""
         return self.max_norm is not None or self.clip_norms is not None
 
+    @property
+    def measures(self) -> bool:
+        """Whether the squares of gradients are summed before an update."""
+        return self.clips or self.skip
+
 
 class ArrayUpdate(NamedTuple):
     """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number.

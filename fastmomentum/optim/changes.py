@@ -22,7 +22,7 @@ from fastmomentum.optim.values import values_at
 def set_value(engine: Engine, number: int, name: str, value: float) -> bool:
     """Use a number for a setting of one group from the next update on; return False if that needs more.
 
-    If there is one group, its hyper-parameters are written now. Otherwise the next step writes those of all groups.
+    The next step computes the hyper-parameters of all groups.
     """
     group = engine.groups[number]
     values = group.with_value(name, value)
@@ -31,11 +31,7 @@ def set_value(engine: Engine, number: int, name: str, value: float) -> bool:
     fast, engine._fast = engine._fast, None  # a step that is interrupted here plans the next one
     group.values = values
     if fast is not None:
-        if engine._is_live or engine._measures or len(engine.groups) > 1:
-            fast = engine.run_with_new_values
-        elif engine._rows.compute([values], 0):
-            engine._executor.set_hyper(engine._rows)
-        engine._fast = fast
+        engine.use_assigned()
     return True
 
 
@@ -64,7 +60,8 @@ def set_setting(engine: Engine, numbers: Sequence[int], name: str, values: Seque
     with uninterrupted():
         for number, own in zip(numbers, plain):
             groups[number].values = own
-        engine._fast = fast and engine.run_with_new_values
+        if fast is not None:
+            engine.use_assigned()
 
 
 def use_groups(engine: Engine, groups: list[ParamGroup]) -> None:

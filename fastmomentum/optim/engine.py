@@ -16,9 +16,9 @@ from fastmomentum import backends, checks
 from fastmomentum.advice import is_tensor
 from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer, one_caller, uninterrupted
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.backends.weak import weakly
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
+from fastmomentum.optim.live_step import LiveStep
 from fastmomentum.optim.norms import SettingsPlan, check_groups, norm_limits, plan_settings
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import (
@@ -91,13 +91,13 @@ class Engine:
         self.observer: Observer | None = None
         self.gradient_restart: GradientRestart | None = None
         self.restart: str | int | None = None
-        self._epoch, self._measures = 0, False
+        self._epoch = 0
         self._stream: object = None
         self._executor: Executor
         self._fast: Callable[[list[Any]], bool] | None = None
         self._row_of: list[int] | None = None
         self._ask: FunctionCalls | None = None
-        self._asked: list[list[float]] | None = None
+        self._live: LiveStep | None = None
         self.state = State(layout, self.backend, keep_resets)
         self.groups = [
             group.with_dtypes(self.state.dtypes_of(self.group_of, number)) for number, group in enumerate(self.groups)
@@ -138,7 +138,8 @@ class Engine:
                 try:
                     self._step_slowly(grads, fast)
                 finally:
-                    self._asked = None
+                    if self._ask is not None:
+                        self._ask.kept = None
 
     def _step_slowly(self, grads: list[Any], fast: Callable[[list[Any]], bool] | None) -> None:
         """Read gradients of other libraries and try again, or plan the step."""
@@ -154,9 +155,8 @@ class Engine:
         scheduled = any([bool(group.calls) for group in self.groups])
         steps = self.state.counter.steps
         step = steps - self._epoch
-        asked, self._asked = self._asked, None
         self._ask = self._ask or FunctionCalls(self.groups)
-        groups, values = groups_at(self.groups, self._ask(step) if asked is None else asked, step)
+        groups, values = groups_at(self.groups, self._ask(step), step)
         if groups != self.groups:
             check_rules(self.state.elements, [groups[number].update for number in self.group_of])
         keys: dict[RowKey, int] = {}
@@ -203,8 +203,12 @@ class Engine:
                 self._follow_up(plan)
         repeats = self.restart is None and not any(group.needs_next for group in self.groups)
         if at_first and repeats and any(is_active) and not any(key.first for key in plan.rows.keys):
-            self._rows = plan.rows
-            self._fast = self.run_with_new_values if self._is_live else self._run_again
+            self._ask = self._ask or FunctionCalls(self.groups)
+            counter = self.state.counter
+            self._live = LiveStep(
+                self._ask, plan.rows, self._executor, counter, self._epoch, plan.limits, self.skip_nonfinite
+            )
+            self._fast = self._live.with_new_values if self.is_live else self._live.with_same_values
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
         if plan.row_of != self._row_of:
@@ -214,38 +218,10 @@ class Engine:
         self._executor.set_hyper(plan.rows)
         return self._run(grads)
 
-    @property
-    def _run_again(self) -> Callable[[list[Any]], bool]:
-        """The function that does another step with the hyper-parameters of the last one."""
-        return weakly(self._run) if self._measures else self._executor.run
-
-    @property
-    def run_with_new_values(self) -> Callable[[list[Any]], bool]:
-        """The function that does another step in which only the values of settings are new."""
-        return weakly(self._run_with_new_values)
-
-    def _run_with_new_values(self, grads: list[Any]) -> bool:
-        """Do one update in which only the values of settings are new; return False if it must be planned.
-
-        The values are kept for the plan, so that no function of the step is called twice.
-        """
-        steps, rows = self.state.counter.steps, self._rows
-        if self._ask is None:
-            self._ask = FunctionCalls(self.groups)
-        values, self._asked = self._asked or self._ask(steps - self._epoch), None
-        done = False
-        if rows.compute(values, steps):
-            if self._measures:
-                self._limits = norm_limits(self.groups, values, self.skip_nonfinite)
-            for group, own in zip(self.groups, values):
-                group.values = own
-            self._executor.set_hyper(rows)
-            done = self._run(grads) if self._measures else self._executor.run(grads)
-        if not done:
-            self._asked = values
-        elif not self._is_live:
-            self._fast = self._run_again
-        return done
+    def use_assigned(self) -> None:
+        """Let the next step use the numbers that have been assigned to settings, without a plan if it needs none."""
+        if self._live is not None:
+            self._fast = self._live.with_new_values if self.is_live else self._live.use_assigned()
 
     def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]], limits: NormLimits) -> None:
         """Use these groups, which have been checked, with these values and limits on norms."""
@@ -254,14 +230,14 @@ class Engine:
         if self._ask is not None and self._ask.groups != groups:
             self._ask = None
         self.groups = groups
-        self._is_live = any([bool(group.calls) or group.uses_step for group in groups])
+        self.is_live = any([bool(group.calls) or group.uses_step for group in groups])
         # Whether state has to be written when lr or momentum changes.
         self.follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
-        self._limits, self._measures = limits, limits.clips or limits.skip
+        self._limits = limits
 
     def _run(self, grads: list[Any]) -> bool:
         """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
-        return self._executor.run_clipped(grads, self._limits) if self._measures else self._executor.run(grads)
+        return self._executor.run_clipped(grads, self._limits) if self._limits.measures else self._executor.run(grads)
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
@@ -340,7 +316,7 @@ class Engine:
         """Use these settings from the next update on."""
         if [group.code for group in plan.groups] != [group.code for group in self.groups]:
             self._executor_checks = False  # the next step makes an executor anew
-        self._fast = self._asked = None
+        self._fast = None
         self.skip_nonfinite = plan.skip_nonfinite
         self._use_values(plan.groups, [group.values for group in plan.groups], plan.limits)
         if plan.restart is not None or self.restart is not None:
@@ -376,12 +352,11 @@ class Engine:
         left_out = (
             "_executor",
             "_row_of",
-            "_rows",
+            "_live",
             "_ask",
             "_fast",
             "_executor_checks",
             "_stream",
-            "_asked",
             "lock",
             "observer",
         )
@@ -390,5 +365,5 @@ class Engine:
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
-        self.lock, self._stream, self.observer, self._asked, self._ask = Lock(), None, None, None, None
+        self.lock, self._stream, self.observer, self._live, self._ask = Lock(), None, None, None, None
         self.check_and_build([None] * len(self.group_of))

@@ -124,10 +124,13 @@ class FunctionCalls:
     ----------
     groups : sequence of ParamGroup
         The groups.
+    kept : list of list of float or None
+        Values that a step has asked for and not used yet: the next call returns them.
     """
 
     def __init__(self, groups: Sequence[ParamGroup]) -> None:
         self.groups = groups
+        self.kept: list[list[float]] | None = None
         found: dict[int, tuple[Callable[[int], Any], str, list[tuple[int, int]]]] = {}
         for number, group in enumerate(groups):
             for place, name, function in group.calls:
@@ -136,7 +139,10 @@ class FunctionCalls:
 
     def __call__(self, step: int) -> list[list[float]]:
         """Return the values of the live settings of all groups at this step; nothing is written."""
-        values: list[list[float]] = []
+        if self.kept is not None:
+            values, self.kept = self.kept, None
+            return values
+        values = []
         for group in self.groups:  # a comprehension would be one more call in every step
             values.append(group.values.copy())
         for function, name, places in self._calls:

@@ -77,7 +77,7 @@ class Cosine(Schedule):
     steps: int
 
     def _value(self, t: int) -> float:
-        return half_cosine(self.start, self.end, min(t, self.steps) / self.steps)
+        return half_cosine(self.start, self.end, t / self.steps) if t < self.steps else self.end
 
     def _formula(self, t: str) -> str:
         return half_cosine_formula(self.start, self.end, f"min({t}/{self.steps}, 1)")
