@@ -20,12 +20,12 @@ from fastmomentum.backends.base import (
     StepRows,
     group_by_code,
 )
-from fastmomentum.backends.cpu import threads
+from fastmomentum.backends.cpu import dlpack, threads
 from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, OBJECTS, SIZE, dtype_code
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
 from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
-from fastmomentum.backends.tensors import counted
+from fastmomentum.backends.tensors import counted, tensor_of
 from fastmomentum.checks import address
 from fastmomentum.rules.base import Rule
 
@@ -141,6 +141,8 @@ class CpuExecutor(HostExecutor):
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
         self._headers = [job.arrays[0].view() for job in jobs]  # the table holds their addresses
+        self._reads_tensors = any([tensor_of(array) is not None for job in jobs for array in job.arrays])
+        self._reads_tensors = self._reads_tensors and dlpack.fill_function() is not None
         given = max([len(job.given) for job in jobs], default=0)
         rows = [_table_row(i, *each, given) for i, each in enumerate(zip(jobs, self._headers))]
         self._table = np.array(rows, np.int64) if rows else np.zeros((0, OBJECTS), np.int64)
@@ -155,8 +157,8 @@ class CpuExecutor(HostExecutor):
         self._parts: list[Part] = []
         self._squares: KernelCalls | None = None
         self._measures: KernelCalls | None = None
-        updates = KernelCalls()
-        checked, start = table, 0
+        updates, start = self._calls_after_check(table), 0
+        checked = table[:0] if self._reads_tensors else table
         for _, members in groupby(rows, self._key):
             numbers = list(members)
             job = self._jobs[numbers[0]]
@@ -170,7 +172,17 @@ class CpuExecutor(HostExecutor):
             checked, start = table[:0], start + len(numbers)
         self._counter.expect_calls(len(self._parts))
         run = self._observed(updates.runner() if rows else partial(_count_step, self._counter))
-        self.run = counted(run, [self._jobs[i].arrays[0] for i in rows])
+        written = [array for i in rows for array in self._jobs[i].arrays]
+        self.run = counted(run, written, addresses=not self._reads_tensors)
+
+    def _calls_after_check(self, table: npt.NDArray[np.int64]) -> KernelCalls:
+        """Return the calls of a step, of which there is none yet, or that which checks tensors."""
+        calls = KernelCalls()
+        self._checked = table
+        if self._reads_tensors:
+            check = dlpack.tensor_check(len(self._jobs[0].arrays))
+            calls.add(partial(check, table, self._written), None)
+        return calls
 
     def _in_threads(self, part: Part) -> KernelCall | None:
         """Return the call over several threads; None if they are not asked for, not faster, or not safe."""
@@ -185,7 +197,7 @@ class CpuExecutor(HostExecutor):
         self, kernel_of: Callable[[Part, bool], Callable[..., bool]], sums: npt.NDArray[np.float64], scratch: int
     ) -> KernelCalls:
         """Return calls that add the sums of all parts to the rows of `sums`; each thread needs `scratch` doubles."""
-        calls = KernelCalls()
+        calls = self._calls_after_check(self._checked)
         for part in self._parts:
             given, sizes = (part.checked, self._written, part.rows, part.hyper), part.rows[:, SIZE]
             count = threads.worthwhile(int(sizes.sum()), self._threads)
@@ -258,9 +270,11 @@ def _table_row(index: int, job: ArrayUpdate, header: npt.NDArray[Any], given: in
     flags = ALIGNED | C_CONTIGUOUS if header.flags.c_contiguous else ALIGNED
     size = 2 * header.size if header.dtype.kind == "c" else header.size
     first = header.__array_interface__["data"][0] - memory[0]
-    columns = (index, size, header.nbytes, dtype_code(header.dtype), flags, id(header), first)
+    dtypes = dtype_code(header.dtype), dlpack.dlpack_dtype(header.dtype)
+    columns = (index, size, header.nbytes, *dtypes, flags, id(header), first)
     others = [*map(address, job.given), *[0] * (given - len(job.given))]
-    return [*columns, *map(id, job.arrays), *memory, UNKNOWN_ADDRESS, *others]
+    objects = [array if tensor_of(array) is None else tensor_of(array) for array in job.arrays]
+    return [*columns, *map(id, objects), *memory, UNKNOWN_ADDRESS, *others]
 
 
 def _shares(sizes: npt.NDArray[np.int64], threads: int) -> npt.NDArray[np.intp]:

@@ -35,15 +35,15 @@ ITEMS = _HEAD + 8  # in a list
 NDARRAY, NONE = id(np.ndarray), id(None)
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x0001, 0x0100, 0x0400  # NPY_ARRAY_C_CONTIGUOUS and so on
 
-INDEX, SIZE, BYTES, DTYPE, FLAG_BITS, HEADER, FIRST, OBJECTS = range(8)
+INDEX, SIZE, BYTES, DTYPE, TENSOR_DTYPE, FLAG_BITS, HEADER, FIRST, OBJECTS = range(9)
 """The first columns of a table with one row for each parameter.
 
 A row holds the index in the list of gradients; then, of each of the parameter's arrays, the number of floats, the
-number of bytes, the dtype code, the flags that it must have (with C_CONTIGUOUS, strides need no comparison), the
-address of a header with its shape and strides, and the number of bytes from the begin of its memory to its first
-element; then the addresses of the objects p and *state, and the addresses at which the memory of p, *state and g
-begins, and that of the rule's given arrays, which only the optimiser holds, so that they cannot change. If the size is
-negative, the parameter must have no gradient.
+number of bytes, the dtype code, that of tensors, the flags that it must have (with C_CONTIGUOUS, strides need no
+comparison), the address of a header with its shape and strides, and the number of bytes from the begin of its memory to
+its first element; then the addresses of the objects p and *state, and the addresses at which the memory of p, *state
+and g begins, and that of the rule's given arrays, which only the optimiser holds, so that they cannot change. If the
+size is negative, the parameter must have no gradient.
 """
 
 
@@ -97,8 +97,8 @@ def _make_load(result: Any, bits: int) -> Function:
     return loader
 
 
-_load_word = _make_load(types.int64, 64)
-_load_half = _make_load(types.int32, 32)
+load_word = _make_load(types.int64, 64)
+load_half = _make_load(types.int32, 32)
 
 
 def make_views(kinds: list[types.Array]) -> Function:
@@ -147,16 +147,16 @@ def memory_spans(typing_context: Any, arrays: Any) -> Any:
 @register_jitable
 def _fits(header: Any, like: Any, dtype: Any, flags: Any) -> Any:
     """Return whether an array has this dtype and these flags, and the shape and strides in the header `like`."""
-    if _load_word(header + TYPE) != NDARRAY:
+    if load_word(header + TYPE) != NDARRAY:
         return False
-    code = _load_word(_load_word(header + DESCR) + CODE)
+    code = load_word(load_word(header + DESCR) + CODE)
     if code & KIND != dtype or code & ORDER == SWAPPED:
         return False
-    ndim, dimensions, expected = _load_half(like + NDIM), _load_word(header + DIMENSIONS), _load_word(like + DIMENSIONS)
-    if _load_half(header + FLAGS) & flags != flags or _load_half(header + NDIM) != ndim:
+    ndim, dimensions, expected = load_half(like + NDIM), load_word(header + DIMENSIONS), load_word(like + DIMENSIONS)
+    if load_half(header + FLAGS) & flags != flags or load_half(header + NDIM) != ndim:
         return False
     for axis in range(ndim):
-        if _load_word(dimensions + 8 * axis) != _load_word(expected + 8 * axis):
+        if load_word(dimensions + 8 * axis) != load_word(expected + 8 * axis):
             return False
     return flags & C_CONTIGUOUS != 0 or _strides_fit(header, like)
 
@@ -165,13 +165,13 @@ def _fits(header: Any, like: Any, dtype: Any, flags: Any) -> Any:
 def _strides_fit(header: Any, like: Any) -> Any:
     """Return whether an array of this shape has the same strides; those of axes of length 1 do not matter."""
     dimensions, strides, expected = (
-        _load_word(like + DIMENSIONS),
-        _load_word(header + STRIDES),
-        _load_word(like + STRIDES),
+        load_word(like + DIMENSIONS),
+        load_word(header + STRIDES),
+        load_word(like + STRIDES),
     )
-    for axis in range(_load_half(like + NDIM)):
-        differ = _load_word(strides + 8 * axis) != _load_word(expected + 8 * axis)
-        if differ and _load_word(dimensions + 8 * axis) != 1:
+    for axis in range(load_half(like + NDIM)):
+        differ = load_word(strides + 8 * axis) != load_word(expected + 8 * axis)
+        if differ and load_word(dimensions + 8 * axis) != 1:
             return False
     return True
 
@@ -189,28 +189,50 @@ def _overlaps(written: Any, start: Any, stop: Any) -> Any:
     return start < stop and low > 0 and written[low - 1, 1] > start
 
 
-@register_jitable
-def arrays_unchanged(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
-    """Return whether a kernel may run on the arrays of the table and the gradients, as their headers are now.
+UNFIT = -1
+"""What a reader returns in place of an address if an object is not an array as expected."""
 
-    `arrays` is the number of arrays in a row that are written, `grads` the address of the list of gradients. A gradient
-    may have other memory than in the last step, unless an array is written there; the table gets its new address.
+
+@register_jitable
+def read_array(header: Any, like: Any, dtype: Any, flags: Any, tensor_dtype: Any) -> Any:
+    """Return the address of the first element of a NumPy array that is as expected, or UNFIT."""
+    return load_word(header + DATA) if _fits(header, like, dtype, flags) else UNFIT
+
+
+def make_check(read: Function) -> Function:
+    """Return ``check(table, written, arrays, grads)``: whether a kernel may run on all arrays as they are now.
+
+    `arrays` is the number of arrays in a row of the table that are written, `grads` the address of the list of
+    gradients. A gradient may have other memory than in the last step, unless an array is written there; the table gets
+    its new address. ``read(object, like, dtype, flags, tensor_dtype)`` returns the address of the first element of an
+    object, or UNFIT.
     """
-    items = _load_word(grads + ITEMS)
-    for row in range(table.shape[0]):
-        grad, like, flags = _load_word(items + 8 * table[row, INDEX]), table[row, HEADER], table[row, FLAG_BITS]
-        if table[row, SIZE] < 0:
-            if grad != NONE:
-                return False
-            continue
-        for column in range(OBJECTS, OBJECTS + arrays + 1):
-            is_grad = column == OBJECTS + arrays
-            header = grad if is_grad else table[row, column]
-            if not _fits(header, like, table[row, DTYPE], flags if is_grad else flags | WRITEABLE):
-                return False
-            address = _load_word(header + DATA) - table[row, FIRST]
-            if address != table[row, column + arrays]:
-                if not is_grad or _overlaps(written, address, address + table[row, BYTES]):
+
+    @register_jitable
+    def check(table: Any, written: Any, arrays: Any, grads: Any) -> Any:
+        items = load_word(grads + ITEMS)
+        for row in range(table.shape[0]):
+            grad, like, flags = load_word(items + 8 * table[row, INDEX]), table[row, HEADER], table[row, FLAG_BITS]
+            if table[row, SIZE] < 0:
+                if grad != NONE:
                     return False
-                table[row, column + arrays] = address
-    return True
+                continue
+            for column in range(OBJECTS, OBJECTS + arrays + 1):
+                is_grad = column == OBJECTS + arrays
+                item = grad if is_grad else table[row, column]
+                needed = flags if is_grad else flags | WRITEABLE
+                begin = read(item, like, table[row, DTYPE], needed, table[row, TENSOR_DTYPE])
+                if begin == UNFIT:
+                    return False
+                address = begin - table[row, FIRST]
+                if address != table[row, column + arrays] and table[row, BYTES] != 0:  # no memory has any address
+                    if not is_grad or _overlaps(written, address, address + table[row, BYTES]):
+                        return False
+                    table[row, column + arrays] = address
+        return True
+
+    checker: Function = check
+    return checker
+
+
+arrays_unchanged = make_check(read_array)
