@@ -71,6 +71,8 @@ class Engine:
         The observer of every update that the gradient scheme needs.
     changes : int
         The number of times that state was changed other than by a step.
+    _read : callable or None
+        The function that turns gradients of other libraries into arrays; None for that of the state.
     lock : Lock
         The lock that is held in a step and in every other change, by :func:`~fastmomentum.backends.base.one_caller`.
     """
@@ -82,6 +84,7 @@ class Engine:
         threads: int | None,
         skip_nonfinite: bool | int,
         keep_resets: int | None = None,
+        read: Callable[[list[Any]], list[Any]] | None = None,
     ) -> None:
         self.groups, self.group_of = layout.groups, layout.group_of
         self.backend = backends.choose(backend, layout.params)
@@ -98,14 +101,15 @@ class Engine:
         self._row_of: list[int] | None = None
         self._ask: FunctionCalls | None = None
         self._live: LiveStep | None = None
-        self.state = State(layout, self.backend, keep_resets)
+        self.state, self._read = State(layout, self.backend, keep_resets), read
         self.groups = [
             group.with_dtypes(self.state.dtypes_of(self.group_of, number)) for number, group in enumerate(self.groups)
         ]
         self.check_and_build([None] * len(self.group_of))
         check_groups(self.backend, self.groups)
         points = self.points_at(self.all_params, 0)
-        self.state.initialise(self.update, self.all_params, ALL_ROWS)
+        if layout.slots is None:
+            self.state.initialise(self.update, self.all_params, ALL_ROWS)
         self.use_settings(plan_settings(self.groups, self.skip_nonfinite))
         self.write_state([], points)
 
@@ -145,7 +149,7 @@ class Engine:
         """Read gradients of other libraries and try again, or plan the step."""
         grads = checks.sequence("grads", grads, len(self.group_of))
         is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
-        read = grads if is_usual else self.state.read(grads)
+        read = grads if is_usual else (self._read or self.state.read)(grads)
         if read is grads or fast is None or not fast(read):
             self._carry_out_step(read, self._plan_step(read))
 

@@ -34,6 +34,8 @@ class Layout(NamedTuple):
         Whether the user passed one array.
     elements : list of dict
         For each array the values of the settings mask and lr_scale, each with its name in messages; not checked yet.
+    slots : list of tuple of arrays, or None
+        The state slots of each array, if they are given; None if the optimiser makes them.
     """
 
     params: list[Any]
@@ -43,6 +45,7 @@ class Layout(NamedTuple):
     group_of: list[int]
     single: bool
     elements: list[dict[str, tuple[Any, str]]]
+    slots: list[tuple[Any, ...]] | None = None
 
 
 OF_GROUPS = ("lr", "momentum", *OFF, *SWITCHES, *GIVEN)

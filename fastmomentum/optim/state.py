@@ -88,7 +88,10 @@ class State:
         self.device = self._arrays.one_device(self.array_names, params)
         self.elements = read_elements(layout.elements, params, backend)
         with self._arrays.on(self.device):
-            self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
+            if layout.slots is None:
+                self.slots = [tuple(self._arrays.empty_like(p) for _ in self._slot_names) for p in params]
+            else:
+                self.slots = [tuple(self._arrays.view("state", slot) for slot in slots) for slots in layout.slots]
         self.params: list[Any] = params
         self.counter = StepCounter()
         self._tally = [0] * len(params), 0, [False] * len(params)  # updates, the step when they were counted, and which

@@ -1,0 +1,380 @@
+"""Update the tensors of one device: dense tensors by an engine, tensors with sparse gradients by torch."""
+
+from collections.abc import Mapping, Sequence
+from operator import is_, itemgetter
+from typing import Any, Protocol
+
+import torch
+from torch.optim.sgd import sgd
+
+from fastmomentum.backends.base import one_caller
+from fastmomentum.checks import SERVED_WHERE_DENSE, is_dense
+from fastmomentum.optim.changes import set_setting
+from fastmomentum.optim.engine import Engine
+from fastmomentum.optim.params import parse_params
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.record import STEP
+from fastmomentum.rules.registry import find
+
+Groups = Sequence[Mapping[str, Any]]
+
+SERVED = tuple(getattr(torch, str(dtype)) for dtype in SERVED_WHERE_DENSE)
+"""The dtypes of tensors that kernels update where they are."""
+
+
+SLOT_NAMES: dict[str | None, dict[str, str]] = {
+    "pytorch": {"velocity": "momentum_buffer"},
+    "quasi_hyperbolic": {"velocity": "momentum_buffer"},
+    "signum": {"velocity": "momentum_buffer"},
+    "lion": {"velocity": "exp_avg"},
+}
+"""For each rule the names under which other packages store its slots in the state of a torch optimiser.
+
+Slots of other rules have their own names there.
+"""
+
+
+class OutdatedError(Exception):
+    """Say that a run must be made again, as a tensor has another layout, or a setting asks for other state."""
+
+
+class Settings(Protocol):
+    """Hold what a run needs to know of its optimiser, :class:`fastmomentum.torch.Optimizer`."""
+
+    rule: Rule
+    max_norm: float | None
+    skip_nonfinite: bool | int
+    threads: int | None
+    state: Any
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def setting_names(self) -> frozenset[str]:
+        """The names of the settings that a group can have."""
+
+    @staticmethod
+    def translated(group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the entries of a group with the names of the rule's hyper-parameters."""
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as an engine takes it: a whole number, or a tensor of one element, as a float."""
+    return float(value) if type(value) is int or isinstance(value, torch.Tensor) else value
+
+
+def rule_at(rule: Rule, settings: Groups) -> Rule:
+    """Return the rule of a run: without velocity if momentum is 0 in all groups, as torch makes no state then."""
+    simple = rule.core.at_zero_momentum if rule.core is rule else None
+    if simple is None or any([callable(own["momentum"]) or own["momentum"] != 0 for own in settings]):
+        return rule
+    return find(simple)
+
+
+def layout_of(tensor: Any) -> tuple[Any, ...]:
+    """Return what decides whether a kernel that was chosen for a tensor still fits it."""
+    return tensor.dtype, tensor.device, tensor.layout, tuple(tensor.shape), tensor.stride()
+
+
+class Copies:
+    """Hold dense copies of a parameter and its state, in a dtype that kernels have.
+
+    They are made for tensors of other floating dtypes, and for tensors with holes between their elements. The copies
+    are read before each step and written back after it, each number rounded once.
+
+    Parameters
+    ----------
+    place : int
+        The number of the parameter in its run.
+    tensors : list of tensors
+        The parameter and its state.
+
+    Attributes
+    ----------
+    copies : list of tensors
+        The copies.
+    """
+
+    def __init__(self, place: int, tensors: Sequence[Any]) -> None:
+        self.place, self._tensors = place, tensors
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        self.copies = [torch.empty(tensor.shape, dtype=dtype, device=tensor.device) for tensor in tensors]
+        self._grad = torch.empty_like(self.copies[0])
+
+    @staticmethod
+    def are_needed(param: Any) -> bool:
+        """Return whether kernels cannot update this parameter where it is."""
+        if param.dtype not in SERVED or not param.is_leaf or param.is_conj() or param.is_neg():
+            return True
+        if param.device.type != "cpu":
+            return not param.is_contiguous() or param.is_complex()
+        return not is_dense(param.detach().numpy())
+
+    def read(self, grad: Any) -> Any:
+        """Copy all tensors, and return a copy of the gradient."""
+        with torch.no_grad():
+            for copy, tensor in zip(self.copies, self._tensors):
+                copy.copy_(tensor)
+            return None if grad is None else self._grad.copy_(grad)
+
+    def write(self) -> None:
+        """Write the copies back."""
+        with torch.no_grad():
+            for copy, tensor in zip(self.copies, self._tensors):
+                tensor.copy_(copy)
+
+
+class Reader:
+    """Turn gradients that kernels cannot read into arrays of the layout of their parameters.
+
+    Parameters
+    ----------
+    params : sequence of tensors
+        The parameters as kernels update them.
+    written : sequence of tensors
+        The parameters and their state, whose layout must stay as it is.
+    """
+
+    def __init__(self, params: Sequence[Any], written: Sequence[Any]) -> None:
+        self._params, self._written = params, written
+        self._layouts = [layout_of(tensor) for tensor in written]
+
+    def __call__(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients of a step.
+
+        Raises
+        ------
+        OutdatedError
+            If a parameter or its state has another layout than before, or a gradient is sparse.
+        """
+        if [layout_of(tensor) for tensor in self._written] != self._layouts:
+            raise OutdatedError
+        return [grad if grad is None else _fit(param, grad) for param, grad in zip(self._params, grads)]
+
+
+def _fit(param: Any, grad: Any) -> Any:
+    """Return a gradient as an array with the layout of its parameter; on a device as a tensor."""
+    if grad.layout != torch.strided:
+        raise OutdatedError
+    grad = grad.detach()
+    if layout_of(grad) != layout_of(param) or grad.is_neg() or grad.is_conj():
+        with torch.no_grad():
+            grad = torch.empty_like(param).copy_(grad)
+    return grad.numpy() if grad.device.type == "cpu" else grad
+
+
+class Run:
+    """Update the tensors of one device that have dense gradients.
+
+    Parameters
+    ----------
+    optimizer : Settings
+        The optimiser, whose groups and state are read. No reference to it is kept, which would make a cycle.
+    params : sequence of tensors
+        The parameters of all groups.
+    places : list of int
+        The numbers of those that this run updates.
+
+    Attributes
+    ----------
+    engine : Engine
+        The engine.
+    """
+
+    def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
+        groups = optimizer.param_groups
+        number_of = {id(param): number for number, group in enumerate(groups) for param in group["params"]}
+        self._places = None if len(places) == len(params) else places
+        self._params, self._state = [params[i] for i in places], optimizer.state
+        self._group_of = [number_of[id(param)] for param in self._params]
+        self._setting_names, self._translated = optimizer.setting_names, optimizer.translated
+        settings = [self._settings(group) for group in groups]
+        self._full_rule = optimizer.rule
+        self._rule = rule_at(optimizer.rule, settings)
+        names = SLOT_NAMES.get(self._full_rule.name, {})
+        self._names = [names.get(slot, slot) for slot in self._rule.slots]
+        updates, self._slots, self._new = self._take_state()
+        tensors = [[param, *slots] for param, slots in zip(self._params, self._slots)]
+        self._copies = [Copies(i, each) for i, each in enumerate(tensors) if Copies.are_needed(each[0])]
+        arrays = list(tensors)
+        for copies in self._copies:
+            arrays[copies.place] = copies.copies
+        members: list[list[Any]] = [[] for _ in groups]
+        for number, (first, *_) in zip(self._group_of, arrays):
+            members[number].append(first)
+        parts = [{"params": own, **self._of_rule(given)} for own, given in zip(members, settings)]
+        layout = parse_params(parts, {"rule": self._rule, "max_norm": optimizer.max_norm})
+        layout = layout._replace(slots=[tuple(slots) for _, *slots in arrays])
+        threads = torch.get_num_threads() if optimizer.threads is None else optimizer.threads
+        reader = Reader([first for first, *_ in arrays], [tensor for each in tensors for tensor in each])
+        self.engine = Engine(layout, None, threads, optimizer.skip_nonfinite, read=reader)
+        self.engine.state.updates = updates
+        self._counts = self._counters(updates) if any([group.uses_step for group in self.engine.groups]) else []
+        self._seen = settings
+        self._watch()
+
+    def _take_state(self) -> tuple[list[int], list[list[Any]], list[int]]:
+        """Return the number of updates and the slots of each parameter, and which parameters have new slots."""
+        updates, found, new = [], [], []
+        for place, param in enumerate(self._params):
+            entry = self._state.get(param, {})
+            slots = [entry.get(name) for name in self._names]
+            if any([slot is None for slot in slots]):
+                new.append(place)
+                slots = [_first_slot(param, initial) for _, initial in self._rule.state]
+                updates.append(0)
+            else:
+                for number, (name, slot) in enumerate(zip(self._names, slots)):
+                    if layout_of(slot) != layout_of(param) and not Copies.are_needed(param):
+                        entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot)
+                updates.append(int(entry.get(STEP, 1)))
+            found.append(slots)
+        return updates, found, new if self._names else []
+
+    def _settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a group."""
+        return {name: plain(value) for name, value in self._translated(group).items() if name in self._setting_names}
+
+    def _of_rule(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those settings that the rule of this run takes."""
+        left_out = () if self._rule is self._full_rule else ("momentum", "dampening", "nesterov")
+        return {name: value for name, value in settings.items() if name not in left_out}
+
+    def _counters(self, updates: Sequence[int]) -> list[Any]:
+        """Return for each parameter the number of its updates, as a tensor that is part of its state."""
+        return [
+            self._state.get(param, {}).get(STEP, torch.tensor(float(count)))
+            for param, count in zip(self._params, updates)
+        ]
+
+    def _watch(self) -> None:
+        """Note the tensors of the state, to see later whether they have been replaced."""
+        new = {*self._new}
+        known = [i for i in range(len(self._params)) if i not in new]
+        entries = [self._state[self._params[i]] for i in known] if self._names else []
+        self._watched = [
+            (itemgetter(name), entries, [self._slots[i][number] for i in known])
+            for number, name in enumerate(self._names)
+        ]
+
+    def is_current(self) -> bool:
+        """Return whether the tensors of the state are those that this run updates."""
+        try:
+            return all([all(map(is_, map(get, entries), slots)) for get, entries, slots in self._watched])
+        except KeyError:
+            return False
+
+    def use_settings(self, groups: Groups) -> None:
+        """Use the settings that the groups have now.
+
+        Raises
+        ------
+        OutdatedError
+            If momentum is no longer 0 in a run whose rule has no velocity.
+        """
+        for number, (group, seen) in enumerate(zip(groups, self._seen)):
+            now = self._settings(group)
+            if now == seen:
+                continue
+            if self._rule is not self._full_rule and rule_at(self._full_rule, [now]) is self._full_rule:
+                raise OutdatedError
+            for name, value in self._of_rule(now).items():
+                if name not in seen or seen[name] != value:
+                    with one_caller(self.engine.lock):
+                        set_setting(self.engine, [number], name, [value])
+            self._seen[number] = now
+
+    def step(self, grads: Sequence[Any]) -> bool:
+        """Do one update; return whether the state has new entries."""
+        engine = self.engine
+        own = list(grads) if self._places is None else [grads[i] for i in self._places]
+        copied = [copies for copies in self._copies if own[copies.place] is not None]
+        for copies in copied:
+            own[copies.place] = copies.read(own[copies.place])
+        before = engine.state.counter.steps
+        engine.step(own)
+        for copies in copied:
+            copies.write()
+        if engine.state.counter.steps == before:  # skipped
+            return False
+        if self._counts:
+            torch._foreach_add_([count for count, grad in zip(self._counts, own) if grad is not None], 1.0)
+        return bool(self._new) and self._publish(own)
+
+    def _publish(self, grads: Sequence[Any]) -> bool:
+        """Make the slots of parameters that have had their first update part of the state."""
+        left, before = [], len(self._new)
+        for place in self._new:
+            number = self._group_of[place]
+            if grads[place] is None or not self.engine.groups[number].keeps_state:
+                left.append(place)
+                continue
+            entry = self._state[self._params[place]]
+            entry.update(zip(self._names, self._slots[place]))
+            if self._counts:
+                entry[STEP] = self._counts[place]
+        self._new = left
+        self._watch()
+        return len(left) < before
+
+
+def _first_slot(param: Any, initial: str) -> Any:
+    """Return a new slot of the state, in the layout of its parameter."""
+    param = param.detach()
+    return param.clone() if initial == "param" else torch.zeros_like(param)
+
+
+class SparseRun:
+    """Update tensors that have sparse gradients, by torch's own functions for SGD.
+
+    Parameters
+    ----------
+    optimizer : Settings
+        The optimiser, whose groups and state are read.
+    params : sequence of tensors
+        The parameters of all groups.
+    places : list of int
+        The numbers of those that this run updates.
+
+    Raises
+    ------
+    TypeError
+        If the rule is not that of torch, or an option is on that torch does not have.
+    """
+
+    def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
+        if optimizer.rule.name != "pytorch" or optimizer.max_norm is not None or optimizer.skip_nonfinite:
+            raise TypeError(
+                f"expected dense gradients with rule {optimizer.rule}, max_norm or skip_nonfinite; got a sparse one. "
+                "Make the embedding with sparse=False, or give it an optimiser of its own, fastmomentum.torch.SGD"
+            )
+        numbers = {
+            id(param): number for number, group in enumerate(optimizer.param_groups) for param in group["params"]
+        }
+        self._members = [(i, params[i], numbers[id(params[i])]) for i in places]
+        self._state, self._groups = optimizer.state, optimizer.param_groups
+
+    def is_current(self) -> bool:
+        """Return True: the state is read at each step."""
+        return True
+
+    def use_settings(self, groups: Groups) -> None:
+        """Do nothing, as the groups are read at each step."""
+
+    def step(self, grads: Sequence[Any]) -> bool:
+        """Do one update; return whether the state has new entries."""
+        is_new = False
+        for i, param, number in self._members:
+            grad, group = grads[i], self._groups[number]
+            if grad is None:
+                continue
+            if grad.layout == torch.strided:
+                raise OutdatedError
+            momentum = group["momentum"]
+            buffers = [self._state[param].get("momentum_buffer") if momentum else None]
+            is_new |= bool(momentum) and buffers[0] is None
+            settings = {name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov")}
+            with torch.no_grad():
+                sgd([param], [grad], buffers, has_sparse_grad=True, maximize=group["maximize"], **settings)
+            if momentum:
+                self._state[param]["momentum_buffer"] = buffers[0]
+        return is_new
