@@ -110,9 +110,10 @@ class Lion(Optimizer):
     @staticmethod
     def translated(group: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the entries of a group with the names of the rule's hyper-parameters."""
-        momentum, beta2 = group["betas"]
-        decay = group["weight_decay"]
-        return {**group, "momentum": momentum, "beta2": beta2, "weight_decay": 0.0, "decoupled_weight_decay": decay}
+        found = dict(group)
+        found["momentum"], found["beta2"] = found.pop("betas")
+        found["decoupled_weight_decay"] = found.pop("weight_decay")
+        return found
 
 
 class Signum(Optimizer):

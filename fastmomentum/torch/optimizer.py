@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fastmomentum import checks
+from fastmomentum.advice import did_you_mean
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.groups import make_group
 from fastmomentum.optim.norms import check_groups
@@ -114,6 +115,9 @@ class Optimizer(torch.optim.Optimizer):
         self.rule, self.max_norm = find(rule), max_norm
         self.skip_nonfinite, self.threads = skip_nonfinite, threads
         self._runs: list[Run | SparseRun] | None = None
+        if unknown := self.translated(settings).keys() - self.setting_names:
+            hint = did_you_mean(min(unknown), sorted(self.setting_names))
+            raise TypeError(f"expected settings of rule {self.rule}; got {', '.join(sorted(unknown))}{hint}")
         super().__init__(params, settings | {"foreach": foreach, "differentiable": False, "fused": fused})
 
     @staticmethod
