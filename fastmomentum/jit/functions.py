@@ -10,13 +10,21 @@ import numpy.typing as npt
 from numba import carray, types
 from numba import cfunc as c_callback
 from numba.core.errors import TypingError
-from numba.extending import overload, register_jitable
+from numba.extending import overload
 
 from fastmomentum import checks
 from fastmomentum.backends import cpu, one_array_kernel
 from fastmomentum.backends.cpu.headers import make_views
 from fastmomentum.backends.cpu.kernels import vector
-from fastmomentum.backends.cpu.loops import FLOATS, NUMBERS, make_advance, make_cast, make_loop, make_numbers
+from fastmomentum.backends.cpu.loops import (
+    FLOATS,
+    NUMBERS,
+    compiled_part,
+    make_advance,
+    make_cast,
+    make_loop,
+    make_numbers,
+)
 from fastmomentum.jit.embedding import KernelArguments, check_count, embed, single_sweep, with_signature
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
@@ -78,7 +86,7 @@ def update(rule: str | Rule) -> Function:
 def _make_scalar(rule: Rule) -> Function:
     """Return ``scalar(p, *state, g, *hyper) -> (p, *state)``, which computes in the dtype of p."""
     names = ("p", *rule.slots, "g", *rule.hyper)
-    compute, compiled_update, cast = rule.build(), rule.build(register_jitable), make_cast(len(names) - 1)
+    compute, compiled_update, cast = rule.build(), rule.build(compiled_part), make_cast(len(names) - 1)
     from_python = compute if cpu.has_compiler() else _cast_first(compute, cast)
 
     def scalar(*given: Any) -> Any:

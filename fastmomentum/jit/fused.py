@@ -6,11 +6,11 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba.extending import register_jitable
 
 from fastmomentum import checks
 from fastmomentum.backends.cpu.loops import (
     as_like,
+    compiled_part,
     inlined,
     make_cut,
     make_descent,
@@ -248,7 +248,7 @@ def _make_stencil(rule: Rule, gradient: Function, offsets: Offsets, data: tuple[
 
 def _make_point(rule: Rule, gradient: Function, offsets: Offsets, data: int) -> Function:
     """Return ``point(written, read, hyper, index)``, which updates the point at this index."""
-    update, slope, neighbours = rule.build(register_jitable), inlined(gradient), _make_neighbours(offsets)
+    update, slope, neighbours = rule.build(compiled_part), inlined(gradient), _make_neighbours(offsets)
     load, load_data, store = make_load(len(rule.state)), make_load(data), make_store(1 + len(rule.state))
     unsigned = _make_shifted((0,) * len(offsets[0]))
 

@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 Function = Callable[..., Any]
 """A function of scalars, which also works on arrays, fractions and symbols."""
 
-Wrap = Callable[[Function], Function]
-"""A decorator that a backend puts on a function before compiled code calls it."""
+Wrap = Callable[..., Function]
+"""A decorator ``wrap(function, count)`` that a backend puts on a function before compiled code calls it.
+
+`count` is the number of arguments of a function of a rule; it is left out for functions that only call such functions.
+"""
 
 
-def identity(function: Function) -> Function:
+def identity(function: Function, count: int = 0) -> Function:
     """Return the function unchanged: the wrap of plain Python."""
     return function
 
@@ -105,7 +108,8 @@ def assemble(
         The decorator of the backend.
     """
     functions = _function_names(name, arguments, calls)
-    namespace = {called: wrap(function) for function, called in functions.items()}
+    counts = {call.function: len(call.takes) for call in calls}
+    namespace = {called: wrap(function, counts[function]) for function, called in functions.items()}
     return define(name, write_source(name, arguments, calls, results), namespace)
 
 

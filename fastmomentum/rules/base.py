@@ -113,8 +113,11 @@ class Rule(Record):
     ----------
     update : callable
         A function of scalars: assignments and one return, made of ``+ - * /``, ``numpy.minimum``, ``numpy.maximum``,
-        ``numpy.absolute`` and ``numpy.sqrt``; no branch, no loop, no numeric literal. Of +0 and −0, minimum and maximum
-        may return either, depending on the backend; a hyper-parameter of +0, added to the result, makes it +0.
+        ``numpy.absolute``, ``numpy.sqrt``, ``numpy.sign``, and ``numpy.where(a < b, x, y)`` with one comparison, ``<``,
+        ``<=``, ``>`` or ``>=``; no branch, no loop, no numeric literal. The sign of ±0 is +0, and that of a NaN is a
+        NaN. A comparison with a NaN does not hold, so that where returns y; +0 and −0 are equal. Of +0 and −0, minimum
+        and maximum may return either, depending on the backend; a hyper-parameter of +0, added to the result, makes it
+        +0.
     state : sequence of (str, str)
         Name and initial value of every state slot; the initial value is "zero", or "param" if the slot starts as a copy
         of the parameter. One slot ("velocity", "zero") unless given.
@@ -367,7 +370,8 @@ class Rule(Record):
         """
         if self._is_assembled:
             return wrap(assemble("update", *self._program(), wrap))
-        return wrap(self.update)
+        (part,) = self.parts
+        return wrap(self.update, len(part.reads) + len(part.hyper))
 
     @property
     def _is_assembled(self) -> bool:

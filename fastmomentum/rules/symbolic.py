@@ -2,37 +2,75 @@
 
 A rule is a plain Python function of scalars. Called with :class:`Symbol` objects, it returns its own operations. No
 source text is needed, so rules made by a factory or typed at a prompt can be read as well. :func:`evaluate` refuses a
-rule that has a branch (the backends would differ), calls another function than :data:`FUNCTIONS`, or holds a numeric
-literal (a Python float beside a float32 gives float64 in compiled code, which is slower and has other bits than NumPy).
+rule that has a branch (the backends would differ), calls another function than :data:`FUNCTIONS` and ``numpy.where``,
+or holds a numeric literal (a Python float beside a float32 gives float64 in compiled code, which is slower and has
+other bits than NumPy).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dis import get_instructions
 from types import FunctionType
 from typing import Any, NoReturn
 
 import numpy as np
 
-FUNCTIONS = {np.minimum: "minimum", np.maximum: "maximum", np.absolute: "absolute", np.sqrt: "sqrt"}
-"""The functions that a rule may call beside the operators ``+ - * /``; every backend has them."""
+FUNCTIONS = {
+    np.minimum: "minimum",
+    np.maximum: "maximum",
+    np.absolute: "absolute",
+    np.sqrt: "sqrt",
+    np.sign: "sign",
+}
+"""The functions that a rule may call beside the operators ``+ - * /`` and :data:`WHERE`; every backend has them."""
+
+WHERE = "where"
+"""The operation of ``numpy.where(a < b, x, y)``: x where the comparison holds, y elsewhere, also if a or b is NaN."""
+
+COMPARISONS = ("<", "<=", ">", ">=")
+"""The comparisons that numpy.where may have in a rule."""
+
+ALLOWED = f"{', '.join(sorted(FUNCTIONS.values()))} and {WHERE}"
 
 
-class Symbol:
-    """Represent a value inside a rule: a named argument, or an operation on other symbols."""
+class Node:
+    """Represent an operation on other nodes."""
 
     __slots__ = ("operands", "operation")
 
-    def __init__(self, operation: str, operands: "tuple[Symbol, ...]" = ()) -> None:
+    def __init__(self, operation: str, operands: "tuple[Node, ...]" = ()) -> None:
         self.operation = operation
         self.operands = operands
 
     def __repr__(self) -> str:
         return f"{self.operation}({', '.join(map(repr, self.operands))})" if self.operands else self.operation
 
+
+class Comparison(Node):
+    """Represent the comparison of two values, which only the first argument of numpy.where may be."""
+
+    __slots__ = ()
+
+    def refuse(self, *_: object, **__: object) -> NoReturn:
+        """Raise the TypeError of any other use."""
+        raise TypeError("it uses a comparison as a number or a condition; choose by numpy.where(a < b, x, y)")
+
+    __bool__ = __array_ufunc__ = __and__ = __or__ = __xor__ = __invert__ = __neg__ = __abs__ = refuse
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, keywords: Any) -> "Symbol":
+        return where(function, inputs, keywords)
+
+
+class Symbol(Node):
+    """Represent a value inside a rule: a named argument, or an operation on other symbols."""
+
+    __slots__ = ()
+
     def _with(self, operation: str, *others: object) -> "Symbol":
         return type(self)(operation, (self, *map(self._operand, others)))
 
     def _operand(self, other: object) -> "Symbol":
+        if isinstance(other, Comparison):
+            other.refuse()
         if not isinstance(other, Symbol):
             raise TypeError(f"it holds the literal {other!r}; make it a hyper-parameter, or derive a hyper-parameter")
         return other
@@ -69,23 +107,57 @@ class Symbol:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: object, **keywords: object) -> "Symbol":
         if ufunc not in FUNCTIONS or method != "__call__" or keywords:
-            raise TypeError(f"it calls numpy.{ufunc.__name__}; allowed are {', '.join(sorted(FUNCTIONS.values()))}")
+            raise TypeError(f"it calls numpy.{ufunc.__name__}; allowed are {ALLOWED}")
         if not isinstance(inputs[0], Symbol):
             raise TypeError(f"it holds the literal {inputs[0]!r}; make it a hyper-parameter")
         return inputs[0]._with(FUNCTIONS[ufunc], *inputs[1:])
 
+    def __array_function__(self, function: Any, types: Any, inputs: Any, keywords: Any) -> "Symbol":
+        return where(function, inputs, keywords)
+
+    def _compared(self, operation: str, other: object) -> "Comparison":
+        return Comparison(operation, (self, self._operand(other)))
+
+    def __lt__(self, other: object) -> "Comparison":
+        return self._compared("<", other)
+
+    def __le__(self, other: object) -> "Comparison":
+        return self._compared("<=", other)
+
+    def __gt__(self, other: object) -> "Comparison":
+        return self._compared(">", other)
+
+    def __ge__(self, other: object) -> "Comparison":
+        return self._compared(">=", other)
+
     def _refuse(self, *_: object) -> NoReturn:
-        raise TypeError(
-            "it compares, branches on, converts or raises to a power; a rule is + - * / and the four functions"
-        )
+        raise TypeError(f"it branches on, converts or raises to a power; a rule is + - * /, {ALLOWED}")
 
     def _refuse_in_place(self, *_: object) -> NoReturn:
         raise TypeError("it assigns in place (v *= mu), which would write to a whole array: write v = mu * v")
 
     __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse_in_place
-    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __float__ = __int__ = __index__ = _refuse
+    __bool__ = __float__ = __int__ = __index__ = _refuse
     __pow__ = __rpow__ = __mod__ = __floordiv__ = __eq__ = __ne__ = _refuse
     __hash__ = object.__hash__
+
+
+def where(function: Any, inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Symbol:
+    """Return the symbol of a call of numpy.where; refuse any other function of NumPy."""
+    if function is not np.where:
+        raise TypeError(f"it calls numpy.{function.__name__}; allowed are {ALLOWED}")
+    if len(inputs) != 3 or keywords:
+        raise TypeError("where takes a comparison and two values: numpy.where(a < b, x, y)")
+    condition, *values = inputs
+    if not isinstance(condition, Comparison):
+        raise TypeError("the first argument of where must be one comparison: <, <=, > or >=")
+    for value in values:
+        if isinstance(value, Comparison):
+            value.refuse()
+        if not isinstance(value, Symbol):
+            raise TypeError(f"it holds the literal {value!r}; make it a hyper-parameter, or derive a hyper-parameter")
+    result: Symbol = type(values[0])(WHERE, (condition, *values))
+    return result
 
 
 class Term(Symbol):
@@ -164,6 +236,8 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
         expected = "one value" if results is None else f"a tuple of {results}"
         raise TypeError(f"{called} must return {expected}; it returned {outcome!r}")
     for value in found:
+        if isinstance(value, Comparison):
+            raise TypeError(f"{called} returns a comparison; every result must be a number")
         if not isinstance(value, Symbol):
             raise TypeError(f"{called} returns the literal {value!r}; every result must come from the arguments")
     return outcome
@@ -183,7 +257,7 @@ def formula(function: Callable[..., Any], count: int) -> tuple[tuple[Any, ...], 
     >>> formula(lambda x, y, rate: x - rate * y, 3) == formula(lambda p, g, lr: p - lr * g, 3)
     True
     """
-    arguments = [Symbol(str(i)) for i in range(count)]
+    arguments: list[Node] = [Symbol(str(i)) for i in range(count)]
     outcome = function(*arguments)
     numbers = {symbol: i for i, symbol in enumerate(arguments)}
     known: dict[tuple[Any, ...], int] = {}
@@ -199,3 +273,32 @@ def formula(function: Callable[..., Any], count: int) -> tuple[tuple[Any, ...], 
                 numbers[symbol] = known.setdefault(operation, count + len(known))
         waiting += missing
     return *known, tuple(numbers[result] for result in results)
+
+
+TEXTS = dict.fromkeys(("+", "-", "*", "/", *COMPARISONS), "{0} {operation} {1}") | {"negative": "-{0}"}
+"""The Python expression of each operation; operations without an entry are calls of a function of their name."""
+
+
+def operations_text(name: str, function: Callable[..., Any], count: int) -> str:
+    """Return the text of a function that does the operations of another one, each on a line of its own.
+
+    Examples
+    --------
+    >>> print(operations_text("update", lambda p, g, lr: p - lr * np.sign(g), 3))
+    def update(x0, x1, x2):
+        x3 = sign(x1)
+        x4 = x2 * x3
+        x5 = x0 - x4
+        return x5
+    <BLANKLINE>
+    """
+    *operations, results = formula(function, count)
+    lines = [f"def {name}({', '.join(f'x{i}' for i in range(count))}):"]
+    for number, (operation, *operands) in enumerate(operations, count):
+        values = [f"x{i}" for i in operands]
+        call = f"{operation}({', '.join(values)})"
+        text = TEXTS[operation].format(*values, operation=operation) if operation in TEXTS else call
+        lines.append(f"    x{number} = {text}")
+    is_tuple = isinstance(function(*(Symbol(str(i)) for i in range(count))), tuple)
+    lines.append(f"    return {', '.join(f'x{i}' for i in results)}{',' * (is_tuple and len(results) == 1)}")
+    return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from fastmomentum.backends.cpu.kernels import STRICT
-from fastmomentum.backends.cpu.loops import inlined, make_cast, make_function, make_load, make_store
+from fastmomentum.backends.cpu.loops import compiled_part, inlined, make_cast, make_function, make_load, make_store
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Stage
 from fastmomentum.rules.cache import bounded
@@ -78,7 +78,7 @@ def make_advance(rule: str, terms: Terms) -> Callable[..., None]:
     the bounds alone.
     """
     projection = (replace(box, kind="param"),) if terms.bounds else ()
-    update = chain(*_prox_stages(terms), rule, *projection).build(register_jitable)
+    update = chain(*_prox_stages(terms), rule, *projection).build(compiled_part)
     derive_row, limits_at = _make_derive_row(terms), _make_limits_at(terms)
     load, store, cast = make_load(2), make_store(2), make_cast(2 + 3 * terms.l1)
 

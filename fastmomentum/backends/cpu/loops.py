@@ -12,6 +12,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from fastmomentum.rules.assemble import Function, define
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import relax, select
+from fastmomentum.rules.symbolic import FUNCTIONS, WHERE, formula, operations_text
 
 FLOATS = (types.float32, types.float64)
 NUMBERS = (types.Integer, types.Float, types.Boolean)
@@ -48,13 +49,45 @@ def relax_one(factor: Any, scale: Any) -> Any:
     return one - scale * (one - factor)
 
 
+@intrinsic
+def where_one(typing_context: Any, condition: Any, chosen: Any, other: Any) -> Any:
+    """Return `chosen` if the condition holds, else `other`: Numba's numpy.where returns an array even for scalars."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return chosen(types.boolean, chosen, chosen), codegen
+
+
+def sign_one(value: Any) -> Any:
+    """Return the sign as NumPy has it: 1, −1, +0 for ±0, and NaN for NaN."""
+    one = as_like(1.0, value)
+    return where_one(value > as_like(0.0, value), one, where_one(value < as_like(0.0, value), -one, value - value))
+
+
+OPERATIONS: dict[str, Function] = {
+    **{name: function for function, name in FUNCTIONS.items()},
+    "sign": register_jitable(sign_one),
+    WHERE: where_one,
+}
+"""The compiled functions for the operations of rules that are no operators."""
+
 COMPILED: dict[Function, Function] = {select: select_one, relax: register_jitable(relax_one)}
 """The compiled forms of functions that work on whole arrays: Numba's numpy.where returns an array even for scalars."""
 
 
-def compiled_part(function: Function) -> Function:
-    """Return a part of a rule in a form that compiled code can call."""
-    found: Function = COMPILED.get(function) or register_jitable(function)
+def compiled_part(function: Function, count: int = 0) -> Function:
+    """Return a part of a rule, a function of `count` scalars, in a form that compiled code can call.
+
+    A function that calls numpy.where or numpy.sign is written anew, operation by operation: for scalars Numba's where
+    returns arrays, and its sign has other bits than NumPy's.
+    """
+    if function in COMPILED:
+        return COMPILED[function]
+    if count and {WHERE, "sign"} & {operation for operation, *_ in formula(function, count)[:-1]}:
+        text = operations_text("operations", function, count)
+        function = define("operations", text, OPERATIONS)
+    found: Function = register_jitable(function)
     return found
 
 

@@ -26,7 +26,7 @@ from numba.cuda.typing import signature
 
 from fastmomentum.backends.cuda.scalars import DerivedScalar
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.symbolic import Symbol, evaluate
+from fastmomentum.rules.symbolic import COMPARISONS, WHERE, Node, Symbol, evaluate
 
 Operation = Callable[..., ir.Value]
 """``operation(builder, *operands) -> value``: emits one operation."""
@@ -68,6 +68,18 @@ def _select_by(comparison: str) -> Operation:
     return select
 
 
+def _compare(comparison: str) -> Operation:
+    """Return a comparison, which does not hold for a NaN."""
+    return lambda builder, a, b: builder.fcmp_ordered(comparison, a, b)
+
+
+def _sign(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """Return NumPy's sign: ±1, +0 for ±0, and NaN for NaN."""
+    zero, one = ir.Constant(a.type, 0.0), ir.Constant(a.type, 1.0)
+    rest = builder.select(builder.fcmp_ordered("<", a, zero), _negative(builder, one), _subtract(builder, a, a))
+    return builder.select(builder.fcmp_ordered(">", a, zero), one, rest)
+
+
 def _rounded(name: str) -> Operation:
     """Return the operation that rounds its result to nearest even, and is never contracted."""
     return lambda builder, *operands: _call_intrinsic(builder, f"nvvm.{name}.rn", *operands)
@@ -83,6 +95,9 @@ STRICT: dict[str, Operation] = {
     "absolute": lambda builder, a: _call_intrinsic(builder, "nvvm.fabs", a),
     "minimum": _select_by("<"),
     "maximum": _select_by(">"),
+    "sign": _sign,
+    WHERE: lambda builder, condition, a, b: builder.select(condition, a, b),
+    **{comparison: _compare(comparison) for comparison in COMPARISONS},
 }
 """The LLVM code of each operation that a rule may use, with the bits of the CPU."""
 
@@ -106,13 +121,13 @@ def emit(
     """
     values: dict[int, ir.Value] = {}
 
-    def value(symbol: Symbol) -> ir.Value:
+    def value(symbol: Node) -> ir.Value:
         if id(symbol) not in values:
             operands = [value(operand) for operand in symbol.operands]
             values[id(symbol)] = operations[symbol.operation](builder, *operands) if operands else leaf(symbol)
         return values[id(symbol)]
 
-    def leaf(symbol: Symbol) -> ir.Value:
+    def leaf(symbol: Node) -> ir.Value:
         name = symbol.operation  # of an argument, or the text of a number in the formula of a derived hyper-parameter
         return arguments[name] if name in arguments else ir.Constant(ir.DoubleType(), float(name))
 
