@@ -13,6 +13,7 @@ from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.params import Layout, parse_params, with_group
 from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, group_index, reset_scope
+from fastmomentum.optim.state import check_counts
 from fastmomentum.optim.trace import Trace
 from fastmomentum.optim.values import skips
 from fastmomentum.rules.base import Rule
@@ -184,6 +185,7 @@ class Optimizer:
     @steps.setter
     def steps(self, value: int) -> None:
         steps = checks.integer("steps", value)
+        check_counts(steps)
         with one_caller(self._engine.lock):
             changes.set_steps(self._engine, steps)
 

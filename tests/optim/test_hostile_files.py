@@ -360,13 +360,46 @@ def test_a_message_lists_no_more_than_twenty_differences():
 
 def test_counts_can_be_the_greatest_that_is_allowed(tmp_path):
     opt = Momentum().make()
-    opt.steps = 2**62 - 1
+    opt.steps = 2**61 - 1
     opt.step(np.ones(3))
-    assert opt.steps == 2**62
+    assert opt.steps == 2**61
     opt.save(tmp_path / "run.npz")
-    assert Momentum().load(tmp_path / "run.npz").steps == 2**62
-    with pytest.raises(ValueError, match="steps: expected a whole number from 0 to 2"):
-        opt.steps = 2**62 + 1
+    assert Momentum().load(tmp_path / "run.npz").steps == 2**61
+    for steps in (2**61, 2**62, 2**62 + 1):
+        with pytest.raises(ValueError, match="steps: expected "):
+            opt.steps = steps
+    opt.steps = 5
+    opt.step(np.ones(3))
+
+
+@pytest.mark.parametrize("count", [2**61, 2**62])
+@pytest.mark.parametrize("name", ["steps", "skipped", "skipped_in_a_row", "updates"])
+def test_step_refuses_to_pass_the_bound_of_counts_and_writes_nothing(name, count, tmp_path):
+    opt = fm.Momentum(np.ones(3), lr=lambda t: 0.5, backend="numpy", skip_nonfinite=True)
+    opt.step(np.ones(3))
+    value = {name: [count] if name == "updates" else count}
+    opt.load_state_dict(opt.state_dict() | {"skipped": count if name == "skipped_in_a_row" else 0} | value)
+    before = opt.params.copy(), opt.velocity.copy()
+    for grads in (np.ones(3), np.full(3, np.nan)):
+        with pytest.raises(ValueError, match="steps: expected fewer than .* before a step; got"):
+            opt.step(grads)
+    assert_same_bits(opt.params, before[0])
+    assert_same_bits(opt.velocity, before[1])
+    opt.save(tmp_path / "run.npz")
+    again = fm.Momentum.load(tmp_path / "run.npz", np.ones(3), lr=0.5)
+    assert again.state_dict()[name] == value[name]
+    opt.load_state_dict(opt.state_dict() | {"steps": 1, "skipped": 0, "skipped_in_a_row": 0, "updates": [1]})
+    opt.step(np.ones(3))
+    assert opt.steps == 2
+
+
+def test_rows_refuse_to_step_past_the_bound_of_counts():
+    opt = fm.SparseRows(np.ones((2, 1)), lr=0.5, backend="numpy")
+    opt.load_state_dict(opt.state_dict() | {"steps": 2**62, "seen": np.full(2, 2**62)})
+    with pytest.raises(ValueError, match="steps: expected fewer than "):
+        opt.step([0], np.ones((1, 1)))
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param.tolist() == [[1.0], [1.0]]
 
 
 def test_load_takes_other_numbers_for_settings(tmp_path):
