@@ -333,13 +333,12 @@ class SparseRows:
         cast : bool
             Whether a state of another precision is converted to that of the table.
         **settings
-            Numbers that replace saved settings, and the functions of the step that could not be saved: all except those
-            of :mod:`fastmomentum.schedules`.
+            As for :meth:`fastmomentum.Momentum.load`, but no lists.
 
         Raises
         ------
         TypeError, ValueError
-            If the file is damaged or does not fit the table, or if a function of the step is missing.
+            If the file is damaged, does not fit the table, or lacks a function, or if a setting is refused.
         OSError
             If the file cannot be read.
 

@@ -314,9 +314,10 @@ class State:
             return [[self._arrays.fetch(values) for values in slots] for slots in self.slots]
 
     def fetch_params(self) -> list[Any]:
-        """Return copies of the parameters, on the host and in C order."""
+        """Return copies of the parameters, which are read where they are now, on the host and in C order."""
         with self._arrays.on(self.device):
-            return [self._arrays.fetch(param) for param in self.params]
+            views = [self._arrays.view(name, param) for name, param in zip(self.array_names, self.given)]
+            return [self._arrays.fetch(view) for view in views]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_arrays"}  # a module

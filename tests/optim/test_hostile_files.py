@@ -520,8 +520,6 @@ def test_load_takes_masks_and_skips_and_paths_of_bytes(tmp_path):
     single.save(path)
     assert fm.Momentum.load(path, p, lr_scale=np.array([0.5, 1.0])).lr_scale.tolist() == [0.5, 1.0]
     assert fm.Momentum.load(path, p, skip_nonfinite=True).skip_nonfinite is True
-    with pytest.raises(TypeError, match=r"got Constant: 0.5. For another one, assign it after loading: opt.lr = "):
-        fm.Momentum.load(path, p, lr=fm.schedules.Constant(0.5))
     with pytest.raises(TypeError, match="PathLike"):
         fm.Momentum.load(None, p)
 
@@ -556,3 +554,51 @@ def test_file_of_rows_without_values_of_its_functions_is_refused(tmp_path):
     meta_text(without, path, members_of(path))
     with pytest.raises((TypeError, ValueError), match="lr: expected the function of the step"):
         fm.SparseRows.load(path, np.ones((3, 1)), lr=0.1)
+
+
+def with_settings(names, text):
+    """Return the text of a file's meta with one more setting of each name."""
+    meta = json.loads(text)
+    (meta["groups"][0] if "groups" in meta else meta["settings"]).update(dict.fromkeys(names, 0.5))
+    return json.dumps(meta).encode()
+
+
+RESERVED = {
+    "Momentum": ("self", "params", "rule", "backend", "threads", "skip_nonfinite", "keep_resets", "mask", "lr_scale"),
+    "SparseRows": ("self", "param", "rule", "backend"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in RESERVED.items() for name in names])
+def test_load_refuses_settings_named_like_other_arguments_of_the_constructor(kind, name, tmp_path):
+    path = tmp_path / "run.npz"
+    KINDS[kind].make().save(path)
+    meta_text(partial(with_settings, [name]), path, members_of(path))
+    with pytest.raises(ValueError, match=f"expected names of settings; got '{name}', which is none"):
+        KINDS[kind].load(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_refuses_unknown_settings_of_a_file(kind, tmp_path):
+    path = tmp_path / "run.npz"
+    KINDS[kind].make().save(path)
+    for name in ("cls", "positional", "learning_rate"):
+        KINDS[kind].make().save(path)
+        meta_text(partial(with_settings, [name]), path, members_of(path))
+        with pytest.raises((TypeError, ValueError), match=f"{name}: rule 'pytorch' takes no such hyper-parameter"):
+            KINDS[kind].load(path)
+
+
+def test_load_takes_records_and_counts_from_before_steps_was_assigned(tmp_path):
+    opt = fm.Momentum([np.ones((3, 1)), np.ones(2)], lr=0.1, backend="numpy")
+    for _ in range(3):
+        opt.step([np.ones((3, 1)), np.ones(2)])
+    for scope in ({}, {"group": 0}, {"array": 1}, {"array": 0, "rows": 1}):
+        opt.reset("a test", **scope)
+    opt.step([np.ones((3, 1)), np.ones(2)])
+    opt.step([np.ones((3, 1)), None])
+    opt.steps = 0
+    opt.save(tmp_path / "run.npz")
+    found = fm.Momentum.load(tmp_path / "run.npz", opt.params, backend="numpy")
+    assert found.resets == opt.resets
+    assert (found.steps, found.state_dict()["updates"]) == (0, [2, 1])
