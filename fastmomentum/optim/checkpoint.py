@@ -21,35 +21,32 @@ A saved state is a dict:
     values          for each group the last values of its functions of the step
     updates         for each array the number of updates since its state was at rest
     state           for each array a list of its state slots (copies), the look-ahead point among them
-    fingerprint     for each array a checksum of the parameter; only there if it was asked for. It tells whether arrays
-                    without names are in another order than when they were saved
-    torch_groups    for each group of the torch.optim.SGD from which a run came, the entries that have no meaning here
-                    and that JSON can hold; only there if there are some
+    fingerprint     for each array a checksum of the parameter in single precision; only there if it was asked for. It
+                    tells whether arrays without names are in another order than when they were saved
+    torch_groups    for each group of the torch.optim.SGD from which a run came, the entries that have no meaning here;
+                    only there if there are some. A file has those that JSON can hold
     elements        for each array a dict of its mask and its scale of lr; only there if an array has one. They replace
                     those of the optimiser that loads the state; without the key it keeps its own
 
-:mod:`fastmomentum.optim.archive` writes it to a file and reads it.
+:mod:`fastmomentum.optim.run_file` writes it to a file and reads it.
 """
 
-from collections.abc import Mapping
-from os import PathLike
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
 
-from fastmomentum import checks, schedules
-from fastmomentum.backends import is_array
+from fastmomentum import schedules
 from fastmomentum.backends.base import one_caller
 from fastmomentum.optim import changes
-from fastmomentum.optim.archive import open_archive, write_archive
 from fastmomentum.optim.elements import Elements, read_elements
 from fastmomentum.optim.engine import Engine
-from fastmomentum.optim.group_settings import WHOLE, set_numbers
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, restored_group
 from fastmomentum.optim.matching import (
     cast_slots,
     checksum,
     match,
     number_functions,
-    reattach_functions,
     warn_of_another_order,
 )
 from fastmomentum.optim.schema import (
@@ -61,24 +58,46 @@ from fastmomentum.optim.schema import (
     SavedState,
     check_form,
     check_mapping,
-    contradictions,
-    is_plain,
-    refuse,
     upgrade,
 )
 from fastmomentum.optim.state import State
 from fastmomentum.optim.values import PLAIN, skips
-from fastmomentum.rules.registry import find, names
+from fastmomentum.rules.registry import find
 
 
 def to_dict(engine: Engine, fingerprint: bool = False) -> dict[str, Any]:
     """Return the saved state of an optimiser, as a copy."""
     elements = [{name: given.given(name) for name in given.names} for given in engine.state.elements]
     found = without_arrays(engine) | {"state": engine.state.fetch_slots()}
-    kept = [{name: value for name, value in group.items() if is_plain(value)} for group in engine.state.torch_groups]
+    kept = copies_of(engine.state.torch_groups)
     found |= {TORCH: kept} if any(kept) else {}
-    found |= {FINGERPRINT: [*map(checksum, engine.state.fetch_params())]} if fingerprint else {}
+    if fingerprint:
+        with suppress(TypeError, ValueError):  # tensors may have moved to where they cannot be read
+            found[FINGERPRINT] = [*map(checksum, engine.state.fetch_params())]
     return found | ({ELEMENTS: elements} if any(elements) else {})
+
+
+def copies_of(groups: Sequence[Mapping[Any, Any]]) -> list[dict[Any, Any]]:
+    """Return copies of the entries of torch's groups, a number for a tensor with one.
+
+    An entry that cannot be copied, such as a lock or a tensor that is the result of an operation, is kept itself.
+    """
+    return [{name: _copy_of(value) for name, value in group.items()} for group in groups]
+
+
+def _copy_of(value: Any) -> Any:
+    try:
+        return deepcopy(plain_number(value))
+    except Exception:
+        return value
+
+
+def plain_number(value: Any) -> Any:
+    """Return the number in a tensor, which torch accepts as lr and weight_decay; another value as it is."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):
+        return value
 
 
 def without_arrays(engine: Engine) -> dict[str, Any]:
@@ -130,6 +149,7 @@ def restore(saved: SavedState, engine: Engine, cast: bool = False) -> None:
         if cast:
             saved = {**saved, "state": cast_slots(saved["state"], engine.state.params)}
         warn_of_another_order(saved, engine.state)
+        saved = {**saved, TORCH: copies_of(saved.get(TORCH, ()))}
         skip_nonfinite = skips(saved["skip_nonfinite"])
         groups = []
         for number, group in enumerate(engine.groups):
@@ -175,8 +195,7 @@ def merge_settings(group: ParamGroup, packed: Mapping[str, Any], functions: Mapp
     unpacked, own = unpack_settings(packed), group.settings
     unsaved = {"rule": own["rule"]}
     for name, value in unpacked.items():
-        was_function = functions.get(name) is not None or (value is None and name in SCHEDULED)
-        if was_function or (hasattr(own.get(name), "owner") and not callable(value)):
+        if is_unsaved(name, packed, functions.get(name)) or (hasattr(own.get(name), "owner") and not callable(value)):
             unsaved[name] = own.get(name, value)
     return unpacked | unsaved
 
@@ -202,165 +221,9 @@ def unpack_settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedState, dict[str, Any], dict[str, Any]]:
-    """Return the saved state, with numbers that the user gives in the place of functions that were not saved.
+def is_unsaved(name: str, group: Mapping[str, Any], number: int | None) -> bool:
+    """Return whether a setting of a saved group was a function of the step that could not be saved.
 
-    Parameters
-    ----------
-    saved : mapping
-        The saved state.
-    given : mapping
-        By the names of settings a number, a function of the step, or a list with one of them, or None, for each group.
-
-    Returns
-    -------
-    saved : mapping
-        The saved state, with the last value of each function that a number replaces.
-    numbers, functions : dict
-        The numbers among the given values, for each group one or None, and the functions.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the state is malformed, or a list has another length than there are groups.
+    `number` is the number of the function in the saved state; the first schemas had none.
     """
-    check_form(saved)
-    refuse(contradictions(saved))
-    count = len(saved["groups"])
-    numbers: dict[str, Any] = {}
-    functions: dict[str, Any] = {}
-    groups, kinds, values = [list(map(dict, saved["groups"])), {**saved["functions"]}, list(map(dict, saved["values"]))]
-    for name, value in given.items():
-        if name in WHOLE:
-            numbers[name] = value
-            continue
-        entries = checks.sequence(name, value, count) if isinstance(value, list) else [value] * count
-        is_number = [entry is not None and not callable(entry) for entry in entries]
-        if not any(is_number):
-            functions[name] = value
-            continue
-        numbers[name] = [entry if each else None for entry, each in zip(entries, is_number)]
-        if not all(is_number):
-            functions[name] = [None if each else entry for entry, each in zip(entries, is_number)]
-        was_function = kinds.get(name, [None] * count)
-        kinds[name] = [None if each else kind for kind, each in zip(was_function, is_number)]
-        for i, kind in enumerate(was_function):
-            if is_number[i] and kind is not None:
-                groups[i][name] = values[i].pop(name, entries[i])
-    return {**saved, "groups": groups, "functions": kinds, "values": values}, numbers, functions
-
-
-def constructor_arguments(saved: SavedState, params: Any, *, rule: Any, **functions: Any) -> dict[str, Any]:
-    """Return the arguments of the constructor that make an optimiser like the saved one, for these parameters.
-
-    The form of the saved state has been checked.
-
-    Parameters
-    ----------
-    saved : mapping
-        The saved state.
-    params : array, or sequence or mapping of arrays
-        All groups' parameters, in order or by name.
-    rule : Rule or None
-        The rule, if no rule is registered under the saved name.
-    **functions
-        For a setting the functions of the step that the user passes again; a saved schedule may be among them.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the state is malformed, or something that could not be saved was not passed.
-    """
-    groups = [unpack_settings(settings) for settings in saved["groups"]]
-    for name in dict.fromkeys((*functions, *saved["functions"])):
-        values = [settings.get(name) for settings in groups]
-        numbers = saved["functions"].get(name, [None] * len(groups))
-        for settings, function in zip(groups, reattach_functions(name, functions.get(name), numbers, values)):
-            if function is not None:
-                settings[name] = function
-    shared = {"rule": choose_rule(saved, rule), "skip_nonfinite": saved["skip_nonfinite"]}
-    if len(groups) == 1:
-        return {"params": params, **shared, **groups[0]}
-    arrays = [params] if is_array(params) else params
-    counts = [settings[ARRAYS] for settings in saved["groups"]]
-    if isinstance(arrays, Mapping):
-        if saved["names"] is None or set(saved["names"]) != set(arrays):
-            raise ValueError(f"params: expected a dict with the saved names, {saved['names']}; got {[*arrays]}")
-        rest = iter([(name, arrays[name]) for name in saved["names"]])
-        members: list[Any] = [dict([next(rest) for _ in range(count)]) for count in counts]
-    else:
-        rest = iter(checks.sequence("params", arrays, sum(counts)))
-        members = [[next(rest) for _ in range(count)] for count in counts]
-    parts = [
-        {"params": own} | {name: value for name, value in settings.items() if name not in SHARED}
-        for own, settings in zip(members, groups)
-    ]
-    shared |= {name: groups[0][name] for name in SHARED if name in groups[0]}
-    return {"params": parts, "lr": groups[0].get("lr"), **shared}
-
-
-def choose_rule(saved: SavedState, rule: Any) -> Any:
-    """Return the rule that the user passed, or the name of the saved one if it is registered.
-
-    Raises
-    ------
-    TypeError
-        If there is neither.
-    """
-    if rule is None and saved["rule"] not in names():
-        raise TypeError(
-            f"rule: expected the rule that was saved as {saved['rule']}, as no rule has this name; got None"
-        )
-    return saved["rule"] if rule is None else rule
-
-
-def write_file(path: str | PathLike[str], saved: SavedState) -> None:
-    """Write a saved state to a file, and replace the file that exists."""
-    arrays = {f"state_{i}_{j}": slot for i, state in enumerate(saved["state"]) for j, slot in enumerate(state)}
-    elements = saved.get(ELEMENTS, [])
-    arrays |= {f"{name}_{i}": values for i, given in enumerate(elements) for name, values in given.items()}
-    meta = {name: value for name, value in saved.items() if name not in ("state", ELEMENTS)}
-    meta["slots"] = [len(state) for state in saved["state"]]
-    if elements:
-        meta[ELEMENTS] = [list(given) for given in elements]
-    write_archive(path, arrays, meta)
-
-
-Kind = TypeVar("Kind")
-
-
-def load_file(
-    cls: type[Kind],
-    path: str | PathLike[str],
-    params: Any,
-    given: Mapping[str, Any],
-    cast: bool,
-    rule: Any,
-    executor: Mapping[str, Any],
-) -> Kind:
-    """Return the optimiser of class `cls` that is saved in a file, for these parameters.
-
-    `given` has the settings that the user gives, by name (see :func:`with_numbers`), or None; `executor` has the
-    backend and the number of threads. :meth:`fastmomentum.Optimizer.load` describes the other arguments.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    with open_archive(path, "Momentum", _join) as file:
-        outline, numbers, functions = with_numbers(file.outline, given)
-        found: Any = cls(**{**constructor_arguments(outline, params, rule=rule, **functions), **executor})
-        match(outline, without_arrays(found._engine), found._engine.state, cast)  # before the arrays are read
-        restore(with_numbers(file.read(), given)[0], found._engine, cast)
-    for name, values in numbers.items():
-        set_numbers(found._engine, name, values)
-    return found  # type: ignore[no-any-return]
-
-
-def _join(arrays: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved state that :func:`write_file` took apart."""
-    slots = meta.pop("slots")
-    state = [[arrays[f"state_{i}_{j}"] for j in range(count)] for i, count in enumerate(slots)]
-    if ELEMENTS in meta:
-        names = meta[ELEMENTS]
-        meta[ELEMENTS] = [{name: arrays[f"{name}_{i}"] for name in given} for i, given in enumerate(names)]
-    if len(arrays) != sum(slots) + sum(map(len, meta.get(ELEMENTS, []))):
-        raise ValueError("it holds more members than its table of contents says")
-    return upgrade({**meta, "state": state})
+    return number is not None or (name in SCHEDULED and name in group and group[name] is None)

@@ -13,6 +13,7 @@ from fastmomentum.optim import changes
 from fastmomentum.optim.checkpoint import load_dict, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import SCHEDULED, SHARED, ParamGroup, make_group
+from fastmomentum.optim.schema import TORCH
 from fastmomentum.rules.averages import is_observer, without_observers
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.convert import CONVENTIONS, NESTEROV, NOTHING, convention_of, convert
@@ -91,11 +92,9 @@ def convert_run(
         own = {} if state is None else {plans[number].after.update.core.slots[0]: state}
         states.append(own | _observed(plans[number].after.update, dict(zip(engine.update.slots, slots))))
     arguments = _arguments([plan.after.settings for plan in plans], engine, single)
-    unchanged = {
-        name: saved[name]
-        for name in ("steps", "skipped", "skipped_in_a_row", "resets", "last_reset", "value", "updates")
-    }
-    return arguments | shared, unchanged | {"state": states, "torch_groups": engine.state.torch_groups}
+    counts = ("steps", "skipped", "skipped_in_a_row", "resets", "last_reset", "value", "updates", TORCH)
+    unchanged = {name: saved[name] for name in counts if name in saved}
+    return arguments | shared, unchanged | {"state": states}
 
 
 def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
@@ -103,8 +102,7 @@ def load_converted(engine: Engine, saved: Mapping[str, Any]) -> None:
     own = to_dict(engine)
     for slots, converted in zip(own["state"], saved["state"]):
         slots[:] = [converted.get(name, slot) for name, slot in zip(engine.update.slots, slots)]
-    load_dict(own | {name: value for name, value in saved.items() if name in own and name != "state"}, engine)
-    engine.state.torch_groups = saved["torch_groups"]
+    load_dict(own | {name: value for name, value in saved.items() if name != "state"}, engine)
     changes.write_points(engine)
 
 

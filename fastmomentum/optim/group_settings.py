@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
+
 from fastmomentum import checks
 from fastmomentum.advice import did_you_mean
 from fastmomentum.backends.base import one_caller
@@ -152,7 +154,7 @@ def _hint(name: str, group: ParamGroup) -> str:
 
 
 def set_settings(engine: Engine, name: str, value: Any) -> None:
-    """Use `value` for all groups, or, if it is a list or tuple, one of its values for each group.
+    """Use `value` for all groups, or, if it is a list, a tuple or an array, one of its values for each group.
 
     Raises
     ------
@@ -161,21 +163,42 @@ def set_settings(engine: Engine, name: str, value: Any) -> None:
     """
     count = len(engine.groups)
     if name in GIVEN:
-        changes.set_elements(engine, range(count), name, [value] if count == 1 else checks.sequence(name, value, count))
+        values = [value] * count if count == 1 or value is None else checks.sequence(name, value, count)
+        changes.set_elements(engine, range(count), name, values)
         return
     for group in engine.groups:
         check_setting(group, name)
     if name in ENGINE_SETTINGS:
         changes.set_skips(engine, skips(value))
         return
-    values = checks.sequence(name, value if isinstance(value, list | tuple) else [value] * count, count)
+    values = checks.sequence(name, list(value) if is_list(value) else [value] * count, count)
     if name in SHARED and any(each is not values[0] and each != values[0] for each in values):
         raise ValueError(f"{name}: expected one value, as all groups share it; got several")
     changes.set_setting(engine, range(count), name, values)
 
 
-def set_numbers(engine: Engine, name: str, values: Any) -> None:
-    """Use these values of a setting, None for groups whose value stays as it is; a mask is one value for all groups.
+def for_groups(name: str, value: Any, count: int) -> dict[int, Any]:
+    """Return the value of a setting for each group, by number, from a value for all or a list with one for each.
+
+    A list may be a tuple or an array of numbers; groups for which it has None are left out.
+
+    Raises
+    ------
+    ValueError
+        If a list has another length than there are groups.
+    """
+    if not is_list(value):
+        return dict.fromkeys(range(count), value)
+    return {i: each for i, each in enumerate(checks.sequence(name, list(value), count)) if each is not None}
+
+
+def is_list(value: Any) -> bool:
+    """Return whether a value of a setting is a list with one value for each group."""
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def assign_settings(engine: Engine, whole: Mapping[str, Any], by_group: Mapping[str, Mapping[int, Any]]) -> None:
+    """Use these settings: those of `whole` in all groups, those of `by_group` in the groups with these numbers.
 
     Raises
     ------
@@ -183,14 +206,13 @@ def set_numbers(engine: Engine, name: str, values: Any) -> None:
         If there is no such setting, or a value is refused.
     """
     try:
-        if name in WHOLE:
-            set_settings(engine, name, values)
-            return
-        if all([value is not None for value in values]):
-            set_settings(engine, name, list(values))
-            return
-        for number, value in enumerate(values):
-            if value is not None:
+        for name, value in whole.items():
+            set_settings(engine, name, value)
+        for name, values in by_group.items():
+            if len(values) == len(engine.groups):
+                set_settings(engine, name, [*values.values()])
+                continue
+            for number, value in values.items():
                 GroupSettings(engine, number)[name] = value
     except AttributeError as error:
         raise TypeError(str(error)) from None

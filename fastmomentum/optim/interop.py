@@ -9,7 +9,6 @@ This file imports none of them: it copies their arrays to NumPy arrays, and retu
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from fastmomentum import checks
 from fastmomentum.backends import is_array
 from fastmomentum.backends.base import one_caller
 from fastmomentum.backends.host_arrays import flat_view
-from fastmomentum.optim.checkpoint import load_dict, to_dict
+from fastmomentum.optim.checkpoint import copies_of, load_dict, plain_number, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.params import to_list
@@ -64,13 +63,11 @@ def read_torch(state_dict: Mapping[str, Any], params: Any) -> tuple[dict[str, An
     keys = [key for group in groups for key in group[MEMBERS]]
     buffers = [state.get(key, {}).get(BUFFER) for key in keys]
     settings = [
-        {"momentum": 0.0} | {name: _plain(group[name]) for name in (*NUMBERS, *SWITCHES) if name in group}
+        {"momentum": 0.0} | {name: plain_number(group[name]) for name in (*NUMBERS, *SWITCHES) if name in group}
         for group in groups
     ]
-    kept = [
-        {name: _copy_of(value) for name, value in group.items() if name not in (MEMBERS, *NUMBERS, *SWITCHES)}
-        for group in groups
-    ]
+    settings_of_torch = (MEMBERS, *NUMBERS, *SWITCHES)
+    kept = copies_of([{name: group[name] for name in group if name not in settings_of_torch} for group in groups])
     members = _members(groups, params)
     if unknown := sorted({str(name) for group in kept for name in group.keys() - {*ENTRIES}}):
         warnings.warn(
@@ -122,22 +119,6 @@ def _has_form(state_dict: object) -> bool:
     return all(isinstance(entry, Mapping) for entry in (*groups, *state.values()))
 
 
-def _plain(value: Any) -> Any:
-    """Return the number in a tensor, which torch accepts as lr and weight_decay; another value as it is."""
-    try:
-        return value.item() if hasattr(value, "item") else value
-    except (RuntimeError, ValueError):
-        return value
-
-
-def _copy_of(value: Any) -> Any:
-    """Return a copy of an entry of a group, a number for a tensor with one; the entry itself if it cannot be copied."""
-    try:
-        return deepcopy(_plain(value))
-    except Exception:  # a lock, or a tensor that is the result of an operation
-        return value
-
-
 def _torch_differences(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not groups:
         yield "param_groups: expected at least one; got none"
@@ -186,7 +167,7 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         If torch.optim.SGD has no such rule, or an option is on that it does not have.
     """
     groups = []
-    names, kept = engine.state.names, dict(enumerate(engine.state.torch_groups))
+    names, kept = engine.state.names, dict(enumerate(copies_of(engine.state.torch_groups)))
     for number, group in enumerate(engine.groups):
         members = [i for i, owner in enumerate(engine.group_of) if owner == number]
         rule = rule_name("to_torch", group, "pytorch")
@@ -199,7 +180,7 @@ def write_torch(engine: Engine, velocities: Sequence[Any], tensor: Callable[[Any
         settings = group.settings
         groups.append(
             IMPLEMENTATION
-            | {name: _copy_of(value) for name, value in kept.get(number, {}).items()}
+            | kept.get(number, {})
             | {name: float(engine.state.number(value or 0.0)) for name, value in values.items()}
             | {"nesterov": rule == "pytorch_nesterov", "maximize": bool(settings.get("maximize", False))}
             | ({NAMES: [names[i] for i in members]} if names is not None else {})

@@ -128,35 +128,6 @@ def _are_equal(one: Any, other: Any) -> bool:
         return False
 
 
-def reattach_functions(name: str, given: Any, numbers: Sequence[int | None], values: Sequence[Any]) -> list[Any]:
-    """Return for each group the function of the step in the user's argument `given`, called `name`, or None.
-
-    `numbers` is the result of :func:`number_functions`, and `values` are the saved values, for each group.
-    """
-    distinct = set(numbers) - {None}
-    if isinstance(given, list):
-        functions = checks.sequence(name, given, len(numbers))
-    elif len(distinct) > 1:
-        raise TypeError(f"{name}: expected a list of {len(numbers)}, as groups had different functions of the step")
-    else:
-        takes = [number is not None for number in numbers] if distinct else list(map(callable, values))
-        functions = [given if each or not any(takes) else None for each in takes]
-    for number, function, value in zip(numbers, functions, values):
-        if number is not None:
-            expected, is_right = "the function of the step that the saved run had", callable(function)
-        elif callable(value):
-            is_right = function is None or _are_equal(function, value)
-            expected = f"nothing, or {value}, which was saved"
-        else:
-            expected, is_right = "nothing, as it was saved", function is None
-        if not is_right:
-            is_schedule = isinstance(function, schedules.Schedule)
-            got = f"{type(function).__name__}: {function}" if is_schedule else checks.describe(function)
-            advice = f". For another one, assign it after loading: opt.{name} = ..." if number is None else ""
-            raise TypeError(f"{name}: expected {expected}; got {got}{advice}")
-    return functions
-
-
 def cast_slots(saved: Sequence[Sequence[Any]], params: Sequence[Any]) -> list[list[Any]]:
     """Return the saved slots in the precision of the parameters.
 
@@ -176,21 +147,27 @@ def cast_slots(saved: Sequence[Sequence[Any]], params: Sequence[Any]) -> list[li
 
 
 def checksum(param: Any) -> int:
-    """Return a checksum of the bytes of an array, in C order."""
-    return crc32(np.ascontiguousarray(param).reshape(-1).view(np.uint8).data)
+    """Return a checksum of an array in single precision, in C order: that of its cast to another precision is equal."""
+    single = np.complex64 if param.dtype.kind == "c" else np.float32
+    with np.errstate(all="ignore"):
+        return crc32(param.astype(single, order="C", copy=False).reshape(-1).view(np.uint8).data)
 
 
 def warn_of_another_order(saved: SavedState, state: State) -> None:
-    """Warn if arrays without names hold what other arrays held when the state was saved."""
+    """Warn if arrays that are matched by position hold what other arrays held when the state was saved."""
     if FINGERPRINT not in saved or (state.names is not None and saved["names"] is not None):
         return
     then, now = saved[FINGERPRINT], [*map(checksum, state.fetch_params())]
     changed = [(i, param.shape) for i, param in enumerate(state.params) if now[i] != then[i]]
     moved = [i for i, shape in changed if any([now[i] == then[j] and shape == other for j, other in changed])]
     if moved:
+        before, names = "before you save", ["weight", "bias"]
+        if saved["names"] is not None:
+            before, names = "as they had when the run was saved", saved["names"]
+        example = ", ".join([f"{name!r}: ..." for name in names[:2]])
         warnings.warn(
             f"params: the arrays {', '.join(map(str, moved))} hold the values that other arrays had when the run was "
             "saved, so they seem to be in another order; their states were matched by position. Give the arrays names, "
-            "params={'weight': w, ...}, before you save, and their order will not matter",
+            f"params={{{example}}}, {before}, and their order will not matter",
             stacklevel=5,
         )

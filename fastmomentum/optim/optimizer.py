@@ -6,13 +6,14 @@ from typing import Any, Never, Self
 
 from fastmomentum import checks
 from fastmomentum.backends.base import one_caller
-from fastmomentum.optim import changes, checkpoint, conversion
+from fastmomentum.optim import changes, checkpoint, conversion, run_file
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.group_settings import GroupSettings, SettingAttribute, grads_in_order, set_settings
 from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.params import Layout, parse_params, with_group
 from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, group_index, reset_scope
+from fastmomentum.optim.state import check_counts
 from fastmomentum.optim.trace import Trace
 from fastmomentum.optim.values import skips
 from fastmomentum.rules.base import Rule
@@ -184,6 +185,7 @@ class Optimizer:
     @steps.setter
     def steps(self, value: int) -> None:
         steps = checks.integer("steps", value)
+        check_counts(steps)
         with one_caller(self._engine.lock):
             changes.set_steps(self._engine, steps)
 
@@ -588,6 +590,11 @@ class Optimizer:
             Whether to write a checksum of each parameter, too, by which :meth:`load` notices that parameters without
             names come in another order. It is computed in one pass over the parameters, at about 1 GB/s.
 
+        Warns
+        -----
+        UserWarning
+            If a run that came from torch has entries of torch's groups that JSON, and so the file, cannot hold.
+
         Raises
         ------
         OSError
@@ -606,7 +613,7 @@ class Optimizer:
         """
         with one_caller(self._engine.lock):
             saved = checkpoint.to_dict(self._engine, fingerprint)
-        checkpoint.write_file(path, saved)
+        run_file.write_file(path, saved)
 
     @classmethod
     def load(
@@ -631,14 +638,14 @@ class Optimizer:
         params : array, sequence or dict of arrays
             All groups' parameters; groups and settings come from the file. A dict is matched by name, in any order, if
             the run was saved with names. A sequence is matched by position: a warning says so if its arrays hold the
-            values that others of them had when the run was saved.
+            values that others of them had when the run was saved, in any precision.
         rule : Rule, optional
             The rule, if no rule is registered under the saved name.
-        lr, momentum, **settings : float or callable, or list of them and None, optional
-            Settings, by their names. A number replaces what was saved, as if it were assigned after loading. A callable
-            is a function of the step that could not be saved, which are all except schedules of
-            :mod:`fastmomentum.schedules`. A list has an entry for each group. A single callable is used for every group
-            that had one, if these groups had the same one. A saved schedule may be passed again, if it is equal.
+        lr, momentum, **settings : float, callable or None, or list of them, optional
+            Settings, by their names, that replace what was saved, as if they were assigned after loading: None turns an
+            option off. One value is for all groups; a list has one for each group, or None for a group that keeps its
+            own. Functions of the step other than schedules of :mod:`fastmomentum.schedules` cannot be saved: pass them
+            again, or a value in their place. A single one is for the groups that had one, if they had the same one.
         backend, threads
             As for the constructor; the file does not hold them.
         cast : bool
@@ -648,7 +655,7 @@ class Optimizer:
         ------
         TypeError, ValueError
             If the file is damaged or does not fit the parameters (the message lists all differences), if a function of
-            the step is missing, or if a schedule differs from the saved one.
+            the step is missing, or if a setting is refused.
         OSError
             If the file cannot be read, or is not a regular one.
 
@@ -664,6 +671,6 @@ class Optimizer:
         >>> again.steps, again.lr, again.velocity
         (1, 0.1, array([1., 1., 1.]))
         """
-        given = {"lr": lr, "momentum": momentum, **settings}
+        given = {name: value for name, value in (("lr", lr), ("momentum", momentum)) if value is not None} | settings
         executor = {"backend": backend, "threads": threads}
-        return checkpoint.load_file(cls, path, params, given, cast, rule, executor)
+        return run_file.load_file(cls, path, params, given, cast, rule, executor)

@@ -26,11 +26,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastmomentum import checks, schedules
-from fastmomentum.advice import did_you_mean
 from fastmomentum.optim.archive import open_archive, write_archive
-from fastmomentum.optim.checkpoint import choose_rule
-from fastmomentum.optim.matching import array_differences, reattach_functions, rule_differences
+from fastmomentum.optim.matching import array_differences, rule_differences
 from fastmomentum.optim.row_settings import NOT_NUMBERS, RowSettings, is_function, prepare
+from fastmomentum.optim.run_file import choose_rule
 from fastmomentum.optim.schema import (
     Form,
     SavedState,
@@ -52,12 +51,15 @@ from fastmomentum.theory.linear import Floats
 
 SCHEMA = 2
 
+NOT_SETTINGS = ("self", "param", "rule", "backend")
+"""The arguments of the constructor of SparseRows that are not saved among its settings."""
+
 ANY: Form = leaf("a value", lambda value: True)
 FIRST: Mapping[str, Form] = {
     "schema": leaf(f"1 or {SCHEMA}", lambda value: type(value) is int and value in (1, SCHEMA)),
     "rule": text,
     "made_of": text,
-    "settings": dict_of(ANY),
+    "settings": dict_of(ANY, without=NOT_SETTINGS),
     "steps": count,
     "seen": array,
     "state": list_of(array),
@@ -115,29 +117,6 @@ def restore_products(saved: SavedState, own: StepProducts, matrix: Floats) -> St
     return own.with_lists(saved["products"]) if saved["schema"] != 1 else own.with_matrix(matrix)
 
 
-def reattach(saved: SavedState, functions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the functions of the step that were not saved, by name, from those that the user passes again.
-
-    Raises
-    ------
-    TypeError
-        If a function is missing, or if one is passed for a setting that was saved.
-    """
-    settings = saved["settings"]
-    for name in functions:
-        if name not in settings:
-            hint = did_you_mean(name, settings)
-            raise TypeError(f"{name}: expected a setting of the saved run, {', '.join(settings)}{hint}")
-    found = {}
-    for name, value in settings.items():
-        number = 0 if value is None else None
-        kept = schedules.unpack(value) if isinstance(value, Mapping) else value
-        function = reattach_functions(name, functions.get(name), [number], [kept])[0]
-        if number is not None:
-            found[name] = function
-    return found
-
-
 def check_saved(
     saved: SavedState, like: SavedState, own: Mapping[str, Any], products: StepProducts, cast: bool = False
 ) -> None:
@@ -186,9 +165,7 @@ def _differences(
 ) -> Iterator[str]:
     """Yield a sentence for each way in which a saved state of the right form does not fit."""
     yield from rule_differences(saved, like)
-    if "rule" in saved["settings"]:
-        yield "settings: expected a dict of settings without the rule"
-    elif saved["schema"] != 1:
+    if saved["schema"] != 1:
         yield from _unfit_settings(saved["settings"], saved["values"], own)
     if wrong := [*_array_differences(saved, like, cast)]:
         yield from wrong
@@ -200,24 +177,39 @@ def _differences(
         yield from products.differences(saved["products"], seen, steps)
 
 
-def with_numbers(saved: SavedState, given: Mapping[str, Any]) -> tuple[SavedState, dict[str, Any], dict[str, Any]]:
-    """Return the saved state, with the last value of each function that a number of the user's replaces.
+def with_given(saved: SavedState, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return what was saved of the settings, and what the user gives in addition or in its place.
+
+    A function of the step that was not saved, and that a number replaces, is saved as its last value.
 
     Returns
     -------
-    saved : mapping
-        The saved state.
-    numbers, functions : dict
-        The numbers among the given values, and the functions.
+    saved : dict
+        The entries settings and values of the saved state.
+    passed_again : dict
+        By name the functions of the step that were not saved.
+    assigned : dict
+        By name the values that replace what was saved, as if they were assigned after loading.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the state is malformed, or a function of the step is missing that was not saved.
     """
     check_form(saved)
-    numbers = {name: value for name, value in given.items() if not callable(value)}
-    functions = {name: value for name, value in given.items() if callable(value)}
-    values = dict(saved.get("values", {}))
-    lacking = [name for name, value in saved["settings"].items() if value is None and name in values]
-    replaced = {name: values.pop(name) for name in lacking if name in numbers}
-    found = {**saved, "settings": {**saved["settings"], **replaced}}
-    return found | ({"values": values} if "values" in saved else {}), numbers, functions
+    settings, values, assigned = dict(saved["settings"]), dict(saved["values"]), dict(given)
+    passed_again = {}
+    for name in [name for name, value in settings.items() if value is None]:
+        if callable(assigned.get(name)):
+            passed_again[name] = assigned.pop(name)
+        elif name in assigned and name in values:
+            settings[name] = values.pop(name)
+        else:
+            raise TypeError(
+                f"{name}: expected the function of the step that the saved run had, or another value; "
+                f"got {checks.describe(given.get(name))}"
+            )
+    return {"settings": settings, "values": values}, passed_again, assigned
 
 
 def _unfit_settings(settings: Mapping[str, Any], values: Mapping[str, float], own: Mapping[str, Any]) -> Iterator[str]:
@@ -258,14 +250,13 @@ def load_file(
     `given` has the settings that the user gives, by name. :meth:`fastmomentum.SparseRows.load` describes the others.
     """
     with open_archive(path, "SparseRows", _join) as file:
-        outline, numbers, functions = with_numbers(file.outline, given)
-        attached = reattach(outline, functions)
-        own = {**outline["settings"], **outline["values"]}
-        found: Any = cls(param, rule=choose_rule(outline, rule), backend=backend, **own)  # type: ignore[call-arg]
-        found._settings.given = {**found._settings.given, **attached}
-        check_arrays(outline, found.state_dict(), cast)  # before the arrays are read
-        found.load_state_dict(with_numbers(file.read(), given)[0], cast=cast)
-    found.change(**numbers)
+        saved, passed_again, assigned = with_given(file.outline, given)
+        own = {**saved["settings"], **saved["values"]}
+        found: Any = cls(param, rule=choose_rule(file.outline, rule), backend=backend, **own)  # type: ignore[call-arg]
+        found._settings.given = {**found._settings.given, **passed_again}
+        check_arrays(file.outline, found.state_dict(), cast)  # before the arrays are read
+        found.load_state_dict({**file.read(), **saved}, cast=cast)
+    found.change(**assigned)
     return found  # type: ignore[no-any-return]
 
 

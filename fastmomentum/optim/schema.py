@@ -4,7 +4,8 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -33,6 +34,12 @@ FINGERPRINT = "fingerprint"
 
 TORCH = "torch_groups"
 """The key of the entries that torch's groups hold beside settings, which is left out if there are none."""
+
+SCOPES = re.compile(r"all|(group|array) ([0-9]{1,18})(?:, rows [0-9]+:[0-9]+)?")
+"""The scopes of resets, as :func:`fastmomentum.optim.restart.reset_scope` writes them."""
+
+NOT_SETTINGS = ("self", "params", "rule", "backend", "threads", "skip_nonfinite", "keep_resets", *GIVEN)
+"""The arguments of the constructor of Momentum that a group does not save among its settings."""
 
 ARRAYS = "number of arrays"
 """The key of the number of arrays among a group's saved settings; no hyper-parameter can have this name."""
@@ -64,14 +71,16 @@ def list_of(form: Form) -> Form:
     return differences
 
 
-def dict_of(form: Form) -> Form:
-    """Return the form of a dict with names of settings, whose values have this form."""
+def dict_of(form: Form, without: Sequence[str] = ()) -> Form:
+    """Return the form of a dict with names of settings other than those of `without`, whose values have this form."""
 
     def differences(where: str, value: Any) -> Iterator[str]:
         if not isinstance(value, Mapping) or not all([isinstance(name, str) for name in value]):
             yield f"{where}: expected a dict with names of settings; got {checks.describe(value)}"
             return
         for name in value:
+            if name in without:
+                yield f"{where}: expected names of settings; got {name!r}, which is none"
             yield from form(f"{where}[{name!r}]", value[name])
 
     return differences
@@ -88,13 +97,17 @@ def is_count(value: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is a number, a text, None, or a list of these, as JSON has them."""
+    """Return whether JSON can hold a value: a number, a text, None, or a list or a dict by texts of these."""
+    if isinstance(value, Mapping):
+        return all([type(key) is str and is_plain(entry) for key, entry in value.items()])
     return all(map(is_plain, value)) if isinstance(value, list | tuple) else type(value) in PLAIN
 
 
 def _is_reset(value: Any) -> bool:
-    is_triple = isinstance(value, list | tuple) and len(value) == 3
-    return is_triple and is_count(value[0]) and isinstance(value[1], str) and isinstance(value[2], str)
+    is_triple = (
+        isinstance(value, list | tuple) and len(value) == 3 and all([isinstance(text, str) for text in value[1:]])
+    )
+    return is_triple and is_count(value[0]) and SCOPES.fullmatch(value[2]) is not None
 
 
 def _group(where: str, value: Any) -> Iterator[str]:
@@ -102,9 +115,7 @@ def _group(where: str, value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         yield from count(f"{where}[{ARRAYS!r}]", value.get(ARRAYS))
         for name, setting in value.items():
-            if name == "rule":
-                yield f"{where}: expected settings without the rule"
-            elif (name in SCHEDULED or type(setting) not in PLAIN) and (why := why_unfit(setting)):
+            if (name in SCHEDULED or type(setting) not in PLAIN) and (why := why_unfit(setting)):
                 yield f"{where}: {name}: {why}"
 
 
@@ -113,7 +124,7 @@ count = leaf("a whole number from 0 to 2**62", is_count)
 finite = leaf("a finite float", lambda value: type(value) is float and math.isfinite(value))
 skips = leaf("True, False or a whole number from 1", lambda value: type(value) is bool or (is_count(value) and value))
 array = leaf("an array", lambda value: type(value) is np.ndarray)
-_names = dict_of(lambda where, value: iter(()))
+_names = dict_of(lambda where, value: iter(()), without=NOT_SETTINGS)
 
 FORMS: Mapping[str, Form] = {
     "schema": leaf(" or ".join(map(str, READABLE)), lambda value: type(value) is int and value == SCHEMA),
@@ -123,7 +134,7 @@ FORMS: Mapping[str, Form] = {
     "skipped": count,
     "skipped_in_a_row": count,
     "skip_nonfinite": skips,
-    "resets": list_of(leaf("(step, reason, scope)", _is_reset)),
+    "resets": list_of(leaf("(step, reason, scope), the scope 'all', 'group 0' or 'array 0, rows 1:2'", _is_reset)),
     "last_reset": count,
     "value": optional(finite),
     "names": optional(list_of(text)),
@@ -140,7 +151,7 @@ NOT_ALWAYS: Mapping[str, Form] = {
         leaf(f"a dict with {' and '.join(GIVEN)}", lambda value: isinstance(value, Mapping) and {*value} <= {*GIVEN})
     ),
     FINGERPRINT: list_of(count),
-    TORCH: list_of(dict_of(leaf("a number, a text, None or a list of these", is_plain))),
+    TORCH: list_of(leaf("a dict", lambda value: isinstance(value, Mapping))),
 }
 """The form of the entries that a saved state may lack."""
 
@@ -188,12 +199,36 @@ def contradictions(saved: SavedState) -> Iterator[str]:
     for where, value, length in lengths:
         if len(value) != length:
             yield f"{where}: expected {length} entries; got {len(value)}"
+    if len(saved.get(TORCH, ())) > groups:
+        yield f"{TORCH}: expected at most {groups} entries, one for each group; got {len(saved[TORCH])}"
     if (members := sum([group[ARRAYS] for group in saved["groups"]])) != arrays:
         yield f"state: expected {members} entries, the number of arrays of all groups; got {arrays}"
     if names is not None and (len(names) != arrays or len({*names}) != arrays):
         yield f"names: expected a name of its own for each of {arrays} arrays; got {names}"
     if saved["last_reset"] > saved["steps"]:
         yield f"last_reset: expected at most the number of steps, {saved['steps']}; got {saved['last_reset']}"
+    if saved["skipped_in_a_row"] > saved["skipped"]:
+        yield f"skipped_in_a_row: expected at most skipped, {saved['skipped']}; got {saved['skipped_in_a_row']}"
+    counts = {"group": groups, "array": arrays}
+    for i, (_, _, scope) in enumerate(saved["resets"]):
+        found = SCOPES.fullmatch(scope)
+        if found and found[1] and int(found[2]) >= counts[found[1]]:
+            yield f"resets[{i}]: expected one of {counts[found[1]]} {found[1]}s, numbered from 0; got {scope!r}"
+    yield from _wrong_functions(saved)
+
+
+def _wrong_functions(saved: SavedState) -> Iterator[str]:
+    """Yield a sentence for each entry about a function of the step that does not go with the saved setting."""
+    known = {name for group in saved["groups"] for name in group} | {*SCHEDULED}
+    for name in saved["functions"].keys() - known:
+        yield f"functions[{name!r}]: expected names of settings; no group has this one"
+    for i, (group, values) in enumerate(zip(saved["groups"], saved["values"])):
+        for name, numbers in saved["functions"].items():
+            if numbers[i : i + 1] not in ([], [None]) and group.get(name, 0.0) is not None:
+                yield f"functions[{name!r}][{i}]: expected None, as the setting was no such function"
+        for name in values:
+            if not isinstance(group.get(name, 0.0), Mapping | None):
+                yield f"values[{i}]: expected functions of the step; got {name!r}"
 
 
 def _is_number(value: Any) -> bool:

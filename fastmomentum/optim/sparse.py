@@ -19,6 +19,7 @@ from fastmomentum.optim import row_state
 from fastmomentum.optim.matching import cast_slots
 from fastmomentum.optim.row_gradients import gradients_by_row, row_numbers
 from fastmomentum.optim.row_settings import LinearRule, RowSettings, Setting
+from fastmomentum.optim.state import check_counts
 from fastmomentum.optim.step_products import StepProducts
 from fastmomentum.rules.base import Rule
 
@@ -183,6 +184,7 @@ class SparseRows:
         """
         touched, total = gradients_by_row(rows, grads, self.param)
         with one_caller(self._lock):
+            check_counts(self._steps)
             rule = self._settings.rule_at(self._steps)
             swept = self._products.rows_of_sweep(self._steps)
             swept = swept[(swept[:, None] != touched).all(axis=1)]
@@ -215,8 +217,7 @@ class SparseRows:
     def change(self, **settings: Any) -> None:
         """Use other settings from the next step on: ``change(lr=0.01, momentum=0.95)``; all of them, or none.
 
-        The state stays as it is. Whether a new lr acts at once on the velocity depends on the rule: see
-        :attr:`Momentum.lr`.
+        The state stays as it is. Whether a new lr acts at once on the velocity depends on the rule: see `Momentum`.
 
         Raises
         ------
@@ -332,13 +333,12 @@ class SparseRows:
         cast : bool
             Whether a state of another precision is converted to that of the table.
         **settings
-            Numbers that replace saved settings, and the functions of the step that could not be saved: all except those
-            of :mod:`fastmomentum.schedules`.
+            As for :meth:`fastmomentum.Momentum.load`, but no lists.
 
         Raises
         ------
         TypeError, ValueError
-            If the file is damaged or does not fit the table, or if a function of the step is missing.
+            If the file is damaged, does not fit the table, or lacks a function, or if a setting is refused.
         OSError
             If the file cannot be read.
 

@@ -294,8 +294,14 @@ WRONG = (
     + [{"resets": [(value, "a reason", "all")]} for value in COUNTS]
     + [{"schema": value} for value in (True, 4.0, "4", 5, 0, -1, None, [4])]
     + [{"resets": value} for value in (None, 3, {}, [3], [(1, "a")], [(1, 2, 3)], [(1, "a", "all", 4)], "abc")]
+    + [{"resets": [(1, "a reason", scope)]} for scope in ("nonsense", "", "All", "group", "group 1", "group -1")]
+    + [{"resets": [(1, "a reason", scope)]} for scope in ("array 1", "array 0, rows 1", "group 0, rows 0:1 ", 3)]
+    + [{"skipped_in_a_row": 1}, {"skipped": 2, "skipped_in_a_row": 3}]
+    + [{"torch_groups": value} for value in (3, {}, [3], [{}, {}])]
     + [{"functions": value} for value in (None, [], {"lr": []}, {"lr": [None, None]}, {"lr": [True]}, {3: [None]})]
+    + [{"functions": value} for value in ({"lr": [0]}, {"rate": [None]}, {"rate": [0]}, {"weight_decay": [0]})]
     + [{"values": value} for value in (None, {}, [], [{"lr": np.nan}], [{"lr": 1}], [{"lr": "x"}], [3], [{}, {}])]
+    + [{"values": value} for value in ([{"lr": 0.1}], [{"rate": 0.1}])]
     + [{"groups": value} for value in (None, {}, [], [3], [{}], [{"rule": "ema"}], [{3: 4}])]
     + [{"value": value} for value in (np.nan, np.inf, 1, "x", True)]
     + [{"names": value} for value in ("w", [3], ["a", "b"], [], {"a": 1})]
@@ -360,13 +366,46 @@ def test_a_message_lists_no_more_than_twenty_differences():
 
 def test_counts_can_be_the_greatest_that_is_allowed(tmp_path):
     opt = Momentum().make()
-    opt.steps = 2**62 - 1
+    opt.steps = 2**61 - 1
     opt.step(np.ones(3))
-    assert opt.steps == 2**62
+    assert opt.steps == 2**61
     opt.save(tmp_path / "run.npz")
-    assert Momentum().load(tmp_path / "run.npz").steps == 2**62
-    with pytest.raises(ValueError, match="steps: expected a whole number from 0 to 2"):
-        opt.steps = 2**62 + 1
+    assert Momentum().load(tmp_path / "run.npz").steps == 2**61
+    for steps in (2**61, 2**62, 2**62 + 1):
+        with pytest.raises(ValueError, match="steps: expected "):
+            opt.steps = steps
+    opt.steps = 5
+    opt.step(np.ones(3))
+
+
+@pytest.mark.parametrize("count", [2**61, 2**62])
+@pytest.mark.parametrize("name", ["steps", "skipped", "skipped_in_a_row", "updates"])
+def test_step_refuses_to_pass_the_bound_of_counts_and_writes_nothing(name, count, tmp_path):
+    opt = fm.Momentum(np.ones(3), lr=lambda t: 0.5, backend="numpy", skip_nonfinite=True)
+    opt.step(np.ones(3))
+    value = {name: [count] if name == "updates" else count}
+    opt.load_state_dict(opt.state_dict() | {"skipped": count if name == "skipped_in_a_row" else 0} | value)
+    before = opt.params.copy(), opt.velocity.copy()
+    for grads in (np.ones(3), np.full(3, np.nan)):
+        with pytest.raises(ValueError, match="steps: expected fewer than .* before a step; got"):
+            opt.step(grads)
+    assert_same_bits(opt.params, before[0])
+    assert_same_bits(opt.velocity, before[1])
+    opt.save(tmp_path / "run.npz")
+    again = fm.Momentum.load(tmp_path / "run.npz", np.ones(3), lr=0.5)
+    assert again.state_dict()[name] == value[name]
+    opt.load_state_dict(opt.state_dict() | {"steps": 1, "skipped": 0, "skipped_in_a_row": 0, "updates": [1]})
+    opt.step(np.ones(3))
+    assert opt.steps == 2
+
+
+def test_rows_refuse_to_step_past_the_bound_of_counts():
+    opt = fm.SparseRows(np.ones((2, 1)), lr=0.5, backend="numpy")
+    opt.load_state_dict(opt.state_dict() | {"steps": 2**62, "seen": np.full(2, 2**62)})
+    with pytest.raises(ValueError, match="steps: expected fewer than "):
+        opt.step([0], np.ones((1, 1)))
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param.tolist() == [[1.0], [1.0]]
 
 
 def test_load_takes_other_numbers_for_settings(tmp_path):
@@ -481,8 +520,6 @@ def test_load_takes_masks_and_skips_and_paths_of_bytes(tmp_path):
     single.save(path)
     assert fm.Momentum.load(path, p, lr_scale=np.array([0.5, 1.0])).lr_scale.tolist() == [0.5, 1.0]
     assert fm.Momentum.load(path, p, skip_nonfinite=True).skip_nonfinite is True
-    with pytest.raises(TypeError, match=r"got Constant: 0.5. For another one, assign it after loading: opt.lr = "):
-        fm.Momentum.load(path, p, lr=fm.schedules.Constant(0.5))
     with pytest.raises(TypeError, match="PathLike"):
         fm.Momentum.load(None, p)
 
@@ -517,3 +554,51 @@ def test_file_of_rows_without_values_of_its_functions_is_refused(tmp_path):
     meta_text(without, path, members_of(path))
     with pytest.raises((TypeError, ValueError), match="lr: expected the function of the step"):
         fm.SparseRows.load(path, np.ones((3, 1)), lr=0.1)
+
+
+def with_settings(names, text):
+    """Return the text of a file's meta with one more setting of each name."""
+    meta = json.loads(text)
+    (meta["groups"][0] if "groups" in meta else meta["settings"]).update(dict.fromkeys(names, 0.5))
+    return json.dumps(meta).encode()
+
+
+RESERVED = {
+    "Momentum": ("self", "params", "rule", "backend", "threads", "skip_nonfinite", "keep_resets", "mask", "lr_scale"),
+    "SparseRows": ("self", "param", "rule", "backend"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in RESERVED.items() for name in names])
+def test_load_refuses_settings_named_like_other_arguments_of_the_constructor(kind, name, tmp_path):
+    path = tmp_path / "run.npz"
+    KINDS[kind].make().save(path)
+    meta_text(partial(with_settings, [name]), path, members_of(path))
+    with pytest.raises(ValueError, match=f"expected names of settings; got '{name}', which is none"):
+        KINDS[kind].load(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_refuses_unknown_settings_of_a_file(kind, tmp_path):
+    path = tmp_path / "run.npz"
+    KINDS[kind].make().save(path)
+    for name in ("cls", "positional", "learning_rate"):
+        KINDS[kind].make().save(path)
+        meta_text(partial(with_settings, [name]), path, members_of(path))
+        with pytest.raises((TypeError, ValueError), match=f"{name}: rule 'pytorch' takes no such hyper-parameter"):
+            KINDS[kind].load(path)
+
+
+def test_load_takes_records_and_counts_from_before_steps_was_assigned(tmp_path):
+    opt = fm.Momentum([np.ones((3, 1)), np.ones(2)], lr=0.1, backend="numpy")
+    for _ in range(3):
+        opt.step([np.ones((3, 1)), np.ones(2)])
+    for scope in ({}, {"group": 0}, {"array": 1}, {"array": 0, "rows": 1}):
+        opt.reset("a test", **scope)
+    opt.step([np.ones((3, 1)), np.ones(2)])
+    opt.step([np.ones((3, 1)), None])
+    opt.steps = 0
+    opt.save(tmp_path / "run.npz")
+    found = fm.Momentum.load(tmp_path / "run.npz", opt.params, backend="numpy")
+    assert found.resets == opt.resets
+    assert (found.steps, found.state_dict()["updates"]) == (0, [2, 1])

@@ -770,7 +770,11 @@ def test_saved_files_keep_what_torch_holds_in_groups(tmp_path):
     torch.optim.lr_scheduler.OneCycleLR(sgd, max_lr=1.0, total_steps=10)
     with pytest.warns(UserWarning, match="name, object, scales"):
         opt = fm.Momentum.from_torch(sgd.state_dict(), [weight])
-    opt.save(tmp_path / "run.npz")
+    with pytest.warns(
+        UserWarning, match="path: the file lacks .* cannot hold: object. opt.state_dict.. has them"
+    ) as caught:
+        opt.save(tmp_path / "run.npz")
+    assert (len(caught), caught[0].filename) == (1, __file__)
     (group,) = fm.Momentum.load(tmp_path / "run.npz", [weight]).to_torch(torch.from_numpy)["param_groups"]
     (before,) = opt.to_torch(torch.from_numpy)["param_groups"]
     assert before.pop("object")
@@ -785,8 +789,51 @@ def test_entries_of_torch_s_groups_that_cannot_be_copied_are_kept_and_tensors_ar
     with pytest.warns(UserWarning, match="lock"):
         opt = fm.Momentum.from_torch(sgd.state_dict(), [weight])
     assert opt.to_torch(torch.from_numpy)["param_groups"][0]["lock"] is lock
-    opt.save(tmp_path / "run.npz")
+    with pytest.warns(UserWarning, match="the file lacks .* cannot hold: lock. "):
+        opt.save(tmp_path / "run.npz")
     found = fm.Momentum.load(tmp_path / "run.npz", [weight])
     sgd.load_state_dict(found.to_torch(torch.from_numpy))
     torch.optim.lr_scheduler.LambdaLR(sgd, lambda t: 0.5, last_epoch=1)
     assert sgd.param_groups[0]["initial_lr"] == 0.25
+
+
+class Tag:
+    """An entry of a group that JSON cannot hold, and that is compared by its name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __eq__(self, other):
+        return self.name == other.name
+
+    __hash__ = None
+
+
+def test_state_dict_keeps_all_entries_of_torch_s_groups_in_memory(tmp_path):
+    own = {
+        "name": "head",
+        "tag": Tag("a"),
+        7: "a number",
+        "depths": {"layer": [1, 2]},
+        "widths": {3: 4},
+        "scale": 1 + 2j,
+    }
+    saved = {"state": {}, "param_groups": [GROUP | own]}
+    with pytest.warns(UserWarning, match="does not know"):
+        opt = fm.Momentum.from_torch(saved, np.ones(1), backend="numpy")
+    other = fm.Momentum(np.ones(1), lr=0.5, backend="numpy")
+    found = opt.state_dict()
+    for each in (opt, other):
+        each.load_state_dict(found)
+        (group,) = each.to_torch(np.asarray)["param_groups"]
+        assert own.items() <= group.items()
+    found["torch_groups"][0]["depths"].clear()  # neither optimiser has the dict itself
+    saved["param_groups"][0]["depths"].clear()
+    for each in (opt, other, opt.convert("ema").convert("pytorch")):
+        assert each.to_torch(np.asarray)["param_groups"][0]["depths"] == {"layer": [1, 2]}
+    with pytest.warns(UserWarning, match="the file lacks .* cannot hold: 7, scale, tag, widths. "):
+        opt.save(tmp_path / "run.npz")
+    assert opt.to_torch(np.asarray)["param_groups"][0]["tag"] == Tag("a")
+    (group,) = fm.Momentum.load(tmp_path / "run.npz", np.ones(1)).to_torch(np.asarray)["param_groups"]
+    assert (group["name"], group["depths"]) == ("head", {"layer": [1, 2]})
+    assert not {"tag", 7, "widths", "scale"} & group.keys()

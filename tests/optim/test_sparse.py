@@ -396,7 +396,7 @@ def test_a_saved_state_shares_no_memory():
         ({"state": []}, ValueError, r"state: expected \[an array of float64, shape \(3, 1\)\]; got \[\]"),
         ({"state": [np.zeros((3, 1), np.float32)]}, ValueError, "state: expected .*float64.*; got .*float32"),
         ({"settings": {"lr": -1.0}}, ValueError, "lr: expected a finite number >= 0; got -1.0"),
-        ({"settings": {"lr": 0.1, "rule": "sgd"}}, ValueError, "settings: expected a dict .*without the rule"),
+        ({"settings": {"lr": 0.1, "rule": "sgd"}}, ValueError, "settings: expected names of settings; got 'rule'"),
         ({"schema": 0, "steps": None}, ValueError, "(?s)schema: .*steps: "),
     ],
     ids=str,
