@@ -236,3 +236,23 @@ def test_masks_of_two_groups_from_torch_are_assigned_as_advised():
         opt.step([torch.ones(2), torch.ones(1)])
     assert weight.tolist() == [-1.0, 0.0]
     assert bias.tolist() == [-1.0]
+
+
+@pytest.mark.parametrize("kind", ["half", "bfloat16"])
+def test_a_run_goes_on_with_copies_as_advised_after_its_module_has_lost_precision(kind):
+    module, opt, given = trained()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    grads = ones_like(module)
+    getattr(module, kind)()
+    with pytest.raises(TypeError, match=r"params\['weight'\]: expected a tensor of float32") as refused:
+        opt.step(grads)
+    make, write_back = re.search(r"Update p = (.*), a copy, .* each step: (.*)$", str(refused.value)).groups()
+    tensors = dict(module.named_parameters())
+    copies = {name: eval(make, {"tensor": tensor}) for name, tensor in tensors.items()}
+    new = fm.Optimizer(copies, **given, **NUMPY)
+    new.load_state_dict(opt.state_dict())
+    new.step({name: np.ones_like(p) for name, p in copies.items()})
+    for name, tensor in tensors.items():
+        eval(write_back, {"torch": torch, "tensor": tensor, "p": copies[name]})
+        expected = before[name].to(tensor.dtype).float() - 0.5 * 1.5  # the velocity is 1, then 0.5·1 + 1
+        assert torch.equal(tensor, expected.to(tensor.dtype))
