@@ -86,8 +86,6 @@ def how_to_convert(value: Any, dtype: np.dtype[Any] | None = None, write: bool =
     """
     if is_tensor(value):
         return how_to_convert_tensor(value, dtype, write)
-    if hasattr(type(value), "named_parameters"):
-        return ". Pass the parameters of the torch module, dict(module.named_parameters())"
     if isinstance(value, list | tuple) and len(value) == 1 and hasattr(value[0], "dtype"):
         return ". Pass the array inside of it"
     replace = ". Replace it by" if write else ". Pass"
@@ -110,6 +108,13 @@ def how_to_convert(value: Any, dtype: np.dtype[Any] | None = None, write: bool =
     return f". No step can update a {type(value).__name__}: replace it by {made}"
 
 
+def how_to_pass(params: Any) -> str:
+    """Return the end of a message about an argument `params` that is neither an array nor a container of arrays."""
+    if hasattr(type(params), "named_parameters"):
+        return ". Pass the parameters of the torch module, dict(module.named_parameters())"
+    return how_to_convert(params)
+
+
 def _numbers(value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
     """Return a value as an array of numbers; None if it is none, such as a dict, a text, or an object of any class."""
     try:
@@ -130,6 +135,11 @@ def how_to_convert_tensor(tensor: Any, dtype: np.dtype[Any] | None, write: bool)
         return ""
     if kind.startswith("complex") and not is_on_host:
         return ". torch.view_as_real(...) returns its real and imaginary parts on the same memory"
+    if dtype is not None and kind != dtype.name:
+        if tensor.is_complex() and dtype.kind != "c":
+            return ""
+        replace = ". The tensor is updated in place: replace it everywhere by" if write else ". Pass"
+        return f"{replace} {'.detach()' * write}.to(torch.{dtype})"
     if kind in ("float32", "float64", "complex64", "complex128") and is_on_host:
         return ". For a torch tensor on the host, .detach().numpy() returns one on the same memory"
     if not write:
@@ -187,8 +197,14 @@ def how_to_cast(dtype: np.dtype[Any], wanted: np.dtype[Any] | None, write: bool,
     return f". Pass numpy.asarray(..., dtype=numpy.{target})"
 
 
-def how_to_list(value: Any, length: int) -> str:
-    """Return the end of a message about a value that is no sequence: how to make one of this length, or nothing."""
+def how_to_list(value: Any, length: int, name: str = "") -> str:
+    """Return the end of a message about a value that is no sequence: how to make one of this length, or nothing.
+
+    `name` is the name of the argument.
+    """
+    if hasattr(type(value), "named_parameters"):
+        own = {"params": "list(module.parameters())", "grads": "[p.grad for p in module.parameters()]"}.get(name)
+        return f". Pass {own}" if own and len([*value.parameters()]) == length else ""
     if isinstance(value, Mapping):
         return ". For a dict d, list(d.values()) returns its arrays, in order" if len(value) == length else ""
     if length == 1 and hasattr(value, "dtype"):

@@ -151,12 +151,12 @@ def boolean(name: str, value: object) -> bool:
 
 
 def threads(value: object) -> int | None:
-    """Return `value`, if it is a number of threads: a whole number from 1, −1 for all, or None for the default."""
+    """Return `value`, if it is a number of threads: a C int from 1, −1 for all, or None for the default."""
     if value is None:
         return None
-    if not _is_integer(value) or (value < 1 and value != -1):
+    if not _is_integer(value) or (not 1 <= value < 2**31 and value != -1):
         kind = ValueError if _is_integer(value) else TypeError
-        raise kind(f"threads: expected a whole number >= 1, or -1 for all; got {describe(value)}")
+        raise kind(f"threads: expected a whole number from 1 to 2**31 - 1, or -1 for all; got {describe(value)}")
     return int(value)
 
 
@@ -205,7 +205,7 @@ def is_dense(value: Array) -> bool:
     return True
 
 
-def _same_strides(value: Array, like: Array) -> bool:
+def same_strides(value: Array, like: Array) -> bool:
     """Return whether two arrays of one shape have the same strides, wherever strides matter."""
     axes = zip(value.shape, value.strides, like.strides)
     return value.strides == like.strides or value.size == 0 or all([n == 1 or one == other for n, one, other in axes])
@@ -259,7 +259,7 @@ def _same_dtype(dtype: np.dtype[Any], like: np.dtype[Any]) -> bool:
 def _has_layout(value: Array, like: Array | None, write: bool, dense: bool) -> bool:
     """Return whether an array of the right dtype and shape lies in memory as :func:`array` requires."""
     flags = value.flags
-    in_order = (_same_strides(value, like) if like is not None else is_dense(value)) if dense else flags.c_contiguous
+    in_order = (same_strides(value, like) if like is not None else is_dense(value)) if dense else flags.c_contiguous
     return in_order and flags.aligned and (flags.writeable or not write)
 
 
@@ -290,12 +290,14 @@ def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: boo
     if like is not None and value.shape != like.shape:
         raise ValueError(f"{name}: expected shape {like.shape}, as the parameter has; got {value.shape}")
     replace = "The array is updated in place: replace it everywhere by" if write else "Pass"
-    if dense and like is not None and not _same_strides(value, like):
-        axes = reversed_axes(like)
-        new = f"numpy.flip(numpy.empty_like(param), {axes})" if axes else "numpy.empty_like(param)"
+    tensor = _tensor_of(value)
+    if dense and like is not None and not same_strides(value, like):
+        axes, param = reversed_axes(like), array_of_param(like)
+        new = f"numpy.flip(numpy.empty_like({param}), {axes})" if axes else f"numpy.empty_like({param})"
+        old = "old" if tensor is None else "old.detach()"
         raise ValueError(
             f"{name}: expected strides {like.strides}, as the parameter has; got {value.strides}. A copy in the "
-            f"parameter's layout is new, after new = {new}; new[...] = old. {replace} new"
+            f"parameter's layout is new, after new = {new}; new[...] = {old}. {replace} new"
         )
     layout = f"shape {value.shape} with strides {value.strides}"
     if dense and like is None and not is_dense(value):
@@ -307,6 +309,7 @@ def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: boo
     on_device = isinstance(value, InDeviceMemory)
     if not dense and not value.flags.c_contiguous:
         copy = "a C-contiguous copy" if on_device else "numpy.ascontiguousarray(...)"
+        copy = copy if tensor is None else ".detach().contiguous()"
         raise ValueError(
             f"{name}: expected a C-contiguous array; got {layout} (a transposed or strided view?). {replace} {copy}"
         )
@@ -324,19 +327,31 @@ def _refuse(name: str, value: Array, like: Array | None, write: bool, dense: boo
 
 def _dtype_and_advice(value: Array, wanted: np.dtype[Any] | None, write: bool, dense: bool) -> tuple[str, str]:
     """Return the dtype of an array that :func:`array` refuses, and the end of the message: how to cast it."""
-    owner = getattr(value, "owner", None)
-    if is_tensor(owner):
-        return str(owner.dtype), how_to_convert_tensor(owner, wanted, write)
+    if (tensor := _tensor_of(value)) is not None:
+        return str(tensor.dtype), how_to_convert_tensor(tensor, wanted, write)
     fields = f" with fields {', '.join(value.dtype.names)}" if value.dtype.names else ""
     order = "" if value.dtype.isnative else " in another byte order than this machine's"
     is_complex_served = dense or wanted is not None
     return f"{value.dtype.name}{fields}{order}", how_to_cast(value.dtype, wanted, write, is_complex_served)
 
 
+def _tensor_of(value: Any) -> Any:
+    """Return the torch tensor that the user passed, if this array is a view of its memory; else None."""
+    owner = getattr(value, "owner", getattr(getattr(value, "base", None), "tensor", None))
+    return owner if is_tensor(owner) else None
+
+
+def array_of_param(param: Array) -> str:
+    """Return the expression for this array in advice, where the user's own parameter is called param."""
+    return "param" if _tensor_of(param) is None else "param.detach().numpy()"
+
+
 def sequence(name: str, value: object, length: int) -> list[Any]:
     """Return the items of a sequence of this length as a new list; the sequence is read once."""
     if not isinstance(value, list | tuple | Sequence):
-        raise TypeError(f"{name}: expected a sequence of {length}; got {describe(value)}{how_to_list(value, length)}")
+        raise TypeError(
+            f"{name}: expected a sequence of {length}; got {describe(value)}{how_to_list(value, length, name)}"
+        )
     items = list(value)
     if len(items) != length:
         raise ValueError(f"{name}: expected a sequence of {length}; got one of {len(items)}")

@@ -232,7 +232,7 @@ GRADIENTS = {
     "one of two fields": (np.ones(3, FIELDS), F4, ["['weight']", CONTIGUOUS]),
     "bfloat16 tensor": (torch.ones(3, dtype=torch.bfloat16), F4, [".to(torch.float32)"]),
     "bfloat16 tensor for float64": (torch.ones(3, dtype=torch.bfloat16), F8, [".to(torch.float64)"]),
-    "float16 tensor": (torch.ones(3, dtype=torch.float16), F4, ["numpy.asarray(..., dtype=numpy.float32)"]),
+    "float16 tensor": (torch.ones(3, dtype=torch.float16), F4, [".to(torch.float32)"]),
     "sparse tensor": (torch.ones(3).to_sparse(), F4, [".to_dense()"]),
     "conjugate tensor": (torch.ones(3, dtype=torch.complex64).conj(), np.complex64, [".resolve_conj()"]),
     "negative tensor": (torch.full((3,), 1 + 1j).conj().imag, F4, [".resolve_neg()"]),

@@ -62,7 +62,7 @@ def flat_view(array: npt.NDArray[Any]) -> Array:
     return flat.view(real_dtype(flat.dtype)) if flat.dtype.kind == "c" else flat
 
 
-def read(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Any:
+def read(name: str, value: Any, like: Any = None) -> Any:
     """Return an array of another library in host memory as an ndarray on the same memory, which is only to be read.
 
     A NumPy scalar becomes a 0-d array. Any other value is returned unchanged; later checks refuse it.
@@ -73,8 +73,8 @@ def read(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Any:
         The name of the argument in messages.
     value : object
         The value that the user passed.
-    dtype : dtype, optional
-        The dtype that the array should have, for messages.
+    like : ndarray, optional
+        The array whose dtype and layout it should have, for messages.
 
     Raises
     ------
@@ -85,7 +85,10 @@ def read(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Any:
         return np.asarray(value) if isinstance(value, np.generic) else value
     try:
         if is_tensor(value):
-            return value.detach().numpy()
+            found = value.detach().numpy()
+            if like is None or (found.dtype == like.dtype and found.strides == like.strides):
+                return found
+            return np.asarray(tensors.TensorMemory(value))  # later checks find the tensor, for their advice
         try:
             return np.asarray(memoryview(value))
         except (TypeError, ValueError, BufferError):  # no buffer, or one of a format that NumPy does not have
@@ -97,7 +100,7 @@ def read(name: str, value: Any, dtype: np.dtype[Any] | None = None) -> Any:
                     f"{name}: expected a plain tensor; got one with the {bit} bit, whose memory holds other values. "
                     f"Pass .resolve_{bit}(), a copy"
                 ) from error
-        advice = how_to_convert(value, dtype, write=False) or f": {error}"
+        advice = how_to_convert(value, None if like is None else like.dtype, write=False) or f": {error}"
         raise TypeError(
             f"{name}: expected an array in host memory, of a dtype that NumPy has; got {describe(value)}{advice}"
         ) from error

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ MAX_DENSE = 2000
 For more parameters, Lanczos estimates the ends of the spectrum.
 """
 
+
+MOST_UNPACKED = 2**32
+"""The most bytes that compressed arrays may take in memory: a small file can hold terabytes of zeros."""
 
 GREATEST = 1e100
 """The limit of L and of 1/m; beyond it lr·h overflows in the theory."""
@@ -149,6 +153,13 @@ def _read_npz(path: Path) -> tuple[AnyArray, AnyArray]:
                 raise UsageError(f"{path}: expected an npz archive; got a single array")
             if not {"A", "b"} <= set(loaded.files):
                 raise UsageError(f"{path}: expected arrays A and b; got {', '.join(loaded.files[:9]) or 'none'}")
+            members = [info for info in ZipFile(file).infolist() if info.filename.removesuffix(".npy") in ("A", "b")]
+            unpacked = sum([info.file_size for info in members if info.compress_type != ZIP_STORED])
+            if unpacked > MOST_UNPACKED:
+                raise UsageError(
+                    f"{path}: expected compressed arrays of at most {MOST_UNPACKED} bytes; A and b unpack to {unpacked}"
+                    ". Write larger ones with numpy.savez, which does not compress them"
+                )
             a, b = loaded["A"], loaded["b"]
     except (UsageError, OSError):
         raise

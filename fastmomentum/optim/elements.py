@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import checks
-from fastmomentum.backends.host_arrays import flat_view
+from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import point_rule
 from fastmomentum.rules.elementwise import GIVEN, MASK, with_given
@@ -125,7 +125,10 @@ def check_elements(name: str, where: str, value: Any, param: Any, backend: str) 
     if backend == "cuda":
         raise TypeError(f"{where}: expected None, as the arrays are on a device, whose kernels take no {name}")
     kinds, expected = ("b", "booleans") if name == MASK else ("iuf", "numbers")
-    found = value if isinstance(value, np.ndarray) else np.asarray(value)
+    try:
+        found = np.asarray(read(where, value))
+    except ValueError:  # a ragged list
+        found = np.asarray(None)
     if isinstance(value, np.ma.MaskedArray) or found.dtype.kind not in kinds:
         raise TypeError(f"{where}: expected an array of {expected}, or None; got {checks.describe(value)}")
     if found.shape != param.shape:

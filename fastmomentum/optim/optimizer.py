@@ -15,7 +15,7 @@ from fastmomentum.optim.recorder import start_trace
 from fastmomentum.optim.restart import ALL, FUNCTION, Reset, group_index, reset_scope
 from fastmomentum.optim.state import check_counts
 from fastmomentum.optim.trace import Trace
-from fastmomentum.optim.values import skips
+from fastmomentum.optim.values import check_hyper_names, skips
 from fastmomentum.rules.base import Rule
 
 Setting = float | Callable[[int], float]
@@ -74,10 +74,12 @@ class Optimizer:
         threads, skip_nonfinite = checks.threads(threads), skips(skip_nonfinite)
         given = {"rule": rule, **({} if lr is None else {"lr": lr}), **settings}
         layout = parse_params(params, given)
+        hyper = {name for group in layout.groups for name in group.parameters}
+        check_hyper_names(hyper, type(self))
         keep_resets = None if keep_resets is None else checks.integer("keep_resets", keep_resets)
         self._engine = Engine(layout, backend, threads, skip_nonfinite, keep_resets)
         self._single, self._given = layout.single, given
-        for name in {name for group in layout.groups for name in group.parameters}:
+        for name in hyper:
             if name not in vars(Optimizer):
                 setattr(Optimizer, name, SettingAttribute(name))  # a hyper-parameter of the rule's own
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
-from fastmomentum.advice import how_to_convert
+from fastmomentum.advice import how_to_convert, how_to_pass
 from fastmomentum.backends import is_array
 from fastmomentum.optim.elements import split_by_array
 from fastmomentum.optim.groups import FIXED, SHARED, ParamGroup, make_group
@@ -78,7 +78,7 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
     if not isinstance(params, Sequence) or isinstance(params, str):
         raise TypeError(
             "params: expected an array, a sequence or a dict of arrays, or a sequence of dicts with 'params'; "
-            f"got {checks.describe(params)}{how_to_convert(params)}"
+            f"got {checks.describe(params)}{how_to_pass(params)}"
         )
     if not any(isinstance(entry, Mapping) for entry in params):
         _refuse_entries("params", params, params)
@@ -87,7 +87,10 @@ def parse_params(params: Any, shared: Mapping[str, Any]) -> Layout:
         elements = _elements("", given, len(params), None)
         return Layout(list(params), names, None, [group], [0] * len(params), False, elements)
     for name in given:
-        raise TypeError(f"{name}: expected in the groups, beside their 'params', as it belongs to their arrays")
+        raise TypeError(
+            f"{name}: expected in the groups, beside their 'params', or assigned later, opt.groups[i][{name!r}] = value"
+            ", as it belongs to the arrays of one group"
+        )
     layout = Layout([], [], None, [], [], False, [])
     for number, entry in enumerate(params):
         layout = with_group(layout, f"params[{number}]", entry, shared)
@@ -174,7 +177,7 @@ def read_arrays(where: str, arrays: Any) -> tuple[list[Any], list[str], list[str
         return list(arrays.values()), [f"{where}[{key!r}]" for key in arrays], list(arrays) or None
     found = [arrays] if is_array(arrays) else to_list(arrays)
     if not isinstance(found, Sequence) or isinstance(found, str):
-        got = f"{checks.describe(found)}{how_to_convert(found)}"
+        got = f"{checks.describe(found)}{how_to_pass(found)}"
         raise TypeError(f"{where}: expected an array, a sequence or a dict of them; got {got}")
     _refuse_entries(where, found, found)
     return list(found), [f"{where}[{i}]" for i in range(len(found))], None

@@ -21,6 +21,9 @@ NOT_NUMBERS = ("rule", *SWITCHES)
 """The settings that are not numbers, and that are no functions of the step."""
 
 TAKEN = Options((*LINEAR.names, "correct", "rule", "backend"), "fastmomentum.SparseRows")
+FLAGS = tuple(name for name in SWITCHES if name in TAKEN.names)
+"""The settings that are True or False."""
+
 MOMENTUM_ALONE = tuple(name for name in MOMENTUM.names if name not in (*TAKEN.names, "clip_value"))
 """The options of Momentum that SparseRows does not take."""
 
@@ -198,17 +201,17 @@ class RowSettings:
             return self.last.values
 
     def find(self, name: str, step: int) -> float:
-        """Return the value of a numeric setting as :meth:`last_values` does, its default if it was not given.
+        """Return the value of a setting other than the rule as :meth:`last_values` does, or its default.
 
         Raises
         ------
         AttributeError
             If there is no such setting.
         """
-        known = {name: value for name, value in self.last_values(step).items() if name not in NOT_NUMBERS}
+        known = {name: value for name, value in self.last_values(step).items() if name != "rule"}
         if name not in known:
             update, given = resolve_options(**self.last_values(step))
-            off = {name: value for name, value in OFF.items() if value is not None}
+            off = {name: value for name, value in OFF.items() if value is not None} | dict.fromkeys(FLAGS, False)
             known = {**off, **known, **resolve_values(update, given)}
         if name not in known:
             hint = did_you_mean(name, known)

@@ -359,7 +359,7 @@ class SparseRows:
         return self._settings.find(name, self._steps)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_") or hasattr(type(self), name):
+        if name.startswith("_"):
             super().__setattr__(name, value)
         else:
             self._settings.find(name, self._steps)  # a misspelt setting would do nothing

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import backends, checks
+from fastmomentum.advice import is_tensor
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.backends.host_arrays import flat_view, read
-from fastmomentum.checks import Array, array, describe, real_dtype
+from fastmomentum.checks import Array, array, describe, real_dtype, same_strides
 from fastmomentum.optim.elements import read_elements
 from fastmomentum.optim.groups import SCHEDULED
 from fastmomentum.optim.params import Layout
@@ -28,8 +29,8 @@ Counts are checked when a step is planned; 2⁶¹ more steps, which compiled cod
 ALL_ROWS = slice(None)
 """All rows of an array, also of one that has no axis."""
 
-INITIAL = {"zero": "numpy.zeros_like(param)", "param": "numpy.array(param)"}
-"""The expression with which a user makes each initial value of a slot, for messages."""
+INITIAL = {"zero": "numpy.zeros_like", "param": "numpy.array"}
+"""The function of the parameter with which a user makes each initial value of a slot, for messages."""
 
 
 def check_state(rule: Rule, value: object, like: Array, dense: bool) -> tuple[Array, ...]:
@@ -48,7 +49,8 @@ def check_state(rule: Rule, value: object, like: Array, dense: bool) -> tuple[Ar
     given: tuple[object, ...] = value if isinstance(value, tuple) else () if value is None else (value,)
     if len(given) != len(slots):
         expected = ("None", "an array", f"a tuple of {len(slots)} arrays")[min(len(slots), 2)]
-        each = ", ".join(f"{slot} (initially {INITIAL[initial]})" for slot, initial in rule.state)
+        param = checks.array_of_param(like)
+        each = ", ".join(f"{slot} (initially {INITIAL[initial]}({param}))" for slot, initial in rule.state)
         meaning = f", like param in dtype, shape and layout: {each}" if slots else ""
         raise TypeError(f"state: rule {rule} expects {expected}{meaning}; got {describe(value)}")
     return tuple(array(f"state[{i}]", slot, like=like, dense=dense) for i, slot in enumerate(given))
@@ -178,8 +180,7 @@ class State:
         """
         name, old = self.array_names[i], self.params[i]
         new = self._array(name, param)
-        if (new.dtype, new.shape) != (old.dtype, old.shape):
-            raise ValueError(f"{name}: expected {describe(old)}, as before; got {describe(new)}")
+        _check_unchanged(name, new, old, any_layout=True)
         slots, elements = self.slots[i], self.elements[i]
         if getattr(new, "strides", None) != getattr(old, "strides", None):
             slots = tuple(self._arrays.empty_like(new) for _ in slots)
@@ -202,7 +203,7 @@ class State:
         if self._backend == "cuda":
             return grads
         named = zip(self._grad_names, grads, self.params)
-        return [grad if grad is None else read(name, grad, param.dtype) for name, grad, param in named]
+        return [grad if grad is None else read(name, grad, param) for name, grad, param in named]
 
     def check_arrays(self, grads: Sequence[Any]) -> tuple[list[Any], npt.NDArray[np.int64]]:
         """Check all arrays, these gradients among them.
@@ -217,9 +218,13 @@ class State:
         Raises
         ------
         TypeError, ValueError
-            If an array has a wrong dtype, shape or layout, or shares memory with an array that is written.
+            If an array has a wrong dtype, shape or layout, or shares memory with an array that is written, or if a
+            parameter has another dtype, shape or layout than its state.
         """
-        self.params = [self._array(name, param) for name, param in zip(self.array_names, self.given)]
+        params = [self._array(name, param) for name, param in zip(self.array_names, self.given)]
+        for name, new, old in zip(self.array_names, params, self.params):
+            _check_unchanged(name, new, old)
+        self.params = params
         written = dict(zip(self.array_names, self.params))
         for name, param, slots in zip(self.array_names, self.params, self.slots):
             for slot, values in zip(self._slot_names, slots):
@@ -322,12 +327,41 @@ class State:
             views = [self._arrays.view(name, param) for name, param in zip(self.array_names, self.given)]
             return [self._arrays.fetch(view) for view in views]
 
+    def __copy__(self) -> "State":
+        found = object.__new__(State)
+        found.__dict__.update(self.__dict__)
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_arrays"}  # a module
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
         self._arrays = backends.arrays_of(self._backend)
+        for i, param in enumerate(self.given):
+            if is_tensor(param):  # pickle keeps its layout, but turns an array that is like it into one in C order
+                self.__dict__.update(self.with_param(i, param).__dict__)
+
+
+def _check_unchanged(name: str, new: Any, old: Any, any_layout: bool = False) -> None:
+    """Check that a parameter has the dtype, the shape and the layout for which its state was made.
+
+    A call such as ``module.double()`` changes the tensors of a module under an optimiser.
+
+    Raises
+    ------
+    ValueError
+        If it has not.
+    """
+    then, now = describe(old), describe(new)
+    if (new.dtype, new.shape) == (old.dtype, old.shape):
+        if any_layout or not isinstance(new, np.ndarray) or same_strides(new, old):
+            return
+        then, now = f"strides {old.strides}", f"strides {new.strides}"
+    advice = "Make an optimiser of the parameters as they are now"
+    if new.shape == old.shape:
+        advice += ", and let it go on with this one's state: new.load_state_dict(opt.state_dict(), cast=True)"
+    raise ValueError(f"{name}: expected {then}, as when its state was made; got {now}. {advice}")
 
 
 def _names_of_grads(layout: Layout) -> list[str]:

@@ -145,7 +145,7 @@ def step(
     dense = not on_device and not param.flags.c_contiguous
     arrays = (param, *check_state(update, state, param, dense))
     if type(grad) is not np.ndarray and not on_device:
-        grad = host_arrays.read("grad", grad, param.dtype)
+        grad = host_arrays.read("grad", grad, param)
     grad = checks.array("grad", grad, like=param, write=False, dense=dense)
     if on_device:
         _launch(update, (*arrays, grad), row, stream)

@@ -1,6 +1,6 @@
 """Read the values of settings: numbers of any library, and what functions of the step return."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from numbers import Real
 from typing import Any
@@ -11,7 +11,7 @@ from fastmomentum import checks
 from fastmomentum.backends.cuda import scalars
 from fastmomentum.backends.cuda.device_array import is_on_device
 from fastmomentum.checks import RANGES
-from fastmomentum.rules.options import OFF, SWITCHES
+from fastmomentum.rules.options import MOMENTUM, OFF, SWITCHES
 
 PLAIN = (float, int, bool, str, type(None))
 """The types of settings that a group stores, and a checkpoint holds, as they are."""
@@ -85,6 +85,27 @@ def stored(name: str, value: Any) -> Any:
     value = checks.unwrap_scalar(value)
     has_number = hasattr(type(value), "__float__") and not getattr(value, "shape", ())
     return float(value) if has_number and not isinstance(value, Real | str | np.generic) else value
+
+
+NOT_HYPER = {"self", "params", *MOMENTUM.names} - OFF.keys()
+"""The arguments of optimisers that are no numbers, as which a hyper-parameter of the same name cannot be passed."""
+
+
+def check_hyper_names(names: Iterable[str], owner: type) -> None:
+    """Check that the hyper-parameters of a rule can be passed to this class, and read as attributes of its objects.
+
+    Raises
+    ------
+    ValueError
+        If a name is that of another argument or attribute.
+    """
+    for name in names:
+        attribute = getattr(owner, name, None)
+        if name in NOT_HYPER or name.startswith("_") or callable(attribute) or isinstance(attribute, property):
+            raise ValueError(
+                f"rule: expected hyper-parameters that {owner.__name__} can have as settings; got {name!r}, which is "
+                "private or means something else there. Make the rule with another name in its `hyper`"
+            )
 
 
 def skips(value: object) -> bool | int:

@@ -145,7 +145,7 @@ def test_a_step_updates_the_memory_that_a_tensor_has_now(backend):
         sgd.step()
         assert_same_bits(ours.detach().numpy(), theirs.detach().numpy())
     ours.data = torch.ones(4)
-    with pytest.raises(ValueError, match=r"params\[0\]: expected shape \(3,\)|expected shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"params\[0\]: expected an array of float32, shape \(3,\)"):
         opt.step([torch.ones(4)])
     ours.data = torch.ones(3)
     opt.step([torch.ones(3)])

@@ -178,14 +178,18 @@ def test_small_arrays_use_one_thread(monkeypatch):
     assert not entered
 
 
-@pytest.mark.parametrize("wrong", [0, -2, 1.5, True, "2", np.timedelta64(2), pytest.param(-(10**5000), id="huge")])
+@pytest.mark.parametrize(
+    "wrong", [0, -2, 2**31, 1.5, True, "2", np.timedelta64(2), pytest.param(-(10**5000), id="huge")]
+)
 def test_numbers_of_threads_are_checked(wrong):
     for call in (
         lambda: fm.set_threads(wrong),
         lambda: fm.Momentum(np.zeros(3), lr=0.1, threads=wrong),
         lambda: fm.step(np.zeros(3), np.zeros(3), np.zeros(3), lr=0.1, threads=wrong),
     ):
-        with pytest.raises((TypeError, ValueError), match="threads: expected a whole number >= 1, or -1 for all"):
+        with pytest.raises(
+            (TypeError, ValueError), match="threads: expected a whole number from 1 to 2..31 - 1, or -1 for all"
+        ):
             call()
     with pytest.raises(TypeError, match="threads: expected a whole number"):
         fm.set_threads(None)

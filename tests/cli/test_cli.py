@@ -710,3 +710,18 @@ def test_numbers_near_one_are_printed_with_their_distance():
     assert [tune.format_near_one(rate) for rate in (0.9999, 0.99995)] == ["0.9999", "1-5e-05"]
     assert [tune._format_count(count) for count in (9_999_999, 10_000_000)] == ["9,999,999", "1e+07"]
     assert tune.curve_length([]) == tune.MAX_STEPS
+
+
+def test_tune_reads_compressed_arrays_up_to_a_limit(command, monkeypatch, tmp_path):
+    """Check that a small file that unpacks to more than the limit is refused, and read in the advised form."""
+    arrays = {"A": np.eye(300), "b": np.ones(300)}
+    data = tmp_path / "data.npz"
+    np.savez_compressed(data, **arrays, other=np.zeros(10**6))
+    assert data.stat().st_size < 20_000
+    assert command("tune", data, "--rule", "sgd")[0] == 0
+    monkeypatch.setattr(problem, "MOST_UNPACKED", 300 * 300 * 8)
+    assert "at most 720000 bytes; A and b unpack to 722656. Write larger ones with numpy.savez" in refused(
+        command, "tune", data
+    )
+    np.savez(data, **arrays)
+    assert command("tune", data, "--rule", "sgd")[0] == 0

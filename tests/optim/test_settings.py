@@ -854,3 +854,25 @@ def test_sequences_of_theory_keep_the_velocity_of_a_step_with_momentum_zero():
         opt.step(GRADS[0])
         assert opt.velocity.any() == kept
         assert opt.state_dict()["updates"] == [kept]
+
+
+METHODS = {name for name in dir(fm.Momentum) if callable(getattr(fm.Momentum, name)) and name[0] != "_"}
+OTHERS = {"params", "state", "velocity", "steps", "groups", "rule", "backend", "threads", "nesterov", "mask", "_x"}
+
+
+@pytest.mark.parametrize("name", sorted(METHODS - {"step"} | OTHERS))
+def test_a_hyper_parameter_that_could_not_be_a_setting_is_refused(name):
+    """Check that optimisers refuse it by its name, while fm.step, which has no attributes, takes it."""
+    p = np.ones(2)
+    rule, renamed = (
+        fm.Rule(lambda p, g, lr, own: (p - lr * own * g,), state=(), hyper=("lr", own), defaults={own: 0.5})
+        for own in (name, "own")
+    )
+    with pytest.raises(ValueError, match=f"expected hyper-parameters that Momentum can have as settings; got '{name}'"):
+        fm.Momentum(p, rule=rule, lr=0.5, backend="numpy")
+    if name in METHODS:
+        fm.step(p, None, np.ones(2), rule=rule, lr=0.5, backend="numpy")
+        assert (p == 0.75).all()
+    opt = fm.Momentum(p, rule=renamed, lr=0.5, own=0.25, backend="numpy")
+    opt.own = 0.125
+    assert opt.own == 0.125

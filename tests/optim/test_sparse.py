@@ -431,3 +431,32 @@ def test_one_caller_is_served_at_a_time():
     assert len(refused) == 4
     assert all("one caller at a time" in reason for reason in refused)
     assert opt.steps == 0
+
+
+@pytest.mark.parametrize("name", ["nesterov", "maximize", "correct"])
+def test_switches_are_assigned_and_read_as_other_settings_are(name, tmp_path):
+    """Compare with rows that have the switch from the start, and with a saved run that gets it when it is loaded."""
+    tables = [np.ones((3, 2)) for _ in range(3)]
+    late, early, loaded = (fm.SparseRows(table, lr=0.5, backend="numpy") for table in tables)
+    assert getattr(late, name) is False
+    loaded.save(tmp_path / "rows.npz")
+    setattr(late, name, True)
+    early = fm.SparseRows(tables[1], lr=0.5, backend="numpy", **{name: True})
+    loaded = fm.SparseRows.load(tmp_path / "rows.npz", tables[2], backend="numpy", **{name: True})
+    for opt in (late, early, loaded):
+        assert getattr(opt, name) is True
+        for row in (0, 1):
+            opt.step([row], np.full((1, 2), 0.25))
+        opt.flush()
+    assert_all_same_bits(tables[:2], tables[1:])
+    setattr(late, name, False)
+    assert getattr(late, name) is False
+
+
+@pytest.mark.parametrize("name", ["step", "read", "steps", "param", "rule", "flush"])
+def test_attributes_that_are_no_settings_are_not_replaced(name):
+    opt = fm.SparseRows(np.ones((3, 2)), lr=0.5, backend="numpy")
+    with pytest.raises(AttributeError, match=f"{name}: expected one of the settings dampening"):
+        setattr(opt, name, 1.0)
+    opt.step([0], np.ones((1, 2)))
+    assert opt.steps == 1
