@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
+from tests.helpers.ids import label
 from tests.test_messages import follow
 
 torch = pytest.importorskip("torch")
@@ -199,7 +200,7 @@ def test_scales_and_masks_may_be_tensors_of_any_kind():
 
 
 @pytest.mark.parametrize("name", ["mask", "lr_scale"])
-@pytest.mark.parametrize("value", [[[1.0, 2.0], [1.0]], "abc", object(), {1, 2}], ids=repr)
+@pytest.mark.parametrize("value", [[[1.0, 2.0], [1.0]], "abc", object(), {1, 2}], ids=label)
 def test_a_mask_that_is_no_array_is_refused_by_its_name(name, value):
     with pytest.raises(TypeError, match=rf"{name}\[0\]: expected an array of "):
         fm.Momentum([np.ones(2)], lr=0.5, **{name: [value]}, **NUMPY)

@@ -201,14 +201,9 @@ class NormLimits(NamedTuple):
     most_skips: int
 
     @property
-    def clips(self) -> bool:
-        """Whether gradients are clipped to a norm."""
-        return self.max_norm is not None or self.clip_norms is not None
-
-    @property
     def measures(self) -> bool:
         """Whether the squares of gradients are summed before an update."""
-        return self.clips or self.skip
+        return self.max_norm is not None or self.clip_norms is not None or self.skip
 
 
 class ArrayUpdate(NamedTuple):
