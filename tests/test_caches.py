@@ -177,7 +177,8 @@ def test_texts_in_linecache_are_bounded_in_number(monkeypatch):
         linecache.cache.pop(name, None)
 
 
-def test_optimiser_goes_on_with_its_kernels_when_the_cache_is_cleared():
+def test_optimiser_goes_on_with_its_kernels_when_the_cache_is_cleared(monkeypatch):
+    monkeypatch.setattr(cache, "_kernels", {})  # the kernels of other tests stay
     p, q = np.ones(5), np.ones(5)
     one, other = (fm.Momentum(x, lr=0.1, weight_decay=0.1) for x in (p, q))
     update = fm.jit.cfunc("sgd", np.float64)

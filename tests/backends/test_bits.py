@@ -57,7 +57,7 @@ def test_step_has_the_bits_of_numpy(rule, dampening, option, dtype):
             assert_same_bits(found[1], np.asarray(expected[1], dtype))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize(("rule", "dampening"), CASES)

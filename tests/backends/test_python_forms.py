@@ -11,6 +11,7 @@ import pytest
 import fastmomentum as fm
 from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu import headers, kernels, reductions
+from fastmomentum.rules import cache
 from tests.helpers.arrays import arrays_of, gradients, gradients_of
 from tests.helpers.reference import BACKENDS, DTYPES, RULES, assert_all_same_bits, assert_same_bits, rest, update
 
@@ -50,6 +51,7 @@ def in_python(monkeypatch):
     monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
     monkeypatch.setattr(headers, "_load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
     monkeypatch.setattr(headers, "_load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
+    monkeypatch.setattr(cache, "_kernels", {})  # the compiled kernels stay for the tests that come after
     fm.clear_cache()
     yield
     fm.clear_cache()

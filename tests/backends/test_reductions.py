@@ -59,11 +59,11 @@ def test_max_norm_takes_one_norm_over_dtypes_and_groups():
 
 def test_max_norm_changes_no_bits_when_the_norm_is_below_the_limit():
     (g,) = random_arrays(1000, 1)
-    for rule in RULES:
+    for rule, backend in [*((rule, "numpy") for rule in RULES), ("pytorch", "cpu"), ("heavy_ball", "cpu")]:
         found = []
         for limit in (None, 1e6):
             p = np.ones(1000)
-            opt = fm.Momentum(p, rule=rule, lr=0.1, max_norm=limit)
+            opt = fm.Momentum(p, rule=rule, lr=0.1, max_norm=limit, backend=backend)
             opt.step(g)
             opt.step(g)
             found.append(p)

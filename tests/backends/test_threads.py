@@ -302,9 +302,15 @@ def test_python_threads_at_once_have_the_same_bits(layer, callers):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("layer", ["omp", "tbb"])
-def test_forked_children_and_grandchildren_step_without_a_hang(layer):
+def test_children_of_forks_and_of_the_c_library_step_without_a_hang(layer):
     code = """
         check()                          # starts the threads of the parent
+        if sys.platform == "linux":      # a fork that Python does not see
+            import ctypes
+            if not (child := ctypes.PyDLL(None).fork()):
+                check()
+                os._exit(0)
+            wait_for(child)
         child = os.fork()
         check()
         if child == 0:
@@ -428,20 +434,6 @@ def test_interrupt_during_a_step_leaves_whole_steps(threads_asked):
     run(code)
 
 
-@pytest.mark.skipif(not hasattr(ctypes, "PyDLL") or sys.platform != "linux", reason="fork of the C library")
-@pytest.mark.parametrize("layer", ["omp", "tbb"])
-def test_fork_of_the_c_library_does_not_hang(layer):
-    code = """
-        import ctypes
-        check()
-        if not (child := ctypes.PyDLL(None).fork()):
-            check()
-            os._exit(0)
-        wait_for(child)
-        """
-    run(code, NUMBA_THREADING_LAYER=layer)
-
-
 def test_kept_exception_holds_no_lock():
     code = """
         guards.ELEMENTS, guards.available = 16, lambda: 2
@@ -508,22 +500,15 @@ def test_tbb_library_in_the_virtual_environment_is_found():
     assert run("print(guards.layer())") == "tbb"
 
 
-def test_threads_change_no_settings_of_the_process():
+def test_threads_change_no_settings_and_no_signal_handlers_of_the_process():
     code = """
         import numba
         before = dict(os.environ), numba.config.THREADING_LAYER, numba.get_num_threads()
-        check()
-        assert before == (dict(os.environ), numba.config.THREADING_LAYER, numba.get_num_threads())
-        """
-    run(code)
-
-
-def test_signal_handlers_are_left_unchanged():
-    code = """
         for handler in (signal.SIG_IGN, signal.default_int_handler, lambda *_: None):
             signal.signal(signal.SIGINT, handler)
             check()
             assert signal.getsignal(signal.SIGINT) is handler
+        assert before == (dict(os.environ), numba.config.THREADING_LAYER, numba.get_num_threads())
         """
     run(code)
 

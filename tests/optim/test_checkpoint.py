@@ -162,7 +162,7 @@ def test_a_run_killed_in_mid_save_leaves_the_old_file_whole(tmp_path):
     code = f"""
         import numpy as np, fastmomentum as fm
         p = np.zeros(400_000)
-        opt = fm.Momentum(p, lr=0.1)
+        opt = fm.Momentum(p, lr=0.1, backend="numpy")
         while True:
             opt.step(np.full(400_000, opt.steps + 1.0))
             opt.save({str(path)!r})

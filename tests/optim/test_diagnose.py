@@ -117,19 +117,19 @@ def test_diagnose_finds_a_cold_start():
 
 def test_diagnose_finds_no_cold_start_where_none_is(tmp_path):
     p = np.ones(5)
-    opt = fm.Momentum(p, lr=0.1)
+    opt = fm.Momentum(p, lr=0.1, backend="numpy")
     run(opt, 3, lambda step: p.copy()).stop()
     opt.save(tmp_path / "run.npz")
-    again = fm.Momentum.load(tmp_path / "run.npz", p)
+    again = fm.Momentum.load(tmp_path / "run.npz", p, backend="numpy")
     trace = run(again, 3, lambda step: p.copy())
     assert kinds(trace) == []
     assert trace.starts[0].step == 3
     opt.reset("new data")
     assert kinds(run(opt, 3, lambda step: p.copy())) == []
-    warm = fm.Momentum(p, rule="classical", lr=lambda step: 0.1 * step)
+    warm = fm.Momentum(p, rule="classical", lr=lambda step: 0.1 * step, backend="numpy")
     run(warm, 1, lambda step: p.copy()).stop()
     assert kinds(run(warm, 3, lambda step: p.copy())) == []
-    sgd = fm.Momentum(p, rule="sgd", lr=0.1)
+    sgd = fm.Momentum(p, rule="sgd", lr=0.1, backend="numpy")
     run(sgd, 1, lambda step: p.copy()).stop()
     assert kinds(run(sgd, 3, lambda step: p.copy())) == []
 
@@ -152,7 +152,7 @@ def test_diagnose_reports_no_write_for_a_load_during_a_trace():
 @pytest.mark.parametrize("rule", ["classical", "heavy_ball"])
 def test_diagnose_reports_no_write_for_lr_correction(rule):
     p, grad = quadratic()
-    opt = fm.Momentum(p, rule=rule, lr=0.1, correct=True)
+    opt = fm.Momentum(p, rule=rule, lr=0.1, correct=True, backend="numpy")
     assert kinds(run(opt, 9, grad, lambda step: setattr(opt, "lr", 0.1 / (2 + step)))) == []
 
 
@@ -196,7 +196,7 @@ def test_diagnose_holds_lr_against_the_spectrum_rule_by_rule():
             assert kinds(trace, (0.5, 2.0)) == kinds(trace, 2.0) == expected
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kappa", [2, 100, 10_000])

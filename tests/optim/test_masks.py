@@ -246,10 +246,10 @@ def test_gradient_restart_is_not_hindered_by_nan_in_a_frozen_element():
 @pytest.mark.parametrize("name", RULES)
 def test_reset_keeps_the_mask_and_the_scale(name):
     (start,), mask = random_arrays(31, 1), random_mask(31)
-    opt = fm.Optimizer(start, mask=mask, lr_scale=np.full(31, 0.5), **settings_of(name))
+    opt = fm.Optimizer(start, mask=mask, lr_scale=np.full(31, 0.5), backend="numpy", **settings_of(name))
     run(opt, gradients(31, 2))
     opt.reset("a test")
-    expected = fm.Optimizer(start.copy(), mask=mask, lr_scale=np.full(31, 0.5), **settings_of(name))
+    expected = fm.Optimizer(start.copy(), mask=mask, lr_scale=np.full(31, 0.5), backend="numpy", **settings_of(name))
     grads = gradients(31, 2, seed=1)
     run(expected, grads)
     assert_all_same_bits(arrays_in(run(opt, grads)), arrays_in(expected))
@@ -344,7 +344,7 @@ def floats(values):
     return values.reshape(-1).view(np.empty(0, values.dtype).real.dtype)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.complex64, np.complex128])
 @pytest.mark.parametrize("name", RULES)

@@ -92,10 +92,14 @@ COPIED = [
 
 
 @every_copy
-@pytest.mark.parametrize("rule", COPIED, ids=str)
-def test_copies_continue_with_the_same_bits_and_share_no_memory(rule, make_copy):
+@pytest.mark.parametrize(
+    ("rule", "backend"),
+    [*((rule, "numpy") for rule in COPIED), *((rule, "cpu") for rule in ("sgd", "heavy_ball", *COPIED[-4:]))],
+    ids=str,
+)
+def test_copies_continue_with_the_same_bits_and_share_no_memory(rule, backend, make_copy):
     grads = gradients_of(SHAPES, 6, np.float32)
-    opt = scheduled_run(rule, arrays_of(SHAPES, np.float32))
+    opt = scheduled_run(rule, arrays_of(SHAPES, np.float32), backend=backend)
     for g in grads[:3]:
         opt.step(g)
     opt.reset("for the record")

@@ -180,6 +180,7 @@ def test_saved_folder_holds_the_expected_files_of_each_schema():
     assert {EXPECTED[name]["schema"] for name in LOADED} == {1, 2, 3}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
 @pytest.mark.parametrize("name", LOADED)
 def test_load_continues_an_old_run_with_the_same_bits(name, backend):

@@ -79,6 +79,7 @@ def functions(tables):
     return {name: table.__getitem__ for name, table in tables.items()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("form", "more"), FORMS, ids=label)
 @pytest.mark.parametrize(
     ("rows", "runs", "dtype", "backend"),
