@@ -74,7 +74,7 @@ CASES = {
     "lr assigned": (assigning, 8, 20),
     "an optimiser made": (lambda: lambda folder: fm.Momentum(np.ones(8), lr=0.1), 23, 225),
     "a run loaded": (loading, 29, 640),
-    "a reset": (resetting, 8, 60),
+    "a reset": (resetting, 9, 60),
 }
 
 
