@@ -1,6 +1,19 @@
 """Provide the update rules by name, their registry, and :mod:`fastmomentum.rules.stages`."""
 
 from fastmomentum.rules import stages as stages
+from fastmomentum.rules.adaptive import adadelta as adadelta
+from fastmomentum.rules.adaptive import adagrad as adagrad
+from fastmomentum.rules.adaptive import adam as adam
+from fastmomentum.rules.adaptive import adamax as adamax
+from fastmomentum.rules.adaptive import adamw as adamw
+from fastmomentum.rules.adaptive import ademamix as ademamix
+from fastmomentum.rules.adaptive import amsgrad as amsgrad
+from fastmomentum.rules.adaptive import radam as radam
+from fastmomentum.rules.adaptive import rmsprop as rmsprop
+from fastmomentum.rules.adaptive import rmsprop_centered as rmsprop_centered
+from fastmomentum.rules.adaptive import rmsprop_centered_momentum as rmsprop_centered_momentum
+from fastmomentum.rules.adaptive import rmsprop_momentum as rmsprop_momentum
+from fastmomentum.rules.adaptive import yogi as yogi
 from fastmomentum.rules.base import Rule as Rule
 from fastmomentum.rules.momentum import classical as classical
 from fastmomentum.rules.momentum import classical_nesterov as classical_nesterov

@@ -1,6 +1,21 @@
 """Find rules by name: the package's own rules, and rules that users register."""
 
 from fastmomentum.advice import did_you_mean
+from fastmomentum.rules.adaptive import (
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    ademamix,
+    amsgrad,
+    radam,
+    rmsprop,
+    rmsprop_centered,
+    rmsprop_centered_momentum,
+    rmsprop_momentum,
+    yogi,
+)
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.momentum import (
     classical,
@@ -21,6 +36,8 @@ _named: dict[str, Rule] = {
         *(sgd, pytorch, pytorch_nesterov, classical, classical_nesterov),
         *(ema, ema_nesterov, heavy_ball, nesterov_positions),
         *(ema_corrected, quasi_hyperbolic, aggmo, signum, lion),
+        *(adam, adamw, amsgrad, radam, adamax, yogi, ademamix),
+        *(rmsprop, rmsprop_momentum, rmsprop_centered, rmsprop_centered_momentum, adagrad, adadelta),
     )
 }
 
