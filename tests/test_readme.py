@@ -73,10 +73,11 @@ def test_what_readme_says_of_the_validation_is_in_its_record():
 
 
 @pytest.mark.parametrize("name", [name for name in fm.rules.names() if hasattr(fm.rules, name)])
-def test_the_conventions_table_has_every_rule_with_its_formula(name):
-    (row,) = [line for line in README.splitlines() if line.startswith(f'| `"{name}"`')]
+def test_the_table_of_rules_has_every_rule_with_its_formula(name):
+    table = (ROOT / "fastmomentum/rules/README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in table.splitlines() if line.startswith(f'| `"{name}"`')]
     formula = getattr(fm.rules, name).formula
-    assert formula.replace("β", "μ") in row
+    assert formula in row or formula.replace("β", "μ") in row
 
 
 @pytest.mark.parametrize("script", ["demo", "test", "bench", "validate"])

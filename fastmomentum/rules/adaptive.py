@@ -269,8 +269,8 @@ radam = Rule(
     ranges=RANGES,
     formula="as adam, times r_t where ρ_t > 5, else p ← p − lr/(1−β₁^t) · m",
 )
-"""Liu et al. 2020, Algorithm 2, with ρ_t > 5 in place of the paper's 4; equivalent to torch.optim.RAdam and
-optax.radam, which both take 5."""
+"""Liu et al. 2020, Algorithm 2, with ρ_t > 5 in place of the paper's 4; equivalent to torch.optim.RAdam. optax.radam
+adds ε to the root after its correction."""
 
 adamax = Rule(
     _adamax,
