@@ -17,6 +17,10 @@ RULES = (
     "nesterov_positions",
 )
 VARIANTS = ("ema_corrected", "quasi_hyperbolic", "aggmo", "signum", "lion")
+ADAPTIVE_RULES = (
+    *("adam", "adamw", "amsgrad", "radam", "adamax", "yogi", "ademamix"),
+    *("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "adadelta"),
+)
 POSITIONS = ("heavy_ball", "nesterov_positions")
 LOOKAHEADS = ("classical", "pytorch", "ema")
 DTYPES = (np.float32, np.float64)

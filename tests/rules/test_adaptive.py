@@ -8,7 +8,7 @@ import torch
 
 import fastmomentum as fm
 from tests.helpers.arrays import gradients
-from tests.helpers.reference import assert_same_bits
+from tests.helpers.reference import ADAPTIVE_RULES, assert_same_bits
 
 STEPS, SIZE = 50, 7
 
@@ -83,11 +83,6 @@ OPTAX = {
     "adadelta": ("adadelta", {"lr": 1.0}, optax.adadelta(1.0, rho=0.9, eps=1e-6)),
 }
 
-NAMES = (
-    *("adam", "adamw", "amsgrad", "radam", "adamax", "yogi", "ademamix", "adagrad", "adadelta"),
-    *("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum"),
-)
-
 
 def settings_of(name):
     return {"lr": 0.1, **({"momentum": 0.9} if "momentum" in fm.rules.find(name).parameters else {})}
@@ -160,7 +155,7 @@ def test_ademamix_agrees_with_algorithm_1(warmup):
     np.testing.assert_allclose(array, [p], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ADAPTIVE_RULES)
 def test_adaptive_rules_have_the_same_bits_on_both_host_backends(name):
     start = [gradients((size,), 1, np.float32, seed=size)[0].copy() for size in (0, 1, 15, 33)]
     params = {backend: [p.copy() for p in start] for backend in ("cpu", "numpy")}
@@ -180,7 +175,7 @@ def test_adam_moves_28_bytes_an_element():
     assert (read + written) * np.dtype(np.float32).itemsize == 28
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ADAPTIVE_RULES)
 def test_theory_refuses_adaptive_rules_with_the_reason(name):
     with pytest.raises(ValueError, match="linear in p, state and g"):
         fm.theory.max_stable_lr(0.9, 10.0, rule=name)
