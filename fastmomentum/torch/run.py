@@ -130,13 +130,17 @@ class Reader:
     ----------
     params : sequence of tensors
         The parameters as kernels update them.
-    written : sequence of tensors
-        The parameters and their state, whose layout must stay as it is.
+    written : sequence of lists of tensors
+        Each parameter and its state: their layouts must stay as they are, and the state where it is in memory.
     """
 
-    def __init__(self, params: Sequence[Any], written: Sequence[Any]) -> None:
+    def __init__(self, params: Sequence[Any], written: Sequence[Sequence[Any]]) -> None:
         self._params, self._written = params, written
-        self._layouts = [layout_of(tensor) for tensor in written]
+        self._places = self._find_places()
+
+    def _find_places(self) -> list[Any]:
+        """Return the layouts of all tensors, and the addresses of the state."""
+        return [([*map(layout_of, each)], [slot.data_ptr() for slot in each[1:]]) for each in self._written]
 
     def __call__(self, grads: list[Any]) -> list[Any]:
         """Return the gradients of a step.
@@ -144,9 +148,9 @@ class Reader:
         Raises
         ------
         OutdatedError
-            If a parameter or its state has another layout than before, or a gradient is sparse.
+            If a parameter has another layout than before, its state another layout or memory, or a gradient is sparse.
         """
-        if [layout_of(tensor) for tensor in self._written] != self._layouts:
+        if self._find_places() != self._places:
             raise OutdatedError
         return [grad if grad is None else _fit(param, grad) for param, grad in zip(self._params, grads)]
 
@@ -205,7 +209,7 @@ class Run:
         layout = parse_params(parts, {"rule": self._rule, "max_norm": optimizer.max_norm})
         layout = layout._replace(slots=[tuple(slots) for _, *slots in arrays])
         threads = torch.get_num_threads() if optimizer.threads is None else optimizer.threads
-        reader = Reader([first for first, *_ in arrays], [tensor for each in tensors for tensor in each])
+        reader = Reader([first for first, *_ in arrays], tensors)
         self.engine = Engine(layout, None, threads, optimizer.skip_nonfinite, read=reader)
         self.engine.state.updates = updates
         self._counts = self._counters(updates) if any([group.uses_step for group in self.engine.groups]) else []
