@@ -1,6 +1,7 @@
 """Optimisers with the names, arguments and defaults of torch.optim, or of the packages that users know them from."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class SGD(Optimizer):
             ("momentum value", momentum),
             ("weight_decay value", weight_decay),
         ):
-            if not callable(value) and value < 0.0:
+            if isinstance(value, Real | torch.Tensor) and value < 0.0:
                 raise ValueError(f"Invalid {text}: {value}")  # torch's own words, which callers may look for
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")

@@ -1,6 +1,7 @@
 """The class Optimizer: torch's interface to an update rule."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from operator import is_
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from fastmomentum import checks
 from fastmomentum.advice import did_you_mean
+from fastmomentum.backends.base import uninterrupted
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.groups import make_group
 from fastmomentum.optim.norms import check_groups
@@ -17,7 +19,8 @@ from fastmomentum.optim.values import skips
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
-from fastmomentum.torch.run import OutdatedError, Run, SparseRun, plain
+from fastmomentum.torch.layouts import OutdatedError, is_sparse_tensor
+from fastmomentum.torch.run import Run, SparseRun, plain
 
 
 class Option:
@@ -34,7 +37,7 @@ class Option:
 
     def __set__(self, optimizer: Any, value: Any) -> None:
         vars(optimizer)[self._name] = self._check(value)
-        optimizer._runs = None  # they are made again
+        optimizer._drop_runs()
 
 
 def _check_max_norm(value: Any) -> float | None:
@@ -94,6 +97,8 @@ class Optimizer(torch.optim.Optimizer):
     (tensor([0.7500, 1.2500]), tensor([ 0.5000, -0.5000]))
     """
 
+    _runs: list[Run | SparseRun] | None = None
+    _steps = 0
     max_norm, skip_nonfinite, threads = Option(_check_max_norm), Option(skips), Option(checks.threads)
 
     def __init__(
@@ -114,7 +119,6 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError("differentiable: expected False, as a compiled update has no derivative; got True")
         self.rule, self.max_norm = find(rule), max_norm
         self.skip_nonfinite, self.threads = skip_nonfinite, threads
-        self._runs: list[Run | SparseRun] | None = None
         if unknown := self.translated(settings).keys() - self.setting_names:
             hint = did_you_mean(min(unknown), sorted(self.setting_names))
             raise TypeError(f"expected settings of rule {self.rule}; got {', '.join(sorted(unknown))}{hint}")
@@ -131,6 +135,24 @@ class Optimizer(torch.optim.Optimizer):
         rules = [self.rule, *([find(self.rule.nesterov)] if self.rule.nesterov else [])]
         options = {"lr", "momentum", *OFF, "nesterov", "maximize"} - {"max_norm"}
         return frozenset(options.union(*[rule.parameters for rule in rules]))
+
+    @property
+    def steps(self) -> int:
+        """The number of updates done, with which functions of the step are called.
+
+        A state_dict does not hold it: assign it after a load, if a setting is a function.
+        """
+        return max([run.steps for run in self._runs or ()], default=self._steps)
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        steps = checks.integer("steps", value)
+        self._drop_runs()
+        self._steps = steps
+
+    def _drop_runs(self) -> None:
+        """Let the next step make the runs again."""
+        self._steps, self._runs = self.steps, None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own."""
@@ -170,16 +192,25 @@ class Optimizer(torch.optim.Optimizer):
                 run.use_settings(self.param_groups)
         except OutdatedError:
             runs = self._prepare(params, grads)
-        is_new = False
-        for place in range(len(runs)):
-            try:
-                is_new |= runs[place].step(grads)
-            except OutdatedError:
-                runs = self._prepare(params, grads)
-                is_new |= runs[place].step(grads)
-        if is_new:
-            self._entries = [*self.state.values()]
+        is_one_call = len(runs) == 1 and runs[0].is_one_call
+        with nullcontext() if is_one_call else uninterrupted():
+            if self._run(runs, params, grads):
+                self._entries = [*self.state.values()]
         return loss
+
+    def _run(self, runs: Sequence[Run | SparseRun], params: Sequence[Any], grads: Sequence[Any]) -> bool:
+        """Do one update of each device; return whether the state has new entries."""
+        is_new = False
+        for place, run in enumerate(runs):
+            try:
+                is_new |= run.step(grads)
+            except OutdatedError:  # this run has written nothing, but those before it have
+                done = {i for other in runs[:place] for i in other.places}
+                left = [None if i in done else grad for i, grad in enumerate(grads)]
+                for other in self._prepare(params, left):
+                    is_new |= other.step(left)
+                break
+        return is_new
 
     def _is_current(self, params: Sequence[Any], grads: Sequence[Any]) -> bool:
         """Return whether the runs belong to these parameters, and to the state as it is."""
@@ -193,11 +224,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _prepare(self, params: Sequence[Any], grads: Sequence[Any], every: bool = False) -> list[Run | SparseRun]:
         """Return the runs of these parameters, one for each device; if `every`, also for those without gradient."""
-        self._runs = None
+        self._drop_runs()
         places: dict[tuple[Any, bool], list[int]] = {}
         for i, (param, grad) in enumerate(zip(params, grads)):
-            is_sparse = grad is not None and grad.layout != torch.strided
-            if grad is not None or self.state.get(param) or (every and param.requires_grad):
+            state = self.state.get(param) or {}
+            is_sparse = any(map(is_sparse_tensor, state.values() if grad is None else [grad]))
+            if grad is not None or state or (every and param.requires_grad):
                 places.setdefault((param.device, is_sparse), []).append(i)
         runs = [(SparseRun if is_sparse else Run)(self, params, own) for (_, is_sparse), own in places.items()]
         self._params, self._state, self._entries = params, self.state, [*self.state.values()]
@@ -234,8 +266,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("rule", "max_norm", "skip_nonfinite", "threads")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_steps": self.steps}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._drop_runs()
         super().__setstate__(state)
-        self._runs = None

@@ -2,25 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from operator import is_, itemgetter
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch.optim.sgd import sgd
 
 from fastmomentum.backends.base import one_caller
-from fastmomentum.checks import SERVED_WHERE_DENSE, is_dense
 from fastmomentum.optim.changes import set_setting
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.params import parse_params
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.options import OFF
 from fastmomentum.rules.record import STEP
 from fastmomentum.rules.registry import find
+from fastmomentum.torch.layouts import Copies, OutdatedError, Reader, check_memory, is_sparse_tensor, layout_of
 
 Groups = Sequence[Mapping[str, Any]]
-
-SERVED = tuple(getattr(torch, str(dtype)) for dtype in SERVED_WHERE_DENSE)
-"""The dtypes of tensors that kernels update where they are."""
-
 
 SLOT_NAMES: dict[str | None, dict[str, str]] = {
     "pytorch": {"velocity": "momentum_buffer"},
@@ -34,10 +31,6 @@ Slots of other rules have their own names there.
 """
 
 
-class OutdatedError(Exception):
-    """Say that a run must be made again, as a tensor has another layout, or a setting asks for other state."""
-
-
 class Settings(Protocol):
     """Hold what a run needs to know of its optimiser, :class:`fastmomentum.torch.Optimizer`."""
 
@@ -45,6 +38,7 @@ class Settings(Protocol):
     max_norm: float | None
     skip_nonfinite: bool | int
     threads: int | None
+    steps: int
     state: Any
     param_groups: list[dict[str, Any]]
 
@@ -70,98 +64,6 @@ def rule_at(rule: Rule, settings: Groups) -> Rule:
     return find(simple)
 
 
-def layout_of(tensor: Any) -> tuple[Any, ...]:
-    """Return what decides whether a kernel that was chosen for a tensor still fits it."""
-    return tensor.dtype, tensor.device, tensor.layout, tuple(tensor.shape), tensor.stride()
-
-
-class Copies:
-    """Hold dense copies of a parameter and its state, in a dtype that kernels have.
-
-    They are made for tensors of other floating dtypes, and for tensors with holes between their elements. The copies
-    are read before each step and written back after it, each number rounded once.
-
-    Parameters
-    ----------
-    place : int
-        The number of the parameter in its run.
-    tensors : list of tensors
-        The parameter and its state.
-
-    Attributes
-    ----------
-    copies : list of tensors
-        The copies.
-    """
-
-    def __init__(self, place: int, tensors: Sequence[Any]) -> None:
-        self.place, self._tensors = place, tensors
-        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-        self.copies = [torch.empty(tensor.shape, dtype=dtype, device=tensor.device) for tensor in tensors]
-        self._grad = torch.empty_like(self.copies[0])
-
-    @staticmethod
-    def are_needed(param: Any) -> bool:
-        """Return whether kernels cannot update this parameter where it is."""
-        if param.dtype not in SERVED or not param.is_leaf or param.is_conj() or param.is_neg():
-            return True
-        if param.device.type != "cpu":
-            return not param.is_contiguous() or param.is_complex()
-        return not is_dense(param.detach().numpy())
-
-    def read(self, grad: Any) -> Any:
-        """Copy all tensors, and return a copy of the gradient."""
-        with torch.no_grad():
-            for copy, tensor in zip(self.copies, self._tensors):
-                copy.copy_(tensor)
-            return None if grad is None else self._grad.copy_(grad)
-
-    def write(self) -> None:
-        """Write the copies back."""
-        with torch.no_grad():
-            for copy, tensor in zip(self.copies, self._tensors):
-                tensor.copy_(copy)
-
-
-class Reader:
-    """Turn gradients that kernels cannot read into arrays of the layout of their parameters.
-
-    Parameters
-    ----------
-    params : sequence of tensors
-        The parameters as kernels update them.
-    written : sequence of tensors
-        The parameters and their state, whose layout must stay as it is.
-    """
-
-    def __init__(self, params: Sequence[Any], written: Sequence[Any]) -> None:
-        self._params, self._written = params, written
-        self._layouts = [layout_of(tensor) for tensor in written]
-
-    def __call__(self, grads: list[Any]) -> list[Any]:
-        """Return the gradients of a step.
-
-        Raises
-        ------
-        OutdatedError
-            If a parameter or its state has another layout than before, or a gradient is sparse.
-        """
-        if [layout_of(tensor) for tensor in self._written] != self._layouts:
-            raise OutdatedError
-        return [grad if grad is None else _fit(param, grad) for param, grad in zip(self._params, grads)]
-
-
-def _fit(param: Any, grad: Any) -> Any:
-    """Return a gradient as an array with the layout of its parameter; on a device as a tensor."""
-    if grad.layout != torch.strided:
-        raise OutdatedError
-    grad = grad.detach()
-    if layout_of(grad) != layout_of(param) or grad.is_neg() or grad.is_conj():
-        with torch.no_grad():
-            grad = torch.empty_like(param).copy_(grad)
-    return grad.numpy() if grad.device.type == "cpu" else grad
-
-
 class Run:
     """Update the tensors of one device that have dense gradients.
 
@@ -178,12 +80,14 @@ class Run:
     ----------
     engine : Engine
         The engine.
+    places : list of int
+        The numbers of the parameters that this run updates.
     """
 
     def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
         groups = optimizer.param_groups
         number_of = {id(param): number for number, group in enumerate(groups) for param in group["params"]}
-        self._places = None if len(places) == len(params) else places
+        self.places, self._has_all = places, len(places) == len(params)
         self._params, self._state = [params[i] for i in places], optimizer.state
         self._group_of = [number_of[id(param)] for param in self._params]
         self._setting_names, self._translated = optimizer.setting_names, optimizer.translated
@@ -195,6 +99,8 @@ class Run:
         updates, self._slots, self._new = self._take_state()
         tensors = [[param, *slots] for param, slots in zip(self._params, self._slots)]
         self._copies = [Copies(i, each) for i, each in enumerate(tensors) if Copies.are_needed(each[0])]
+        if self._copies:
+            check_memory(self._params)
         arrays = list(tensors)
         for copies in self._copies:
             arrays[copies.place] = copies.copies
@@ -205,12 +111,22 @@ class Run:
         layout = parse_params(parts, {"rule": self._rule, "max_norm": optimizer.max_norm})
         layout = layout._replace(slots=[tuple(slots) for _, *slots in arrays])
         threads = torch.get_num_threads() if optimizer.threads is None else optimizer.threads
-        reader = Reader([first for first, *_ in arrays], [tensor for each in tensors for tensor in each])
+        reader = Reader([first for first, *_ in arrays], tensors)
         self.engine = Engine(layout, None, threads, optimizer.skip_nonfinite, read=reader)
-        self.engine.state.updates = updates
+        self.engine.state.counter.steps, self.engine.state.updates = optimizer.steps, updates
         self._counts = self._counters(updates) if any([group.uses_step for group in self.engine.groups]) else []
         self._seen = settings
         self._watch()
+
+    @property
+    def steps(self) -> int:
+        """The number of updates done."""
+        return self.engine.state.counter.steps
+
+    @property
+    def is_one_call(self) -> bool:
+        """Whether a step writes in one call of compiled code, which no signal interrupts."""
+        return not (self._copies or self._counts or self._new)
 
     def _take_state(self) -> tuple[list[int], list[list[Any]], list[int]]:
         """Return the number of updates and the slots of each parameter, and which parameters have new slots."""
@@ -224,8 +140,9 @@ class Run:
                 updates.append(0)
             else:
                 for number, (name, slot) in enumerate(zip(self._names, slots)):
-                    if layout_of(slot) != layout_of(param) and not Copies.are_needed(param):
-                        entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot)
+                    is_copied = Copies.are_needed(param) and not is_sparse_tensor(slot)
+                    if layout_of(slot) != layout_of(param) and not is_copied:
+                        entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot.to_dense())
                 updates.append(int(entry.get(STEP, 1)))
             found.append(slots)
         return updates, found, new if self._names else []
@@ -286,7 +203,7 @@ class Run:
     def step(self, grads: Sequence[Any]) -> bool:
         """Do one update; return whether the state has new entries."""
         engine = self.engine
-        own = list(grads) if self._places is None else [grads[i] for i in self._places]
+        own = list(grads) if self._has_all else [grads[i] for i in self.places]
         copied = [copies for copies in self._copies if own[copies.place] is not None]
         for copies in copied:
             own[copies.place] = copies.read(own[copies.place])
@@ -323,6 +240,10 @@ def _first_slot(param: Any, initial: str) -> Any:
     return param.clone() if initial == "param" else torch.zeros_like(param)
 
 
+SPARSE_SETTINGS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+"""The settings of torch.optim.SGD, with which parameters can have sparse gradients."""
+
+
 class SparseRun:
     """Update tensors that have sparse gradients, by torch's own functions for SGD.
 
@@ -338,43 +259,60 @@ class SparseRun:
     Raises
     ------
     TypeError
-        If the rule is not that of torch, or an option is on that torch does not have.
+        If the rule is not that of torch, or the optimiser has an option that torch does not have.
     """
+
+    steps, is_one_call = 0, False
 
     def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
         if optimizer.rule.name != "pytorch" or optimizer.max_norm is not None or optimizer.skip_nonfinite:
-            raise TypeError(
-                f"expected dense gradients with rule {optimizer.rule}, max_norm or skip_nonfinite; got a sparse one. "
-                "Make the embedding with sparse=False, or give it an optimiser of its own, fastmomentum.torch.SGD"
-            )
+            self._refuse(f"rule {optimizer.rule}, max_norm or skip_nonfinite")
         numbers = {
             id(param): number for number, group in enumerate(optimizer.param_groups) for param in group["params"]
         }
-        self._members = [(i, params[i], numbers[id(params[i])]) for i in places]
+        self.places, self._members = places, [(i, params[i], numbers[id(params[i])]) for i in places]
         self._state, self._groups = optimizer.state, optimizer.param_groups
+        self._setting_names = optimizer.setting_names
 
     def is_current(self) -> bool:
         """Return True: the state is read at each step."""
         return True
 
     def use_settings(self, groups: Groups) -> None:
-        """Do nothing, as the groups are read at each step."""
+        """Check the settings that the groups have now.
+
+        Raises
+        ------
+        TypeError
+            If one is an option that torch does not have, or a function of the step.
+        """
+        for group in [groups[number] for _, _, number in self._members]:
+            for name in self._setting_names.intersection(group):
+                if callable(group[name]) or (name not in SPARSE_SETTINGS and group[name] != OFF.get(name)):
+                    self._refuse(f"{name} = {group[name]!r}")
+
+    @staticmethod
+    def _refuse(options: str) -> NoReturn:
+        raise TypeError(
+            f"expected dense gradients with {options}; got a sparse one. Make the embedding with sparse=False, or give "
+            "it an optimiser of its own, fastmomentum.torch.SGD, with settings of torch.optim.SGD alone"
+        )
 
     def step(self, grads: Sequence[Any]) -> bool:
         """Do one update; return whether the state has new entries."""
         is_new = False
+        if any([grads[i] is not None and grads[i].layout == torch.strided for i in self.places]):
+            raise OutdatedError
         for i, param, number in self._members:
             grad, group = grads[i], self._groups[number]
             if grad is None:
                 continue
-            if grad.layout == torch.strided:
-                raise OutdatedError
             momentum = group["momentum"]
             buffers = [self._state[param].get("momentum_buffer") if momentum else None]
             is_new |= bool(momentum) and buffers[0] is None
-            settings = {name: group[name] for name in ("weight_decay", "momentum", "lr", "dampening", "nesterov")}
+            settings = {name: group.get(name, 0) for name in SPARSE_SETTINGS}
             with torch.no_grad():
-                sgd([param], [grad], buffers, has_sparse_grad=True, maximize=group["maximize"], **settings)
+                sgd([param], [grad], buffers, has_sparse_grad=True, **settings)
             if momentum:
                 self._state[param]["momentum_buffer"] = buffers[0]
         return is_new
