@@ -1,6 +1,7 @@
 """The benchmarks: their summaries, their contenders, and the instructions that they count."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_networks_have_the_published_numbers_of_parameters(make, arrays, paramet
 
 def test_the_small_cnn_has_the_shapes_of_torchs_layers():
     widths = [3, *7 * [16], *6 * [32], *6 * [64]]
-    layers = [(torch.nn.Conv2d(a, b, 3), torch.nn.BatchNorm2d(b)) for a, b in zip(widths, widths[1:])]
+    layers = [(torch.nn.Conv2d(a, b, 3), torch.nn.BatchNorm2d(b)) for a, b in pairwise(widths)]
     modules = [*(module for pair in layers for module in pair), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)]
     assert shapes.small_cnn() == [tuple(param.shape) for module in modules for param in module.parameters()]
 
