@@ -50,6 +50,25 @@ def measure_in_process(threads: int, smoke: bool) -> Iterator[Line]:
         raise Failure(f"the measurement with {threads} threads ended with status {process.returncode}: see stderr")
 
 
+SEPARATE = ("torch_steps",)
+"""The benchmarks with a command and a record of their own that the smoke run runs, too."""
+
+
+def smoke_separately(name: str, out: Path) -> str:
+    """Run the smoke run of a benchmark with a command of its own in a new process, and return its table.
+
+    Raises
+    ------
+    Failure
+        If the process ends with an error.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--smoke", "--out", str(out.absolute())]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], check=False)
+    if done.returncode:
+        raise Failure(f"benchmarks.{name} ended with status {done.returncode}: see stderr")
+    return done.stdout
+
+
 WIDE = 140
 """The width of a terminal from which on the tables show all peers; narrower ones show those of the README."""
 
@@ -105,6 +124,8 @@ def run(out: Path, smoke: bool, terminal: Terminal) -> int:
     }
     (out / "cpu.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     draw(record, out / "throughput.png")
+    for name in SEPARATE if smoke else ():
+        terminal.say(smoke_separately(name, out))
     terminal.say(f"Record and picture: {out / 'cpu.json'}, {out / 'throughput.png'}")
     terminal.record(record)
     return 0

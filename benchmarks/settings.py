@@ -202,10 +202,10 @@ def measure_case(name: str, contenders: dict[str, Contender], goals: tuple[Goal,
     return {"case": name, "seconds": seconds, "ratios": ratios}
 
 
-def table(record: dict[str, Any]) -> list[str]:
-    """Return the lines of a table of all ratios, after a line that names the machine and the date."""
+def table(record: dict[str, Any], conditions: str = "one thread, float32") -> list[str]:
+    """Return the lines of a table of all ratios, after a line that names the machine, the date and the conditions."""
     lines = [
-        f"{record['processor']}; {record['date']}; one thread, float32; medians of {record['rounds']} rounds.",
+        f"{record['processor']}; {record['date']}; {conditions}; medians of {record['rounds']} rounds.",
         "",
         "| case | ours | peer | ours over peer | at most |",
         "|---|---|---|---|---|",

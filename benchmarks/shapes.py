@@ -1,6 +1,21 @@
-"""List the shapes of all parameters of two networks."""
+"""List the shapes of all parameters of three networks."""
 
 Shape = tuple[int, ...]
+
+
+def small_cnn() -> list[Shape]:
+    """Return the shapes of a small network for images: 80 arrays, 274,570 parameters.
+
+    It has 19 convolutions of 3 × 3, each with a bias and with batch normalisation, and two linear layers. Its widths
+    are those of the networks for CIFAR-10 in He et al. (2016).
+    """
+    shapes: list[Shape] = []
+    inputs = 3
+    for layers, outputs in ((7, 16), (6, 32), (6, 64)):
+        for _ in range(layers):
+            shapes += [(outputs, inputs, 3, 3), (outputs,), (outputs,), (outputs,)]
+            inputs = outputs
+    return [*shapes, (64, 64), (64,), (10, 64), (10,)]
 
 
 def resnet50() -> list[Shape]:

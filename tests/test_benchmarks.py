@@ -1,11 +1,13 @@
 """The benchmarks: their summaries, their contenders, and the instructions that they count."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import assembly, native, shapes
+from benchmarks import assembly, native, shapes, torch_steps
 from benchmarks.contenders import OURS, many_array_makers, one_array_makers
 from benchmarks.summary import goal_results, regimes, summaries
 from tests.helpers.arrays import random_arrays
@@ -19,6 +21,38 @@ def test_networks_have_the_published_numbers_of_parameters(make, arrays, paramet
     found = make()
     assert len(found) == arrays
     assert sum(int(np.prod(shape)) for shape in found) == parameters
+
+
+def test_the_small_cnn_has_the_shapes_of_torchs_layers():
+    widths = [3, *7 * [16], *6 * [32], *6 * [64]]
+    layers = [(torch.nn.Conv2d(a, b, 3), torch.nn.BatchNorm2d(b)) for a, b in pairwise(widths)]
+    modules = [*(module for pair in layers for module in pair), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)]
+    assert shapes.small_cnn() == [tuple(param.shape) for module in modules for param in module.parameters()]
+
+
+@pytest.mark.parametrize("name", torch_steps.MAKERS)
+def test_steps_of_torch_optimisers_have_a_new_lr_each(name):
+    param = torch.nn.Parameter(torch.zeros(3))
+    param.grad = torch.tensor([1.0, -2.0, 0.0])
+    run = torch_steps.stepping(torch_steps.MAKERS[name]([param], lr=9.0, momentum=0.5))
+    run()
+    run()
+    # velocities g and 1.5·g, learning rates 1e-3 and 5e-4; three roundings of each step, of numbers below 4e-3
+    torch.testing.assert_close(param.detach(), -1.75e-3 * param.grad, rtol=0, atol=6 * 2e-10)
+
+
+@pytest.mark.parametrize("name", torch_steps.MAKERS)
+def test_steps_with_new_gradients_get_another_tensor_each(name):
+    param, seen = torch.nn.Parameter(torch.zeros(3)), []
+    run = torch_steps.stepping_with_new_gradients(torch_steps.MAKERS[name]([param], lr=9.0, momentum=0.5))
+    velocity = torch.zeros(3)
+    for number in range(1, 4):
+        before = param.detach().clone()
+        run()
+        seen.append(param.grad)
+        velocity = 0.5 * velocity + param.grad
+        torch.testing.assert_close(param.detach(), before - 1e-3 / number * velocity)
+    assert len({id(grad) for grad in seen}) == 3
 
 
 def line(seconds, case="float32, n = 100", elements=100, moved=2000):
