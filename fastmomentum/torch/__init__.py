@@ -22,7 +22,22 @@ try:
 except ImportError as error:
     raise ImportError("fastmomentum.torch needs torch: pip install 'fastmomentum[torch]'") from error
 
+from fastmomentum.torch.adaptive import Adadelta, Adagrad, Adam, Adamax, AdamW, AdEMAMix, RAdam, RMSprop
 from fastmomentum.torch.named import QHM, SGD, Lion, Signum
 from fastmomentum.torch.optimizer import Optimizer
 
-__all__ = ["QHM", "SGD", "Lion", "Optimizer", "Signum"]
+__all__ = [
+    "QHM",
+    "SGD",
+    "AdEMAMix",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Signum",
+]

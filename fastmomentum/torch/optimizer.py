@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from operator import is_
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -97,6 +97,9 @@ class Optimizer(torch.optim.Optimizer):
     (tensor([0.7500, 1.2500]), tensor([ 0.5000, -0.5000]))
     """
 
+    ignored: ClassVar[tuple[str, ...]] = ("foreach", "differentiable", "fused")
+    """The names of the ignored arguments that become entries of groups, those of torch's optimiser of this name."""
+
     _runs: list[Run | SparseRun] | None = None
     _steps = 0
     max_norm, skip_nonfinite, threads = Option(_check_max_norm), Option(skips), Option(checks.threads)
@@ -122,12 +125,18 @@ class Optimizer(torch.optim.Optimizer):
         if unknown := self.translated(settings).keys() - self.setting_names:
             hint = did_you_mean(min(unknown), sorted(self.setting_names))
             raise TypeError(f"expected settings of rule {self.rule}; got {', '.join(sorted(unknown))}{hint}")
-        super().__init__(params, settings | {"foreach": foreach, "differentiable": False, "fused": fused})
+        given = {"foreach": foreach, "capturable": capturable, "differentiable": False, "fused": fused}
+        super().__init__(params, settings | {name: given[name] for name in self.ignored})
 
     @staticmethod
     def translated(group: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the entries of a group with the names of the rule's hyper-parameters."""
         return group
+
+    @staticmethod
+    def rule_of(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> Rule:
+        """Return the rule of these groups: the given one, unless a switch in the groups chooses it."""
+        return rule
 
     @property
     def setting_names(self) -> frozenset[str]:

@@ -24,11 +24,27 @@ SLOT_NAMES: dict[str | None, dict[str, str]] = {
     "quasi_hyperbolic": {"velocity": "momentum_buffer"},
     "signum": {"velocity": "momentum_buffer"},
     "lion": {"velocity": "exp_avg"},
+    "adam": {"velocity": "exp_avg", "square": "exp_avg_sq"},
+    "adamw": {"velocity": "exp_avg", "square": "exp_avg_sq"},
+    "amsgrad": {"velocity": "exp_avg", "square": "exp_avg_sq", "largest": "max_exp_avg_sq"},
+    "radam": {"velocity": "exp_avg", "square": "exp_avg_sq"},
+    "adamax": {"velocity": "exp_avg", "largest": "exp_inf"},
+    "ademamix": {"velocity": "exp_avg_fast", "slow": "exp_avg_slow", "square": "exp_avg_sq"},
+    "adagrad": {"total": "sum"},
+    "adadelta": {"square": "square_avg", "steps": "acc_delta"},
+    **{
+        name: {"square": "square_avg", "mean": "grad_avg", "velocity": "momentum_buffer"}
+        for name in ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
+    },
 }
 """For each rule the names under which other packages store its slots in the state of a torch optimiser.
 
 Slots of other rules have their own names there.
 """
+
+
+COUNTED = ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum", "adadelta")
+"""The rules that do not use the number of the update, though torch has it in their state."""
 
 
 class Settings(Protocol):
@@ -49,6 +65,10 @@ class Settings(Protocol):
     @staticmethod
     def translated(group: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the entries of a group with the names of the rule's hyper-parameters."""
+
+    @staticmethod
+    def rule_of(rule: Rule, groups: Groups) -> Rule:
+        """Return the rule of these groups."""
 
 
 def plain(value: Any) -> Any:
@@ -92,8 +112,9 @@ class Run:
         self._group_of = [number_of[id(param)] for param in self._params]
         self._setting_names, self._translated = optimizer.setting_names, optimizer.translated
         settings = [self._settings(group) for group in groups]
-        self._full_rule = optimizer.rule
-        self._rule = rule_at(optimizer.rule, settings)
+        self._given_rule, self._rule_of = optimizer.rule, optimizer.rule_of
+        self._full_rule = self._rule_of(self._given_rule, groups)
+        self._rule = rule_at(self._full_rule, settings)
         names = SLOT_NAMES.get(self._full_rule.name, {})
         self._names = [names.get(slot, slot) for slot in self._rule.slots]
         updates, self._slots, self._new = self._take_state()
@@ -114,7 +135,8 @@ class Run:
         reader = Reader([first for first, *_ in arrays], tensors)
         self.engine = Engine(layout, None, threads, optimizer.skip_nonfinite, read=reader)
         self.engine.state.counter.steps, self.engine.state.updates = optimizer.steps, updates
-        self._counts = self._counters(updates) if any([group.uses_step for group in self.engine.groups]) else []
+        uses_step = any([group.uses_step for group in self.engine.groups])
+        self._counts = self._counters(updates) if uses_step or self._full_rule.name in COUNTED else []
         self._seen = settings
         self._watch()
 
@@ -186,8 +208,10 @@ class Run:
         Raises
         ------
         OutdatedError
-            If momentum is no longer 0 in a run whose rule has no velocity.
+            If the rule changes: if momentum is no longer 0 in a run whose rule has no velocity, for example.
         """
+        if self._rule_of(self._given_rule, groups) is not self._full_rule:
+            raise OutdatedError
         for number, (group, seen) in enumerate(zip(groups, self._seen)):
             now = self._settings(group)
             if now == seen:
