@@ -80,7 +80,7 @@ class Optimizer(torch.optim.Optimizer):
     Tensors of float32, float64, complex64 and complex128 whose elements fill their memory are updated where they are,
     in any order of their dimensions. Other floating tensors, of bfloat16 or with holes between their elements, are
     copied to a dense tensor before each step and back after it: arithmetic is in float32, and each result is rounded
-    once. Sparse gradients are added by torch.
+    once. Sparse gradients are added by torch. No two parameters may share an element.
 
     State is made at a parameter's first gradient. If several groups share the optimiser and only some have momentum 0,
     the parameters of these have a velocity, too, which is not part of ``state``. One step updates the tensors of each

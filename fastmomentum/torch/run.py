@@ -162,6 +162,11 @@ class Run:
                 updates.append(0)
             else:
                 for number, (name, slot) in enumerate(zip(self._names, slots)):
+                    if slot.shape != param.shape:
+                        raise ValueError(
+                            f"{name}: expected shape {tuple(param.shape)}, as its parameter has; got "
+                            f"{tuple(slot.shape)}. Delete the entry, del opt.state[param], to begin with new state"
+                        )
                     is_copied = Copies.are_needed(param) and not is_sparse_tensor(slot)
                     if layout_of(slot) != layout_of(param) and not is_copied:
                         entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot.to_dense())
@@ -280,13 +285,20 @@ class SparseRun:
     places : list of int
         The numbers of those that this run updates.
 
+    Attributes
+    ----------
+    places : list of int
+        The same numbers.
+    steps : int
+        The number of updates done.
+
     Raises
     ------
     TypeError
         If the rule is not that of torch, or the optimiser has an option that torch does not have.
     """
 
-    steps, is_one_call = 0, False
+    is_one_call = False
 
     def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
         if optimizer.rule.name != "pytorch" or optimizer.max_norm is not None or optimizer.skip_nonfinite:
@@ -296,7 +308,8 @@ class SparseRun:
         }
         self.places, self._members = places, [(i, params[i], numbers[id(params[i])]) for i in places]
         self._state, self._groups = optimizer.state, optimizer.param_groups
-        self._setting_names = optimizer.setting_names
+        self._setting_names, self.steps = optimizer.setting_names, optimizer.steps
+        self.use_settings(optimizer.param_groups)
 
     def is_current(self) -> bool:
         """Return True: the state is read at each step."""
@@ -339,4 +352,5 @@ class SparseRun:
                 sgd([param], [grad], buffers, has_sparse_grad=True, **settings)
             if momentum:
                 self._state[param]["momentum_buffer"] = buffers[0]
+        self.steps += 1
         return is_new

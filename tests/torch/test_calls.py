@@ -10,7 +10,7 @@ import torch
 
 import fastmomentum.torch as ft
 from tests.helpers.interrupts import is_interrupted, places
-from tests.helpers.tensors import assert_same_tensors, copies_of, make_params, set_gradients, steps
+from tests.helpers.tensors import assert_same_tensors, assert_within, copies_of, make_params, set_gradients, steps
 
 
 def test_closure_is_called_once_with_gradients_enabled():
@@ -34,6 +34,24 @@ def test_closure_is_called_once_with_gradients_enabled():
     assert_same_tensors([weight], [before - 0.25])
     opt.step(closure)
     assert opt.step() is None
+
+
+def test_step_is_taken_back_by_a_line_search():
+    runs = []
+    for optimizer in (torch.optim.SGD, ft.SGD):
+        (weight,) = make_params(((3,),))
+        opt = optimizer([weight], lr=4.0, momentum=0.5)
+        for number in range(4):
+            set_gradients([weight], number)
+            kept = weight.detach().clone()
+            opt.step()
+            while weight.detach().square().sum() > 2 * kept.square().sum():
+                opt.param_groups[0]["lr"] *= 0.5
+                weight.data.copy_(kept)
+                opt.step()
+        assert opt.param_groups[0]["lr"] < 4.0
+        runs.append([weight])
+    assert_within(*runs, limit=1e-5)
 
 
 @pytest.mark.parametrize("where", ["closure", "before", "after"])
@@ -75,7 +93,7 @@ def test_ctrl_c_leaves_whole_steps(kind, first):
         steps(params, opt, [0] * count)
         expected.append([*params, *(value for entry in opt.state.values() for value in entry.values())])
     found = set()
-    for at in places(f"{kind} {first}", 5):
+    for at in places(f"{kind} {first}", 9 if first else 5):
         params = INTERRUPTED[kind]()
         opt = ft.SGD(params, lr=0.25, momentum=0.5)
         count = 0 if first else 2
@@ -88,7 +106,7 @@ def test_ctrl_c_leaves_whole_steps(kind, first):
         state = [value for entry in opt.state.values() for value in entry.values()]
         if done or state:
             assert_same_tensors([*params, *state], expected[count + done])
-        if at % 3 == 0:
+        if at % 2 == 0:
             steps(params, opt, [0])
             assert_same_tensors(params, expected[count + done + 1][:2])
     assert found == {False, True}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastmomentum.torch as ft
-from tests.helpers.tensors import assert_same_tensors, assert_within, holes, make_params, set_gradients
+from tests.helpers.tensors import assert_same_tensors, assert_within, holes, make_params, set_gradients, steps
 
 
 @pytest.mark.parametrize("options", [{}, {"maximize": True}], ids=str)
@@ -67,6 +67,28 @@ def test_sparse_gradients_with_an_option_that_torch_lacks_are_refused(name):
     with pytest.raises(TypeError, match=f"expected dense gradients with .*{name}.*; got a sparse one"):
         opt.step()
     assert_same_tensors([table], [before])
+
+
+def test_first_sparse_gradient_after_dense_ones_is_refused_with_an_option():
+    (table,) = make_params(((6, 2),))
+    opt = ft.SGD([table], lr=0.1, clip_value=0.5)
+    steps([table], opt, [0])
+    before = table.detach().clone()
+    table.grad = torch.ones(6, 2).to_sparse()
+    with pytest.raises(TypeError, match=r"clip_value = 0\.5"):
+        opt.step()
+    assert_same_tensors([table], [before])
+
+
+def test_updates_with_sparse_gradients_are_counted():
+    (table,) = make_params(((6, 2),))
+    opt = ft.SGD([table], lr=0.1)
+    for number in range(6):
+        set_gradients([table], number)
+        if number in (1, 2, 4):
+            table.grad = table.grad.to_sparse()
+        opt.step()
+    assert opt.steps == 6
 
 
 def test_option_assigned_after_a_sparse_step_is_refused():

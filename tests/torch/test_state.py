@@ -284,7 +284,7 @@ ASSIGNED = [
     {"lr": 0.1},
     {"lr": torch.tensor(0.2)},
     {"weight_decay": 0.0},
-    {"weight_decay": 0.25},
+    {"weight_decay": torch.tensor(0.25)},
     {"nesterov": False, "dampening": 0.5},
     {"dampening": 0.25},
     {"dampening": 0},

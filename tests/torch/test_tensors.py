@@ -224,14 +224,18 @@ def test_data_that_is_assigned_is_updated():
     assert_within(*runs, limit=1e-5)
 
 
-def test_data_of_another_shape_is_refused_until_its_state_is_new():
-    (weight,) = make_params(((4,),))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shapes", [((4,), (6,)), ((1,), (4,)), ((4,), (1,)), ((2, 1), (2, 3))], ids=str)
+def test_data_of_another_shape_is_refused_until_its_state_is_new(shapes, dtype):
+    (weight,) = make_params(shapes[:1], dtype)
     opt = ft.SGD([weight], lr=0.25, momentum=0.5)
     steps([weight], opt, [0])
     weight.grad = None
-    weight.data = torch.ones(6)
-    weight.grad = torch.ones(6)
-    with pytest.raises((ValueError, RuntimeError), match="shape|size"):
+    weight.data = torch.ones(shapes[1], dtype=dtype)
+    weight.grad = torch.ones(shapes[1], dtype=dtype)
+    with pytest.raises(
+        ValueError, match=rf"momentum_buffer: expected shape .*{shapes[1][-1]}.*; got .*{shapes[0][-1]}"
+    ):
         opt.step()
     assert (weight == 1).all()
     del opt.state[weight]
