@@ -22,7 +22,8 @@ try:
 except ImportError as error:
     raise ImportError("fastmomentum.torch needs torch: pip install 'fastmomentum[torch]'") from error
 
-from fastmomentum.torch.adaptive import Adadelta, Adagrad, Adam, Adamax, AdamW, AdEMAMix, RAdam, RMSprop
+from fastmomentum.torch.adam import Adam, Adamax, AdamW, AdEMAMix, RAdam
+from fastmomentum.torch.adaptive import Adadelta, Adagrad, RMSprop
 from fastmomentum.torch.named import QHM, SGD, Lion, Signum
 from fastmomentum.torch.optimizer import Optimizer
 

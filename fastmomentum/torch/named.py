@@ -1,11 +1,11 @@
 """Optimisers with the names, arguments and defaults of torch.optim, or of the packages that users know them from."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 
+from fastmomentum.torch.arguments import check_at_least_zero
 from fastmomentum.torch.optimizer import Optimizer
 
 
@@ -55,15 +55,7 @@ class SGD(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
-        if isinstance(lr, torch.Tensor) and lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        for text, value in (
-            ("learning rate", lr),
-            ("momentum value", momentum),
-            ("weight_decay value", weight_decay),
-        ):
-            if isinstance(value, Real | torch.Tensor) and value < 0.0:
-                raise ValueError(f"Invalid {text}: {value}")  # torch's own words, which callers may look for
+        check_at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         options |= {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
