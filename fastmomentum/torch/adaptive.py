@@ -179,7 +179,7 @@ class Adadelta(Optimizer):
         **options: Any,
     ) -> None:
         check_at_least_zero(lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
-        if not callable(rho) and rho > 1.0:
+        if isinstance(rho, int | float) and rho > 1.0:
             raise ValueError(f"Invalid rho value: {rho}")
         options |= {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, adaptive.adadelta, **options)

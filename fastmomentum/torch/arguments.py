@@ -14,7 +14,7 @@ IGNORED = ("foreach", "capturable", "differentiable")
 
 
 def check_at_least_zero(**values: Any) -> None:
-    """Check numbers with the words of torch, which callers may look for.
+    """Check numbers with the words of torch, which callers may look for; the rule checks all other values.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def check_at_least_zero(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
-        if not callable(value) and not value >= 0.0:
+        if isinstance(value, int | float | torch.Tensor) and value < 0.0:
             raise ValueError(f"Invalid {texts.get(name, f'{name} value')}: {value}")
 
 
@@ -38,7 +38,7 @@ def check_betas(betas: Sequence[float]) -> None:
         If one is not.
     """
     for index, beta in enumerate(betas):
-        if not callable(beta) and not 0.0 <= beta < 1.0:
+        if isinstance(beta, int | float | torch.Tensor) and not 0.0 <= beta < 1.0:
             raise ValueError(f"Invalid beta parameter at index {index}: {beta}")
 
 
