@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from benchmarks import assembly, native, shapes, torch_steps
+from benchmarks.__main__ import smoke_separately
 from benchmarks.contenders import OURS, many_array_makers, one_array_makers
 from benchmarks.summary import goal_results, regimes, summaries
+from fastmomentum.cli.errors import Failure
 from tests.helpers.arrays import random_arrays
 from tests.helpers.reference import DTYPES
 
@@ -53,6 +55,11 @@ def test_steps_with_new_gradients_get_another_tensor_each(name):
         velocity = 0.5 * velocity + param.grad
         torch.testing.assert_close(param.detach(), before - 1e-3 / number * velocity)
     assert len({id(grad) for grad in seen}) == 3
+
+
+def test_a_smoke_run_that_fails_is_reported(tmp_path):
+    with pytest.raises(Failure, match="benchmarks.missing ended with status 1"):
+        smoke_separately("missing", tmp_path)
 
 
 def line(seconds, case="float32, n = 100", elements=100, moved=2000):
