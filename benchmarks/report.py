@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import settings, solvers, tracing
+from benchmarks import settings, solvers, torch_steps, tracing
 from benchmarks.summary import Summary, goal_results, regimes
 from fastmomentum.cli.validation.formulas import Row, worst
 
@@ -112,6 +112,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[str]]]] = {
     "predicted": ("benchmarks/README.md", "cpu.json", regime_table),
     "tried": ("benchmarks/README.md", "cpu.json", placement_table),
     "settings": ("benchmarks/README.md", "settings.json", settings.table),
+    "torch": ("benchmarks/README.md", "torch_steps.json", torch_steps.show),
     "traced": ("benchmarks/README.md", "tracing.json", tracing.table),
     "solvers": ("benchmarks/README.md", "solvers.json", solvers.table),
 }
