@@ -14,7 +14,7 @@ from weakref import ref
 import numpy as np
 import numpy.typing as npt
 
-from fastmomentum.backends.host_arrays import flat_view
+from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
@@ -82,10 +82,8 @@ NO_ROW = -1
 """The row of hyper-parameters of a parameter that is not updated."""
 
 COUNTERS = 2
-"""The number of rows that StepCounter appends to the array of written intervals, which all kernels get anyway.
-
-The rows are (calls done of the step in progress, calls that make up a step) and (steps done, unused).
-"""
+"""The number of rows that StepCounter appends to the array of written intervals, which all kernels get anyway: calls
+done of the step in progress and calls that make up a step; steps done and an unused number."""
 
 
 class StepCounter:
@@ -234,11 +232,13 @@ class Executor(Protocol):
 
     Attributes
     ----------
-    checks : bool
-        Whether :meth:`run` checks all arrays itself; otherwise they must have been checked just before.
+    checks, reads_tensors : bool
+        Whether :meth:`run` checks all arrays itself; otherwise they must have been checked just before. Whether
+        gradients may be torch tensors.
     """
 
     checks: bool
+    reads_tensors: bool
 
     def select(self, row_of: Sequence[int]) -> None:
         """Update, until the next call, the parameters that have a row of hyper-parameters.
@@ -279,6 +279,7 @@ class HostExecutor:
     _counter: StepCounter
     _jobs: Sequence[ArrayUpdate]
     _observers: Sequence[Observer] = ()
+    reads_tensors = False
 
     def observe_with(self, observers: Sequence[Observer]) -> None:
         """Let these observers observe every update, from the next :meth:`Executor.select` on."""
@@ -344,7 +345,7 @@ class HostExecutor:
         return done
 
     def use_stream(self, stream: object) -> None:
-        """Raise TypeError for any stream, as the host has none."""
+        """Refuse any stream, as the host has none."""
         if stream is not None:
             raise TypeError(f"stream: expected None, as the arrays are on the host; got {describe(stream)}")
 
@@ -390,11 +391,12 @@ def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate])
     """
     if math.isfinite(squares):
         return True
-    pairs = [(np.isfinite(flat_view(grad)), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+    pairs = [
+        (np.isfinite(flat_view(read("grads", grad))), job.mask) for grad, job in zip(grads, jobs) if grad is not None
+    ]
     return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])
 
 
 def sum_in_order(values: Iterable[float]) -> float:
-    """Return the sum of the values, added one after another."""
-    # The built-in sum of Python 3.12 and later compensates rounding errors, so its bits differ.
+    """Return the sum of the values, added one after another; the sum of Python 3.12 and later compensates errors."""
     return reduce(add, values, 0.0)

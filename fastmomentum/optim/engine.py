@@ -148,10 +148,14 @@ class Engine:
     def _step_slowly(self, grads: list[Any], fast: Callable[[list[Any]], bool] | None) -> None:
         """Read gradients of other libraries and try again, or plan the step."""
         grads = checks.sequence("grads", grads, len(self.group_of))
-        is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
-        read = grads if is_usual else (self._read or self.state.read)(grads)
+        read = grads if self._executor.reads_tensors else self._read_grads(grads)
         if read is grads or fast is None or not fast(read):
             self._carry_out_step(read, self._plan_step(read))
+
+    def _read_grads(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients as NumPy arrays, or as they are if they are on a device."""
+        is_usual = all([grad is None or type(grad) is np.ndarray for grad in grads])
+        return grads if is_usual else (self._read or self.state.read)(grads)
 
     def _plan_step(self, grads: list[Any]) -> StepPlan:
         """Return the plan of a step with other arrays or hyper-parameters than the last one."""
@@ -199,7 +203,7 @@ class Engine:
                 [active and plan.groups[number].keeps_state for active, number in zip(is_active, self.group_of)]
             )
             at_first = self._executor_checks and self._run_plan(grads, plan)
-            if not at_first and not self._run_plan(self.check_and_build(grads), plan):
+            if not at_first and not self._run_plan(self.check_and_build(self._read_grads(grads)), plan):
                 raise RuntimeError("arrays were changed by another thread during the step; nothing was written")
             if self.skip_nonfinite and follows and self.state.counter.skipped != before:
                 return

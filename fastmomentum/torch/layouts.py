@@ -21,8 +21,8 @@ class OutdatedError(Exception):
 
 def layout_of(tensor: Any) -> tuple[Any, ...]:
     """Return what decides whether a kernel that was chosen for a tensor still fits it."""
-    strides = () if is_sparse_tensor(tensor) else tensor.stride()
-    return tensor.dtype, tensor.device, tensor.layout, tuple(tensor.shape), strides
+    layout = tensor.layout
+    return tensor.dtype, tensor.device, layout, tensor.shape, tensor.stride() if layout is torch.strided else ()
 
 
 def is_sparse_tensor(value: Any) -> bool:
@@ -59,6 +59,18 @@ def check_memory(params: Sequence[Any]) -> None:
                 )
 
 
+def copy_all(targets: list[Any], sources: list[Any]) -> None:
+    """Copy tensors to others of the same shapes, and round each number to their dtypes."""
+    if not targets:
+        return
+    with torch.no_grad():
+        if any([tensor.is_conj() or tensor.is_neg() for tensor in (*targets, *sources)]):
+            for target, source in zip(targets, sources):
+                target.copy_(source)
+        else:
+            torch._foreach_copy_(targets, sources)
+
+
 class Copies:
     """Hold dense copies of a parameter and its state, in a dtype that kernels have.
 
@@ -75,14 +87,16 @@ class Copies:
     Attributes
     ----------
     copies : list of tensors
-        The copies.
+        The copies of the parameter and its state.
+    grad : tensor
+        The copy of the gradient.
     """
 
     def __init__(self, place: int, tensors: Sequence[Any]) -> None:
-        self.place, self._tensors, self._layouts = place, tensors, [*map(layout_of, tensors)]
+        self.place, self.tensors, self._layouts = place, tensors, [*map(layout_of, tensors)]
         dtype = torch.promote_types(tensors[0].dtype, torch.float32)
         self.copies = [torch.empty(tensor.shape, dtype=dtype, device=tensor.device) for tensor in tensors]
-        self._grad = torch.empty_like(self.copies[0])
+        self.grad = torch.empty_like(self.copies[0])
 
     @staticmethod
     def are_needed(param: Any) -> bool:
@@ -93,26 +107,16 @@ class Copies:
             return not param.is_contiguous() or param.is_complex()
         return not is_dense(param.detach().numpy())
 
-    def read(self, grad: Any) -> Any:
-        """Copy all tensors, and return a copy of the gradient.
+    def check(self, grad: Any) -> None:
+        """Check that a step can be done.
 
         Raises
         ------
         OutdatedError
             If a tensor has another layout than before, or the gradient is sparse.
         """
-        if is_sparse_tensor(grad) or [*map(layout_of, self._tensors)] != self._layouts:
+        if is_sparse_tensor(grad) or [*map(layout_of, self.tensors)] != self._layouts:
             raise OutdatedError
-        with torch.no_grad():
-            for copy, tensor in zip(self.copies, self._tensors):
-                copy.copy_(tensor)
-            return None if grad is None else self._grad.copy_(grad)
-
-    def write(self) -> None:
-        """Write the copies back."""
-        with torch.no_grad():
-            for copy, tensor in zip(self.copies, self._tensors):
-                tensor.copy_(copy)
 
 
 class Reader:

@@ -116,8 +116,10 @@ class Signum(Optimizer):
 
     Parameters
     ----------
-    params, lr, momentum, weight_decay
+    params, lr, momentum
         As for ``pytorch_optimizer.SignSGD``, with its defaults.
+    weight_decay : float
+        Coupled decay, which is added to the gradient; the decoupled decay is the option ``decoupled_weight_decay``.
     **options
         As for :class:`Optimizer`.
 

@@ -20,7 +20,7 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
 from fastmomentum.torch.layouts import OutdatedError, is_sparse_tensor
-from fastmomentum.torch.run import Run, SparseRun, plain
+from fastmomentum.torch.run import Run, SparseRun, rules_of, settings_of
 
 
 class Option:
@@ -167,13 +167,13 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group of parameters, with settings of its own."""
         super().add_param_group(param_group)
         try:
-            names, entries = self.setting_names, self.translated(self.param_groups[-1])
-            settings = {name: plain(value) for name, value in entries.items() if name in names}
+            settings = settings_of(self.param_groups[-1], self)
             check_groups("cpu", [make_group({"rule": self.rule, "max_norm": self.max_norm, **settings})])
         except BaseException:
             del self.param_groups[-1]
             raise
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # torch.compiler.disable would import the compiler
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one update of all parameters that have a gradient.
 
@@ -235,10 +235,11 @@ class Optimizer(torch.optim.Optimizer):
         """Return the runs of these parameters, one for each device; if `every`, also for those without gradient."""
         self._drop_runs()
         places: dict[tuple[Any, bool], list[int]] = {}
+        is_stateless = not rules_of(self)[1].slots  # then a run may have parameters that never get a gradient
         for i, (param, grad) in enumerate(zip(params, grads)):
             state = self.state.get(param) or {}
             is_sparse = any(map(is_sparse_tensor, state.values() if grad is None else [grad]))
-            if grad is not None or state or (every and param.requires_grad):
+            if grad is not None or state or ((every or is_stateless) and param.requires_grad):
                 places.setdefault((param.device, is_sparse), []).append(i)
         runs = [(SparseRun if is_sparse else Run)(self, params, own) for (_, is_sparse), own in places.items()]
         self._params, self._state, self._entries = params, self.state, [*self.state.values()]

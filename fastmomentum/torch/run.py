@@ -15,7 +15,15 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.record import STEP
 from fastmomentum.rules.registry import find
-from fastmomentum.torch.layouts import Copies, OutdatedError, Reader, check_memory, is_sparse_tensor, layout_of
+from fastmomentum.torch.layouts import (
+    Copies,
+    OutdatedError,
+    Reader,
+    check_memory,
+    copy_all,
+    is_sparse_tensor,
+    layout_of,
+)
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -84,6 +92,19 @@ def rule_at(rule: Rule, settings: Groups) -> Rule:
     return find(simple)
 
 
+def settings_of(group: Mapping[str, Any], optimizer: Settings) -> dict[str, Any]:
+    """Return the settings in a group, by the names of the rule's hyper-parameters."""
+    names = optimizer.setting_names
+    return {name: plain(value) for name, value in optimizer.translated(group).items() if name in names}
+
+
+def rules_of(optimizer: Settings) -> tuple[Rule, Rule]:
+    """Return the rule that the groups ask for, and the same or a simpler one that does for their settings."""
+    groups = optimizer.param_groups
+    rule = optimizer.rule_of(optimizer.rule, groups)
+    return rule, rule_at(rule, [settings_of(group, optimizer) for group in groups])
+
+
 class Run:
     """Update the tensors of one device that have dense gradients.
 
@@ -113,8 +134,7 @@ class Run:
         self._setting_names, self._translated = optimizer.setting_names, optimizer.translated
         settings = [self._settings(group) for group in groups]
         self._given_rule, self._rule_of = optimizer.rule, optimizer.rule_of
-        self._full_rule = self._rule_of(self._given_rule, groups)
-        self._rule = rule_at(self._full_rule, settings)
+        self._full_rule, self._rule = rules_of(optimizer)
         names = SLOT_NAMES.get(self._full_rule.name, {})
         self._names = [names.get(slot, slot) for slot in self._rule.slots]
         updates, self._slots, self._new = self._take_state()
@@ -234,12 +254,16 @@ class Run:
         engine = self.engine
         own = list(grads) if self._has_all else [grads[i] for i in self.places]
         copied = [copies for copies in self._copies if own[copies.place] is not None]
+        tensors = [tensor for copies in copied for tensor in copies.tensors]
+        targets = [copy for copies in copied for copy in copies.copies]
         for copies in copied:
-            own[copies.place] = copies.read(own[copies.place])
+            copies.check(own[copies.place])
+        copy_all([*targets, *[copies.grad for copies in copied]], [*tensors, *[own[each.place] for each in copied]])
+        for copies in copied:
+            own[copies.place] = copies.grad
         before = engine.state.counter.steps
         engine.step(own)
-        for copies in copied:
-            copies.write()
+        copy_all(tensors, targets)
         if engine.state.counter.steps == before:  # skipped
             return False
         if self._counts:

@@ -141,8 +141,8 @@ class CpuExecutor(HostExecutor):
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
         self._headers = [job.arrays[0].view() for job in jobs]  # the table holds their addresses
-        self._reads_tensors = any([tensor_of(array) is not None for job in jobs for array in job.arrays])
-        self._reads_tensors = self._reads_tensors and dlpack.fill_function() is not None
+        self.reads_tensors = any([tensor_of(array) is not None for job in jobs for array in job.arrays])
+        self.reads_tensors = self.reads_tensors and dlpack.fill_function() is not None
         given = max([len(job.given) for job in jobs], default=0)
         rows = [_table_row(i, *each, given) for i, each in enumerate(zip(jobs, self._headers))]
         self._table = np.array(rows, np.int64) if rows else np.zeros((0, OBJECTS), np.int64)
@@ -158,7 +158,7 @@ class CpuExecutor(HostExecutor):
         self._squares: KernelCalls | None = None
         self._measures: KernelCalls | None = None
         updates, start = self._calls_after_check(table), 0
-        checked = table[:0] if self._reads_tensors else table
+        checked = table[:0] if self.reads_tensors else table
         for _, members in groupby(rows, self._key):
             numbers = list(members)
             job = self._jobs[numbers[0]]
@@ -173,13 +173,13 @@ class CpuExecutor(HostExecutor):
         self._counter.expect_calls(len(self._parts))
         run = self._observed(updates.runner() if rows else partial(_count_step, self._counter))
         written = [array for i in rows for array in self._jobs[i].arrays]
-        self.run = counted(run, written, addresses=not self._reads_tensors)
+        self.run = counted(run, written, addresses=not self.reads_tensors)
 
     def _calls_after_check(self, table: npt.NDArray[np.int64]) -> KernelCalls:
         """Return the calls of a step, of which there is none yet, or that which checks tensors."""
         calls = KernelCalls()
         self._checked = table
-        if self._reads_tensors:
+        if self.reads_tensors:
             check = dlpack.tensor_check(len(self._jobs[0].arrays))
             calls.add(partial(check, table, self._written), None)
         return calls

@@ -130,7 +130,7 @@ CACHED_TABLES = 16
 class CudaExecutor:
     """Run updates by one launch for all arrays that share code and dtype. Ctrl-C waits until all launches are made."""
 
-    checks = True
+    checks, reads_tensors = True, False
     _counter: StepCounter
 
     def __init__(

@@ -28,7 +28,7 @@ class NumpyExecutor(HostExecutor):
         self._row_of = row_of
         self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
         run = self._observed(weakly(self._update))
-        self.run = counted(run, [self._jobs[i].arrays[0] for i in self._active])
+        self.run = counted(run, [array for i in self._active for array in self._jobs[i].arrays])
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
