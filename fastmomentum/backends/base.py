@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
-from threading import Lock
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
@@ -28,7 +27,7 @@ CHUNK = 65_536
 """The number of elements of a chunk, a part of an array whose sum does not depend on other parts."""
 
 
-def one_caller(lock: Lock) -> Lock:
+def one_caller(lock: threading.Lock) -> threading.Lock:
     """Return the lock, to be used in ``with``, if no caller holds it.
 
     If another caller holds it, the call raises, as waiting would hang a forked child whose parent was in a step. If
@@ -82,8 +81,8 @@ NO_ROW = -1
 """The row of hyper-parameters of a parameter that is not updated."""
 
 COUNTERS = 2
-"""The number of rows that StepCounter appends to the array of written intervals, which all kernels get anyway: calls
-done of the step in progress and calls that make up a step; steps done and an unused number."""
+"""The number of rows that StepCounter appends to the array of written intervals: calls done of the step in progress and
+calls that make up a step; steps done and an unused number."""
 
 
 class StepCounter:
@@ -391,9 +390,8 @@ def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate])
     """
     if math.isfinite(squares):
         return True
-    pairs = [
-        (np.isfinite(flat_view(read("grads", grad))), job.mask) for grad, job in zip(grads, jobs) if grad is not None
-    ]
+    given = [(flat_view(read("grads", grad)), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+    pairs = [(np.isfinite(grad), mask) for grad, mask in given]
     return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])
 
 
