@@ -1,8 +1,6 @@
 """The class Optimizer: torch's interface to an update rule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +8,7 @@ import torch
 from fastmomentum import checks
 from fastmomentum.advice import did_you_mean
 from fastmomentum.backends.base import uninterrupted
+from fastmomentum.backends.cpu.headers import identities
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.groups import make_group
 from fastmomentum.optim.norms import check_groups
@@ -201,13 +200,15 @@ class Optimizer(torch.optim.Optimizer):
                 run.use_settings(self.param_groups)
         except OutdatedError:
             runs = self._prepare(params, grads)
-        is_one_call = len(runs) == 1 and runs[0].is_one_call
-        with nullcontext() if is_one_call else uninterrupted():
+        if len(runs) == 1 and runs[0].is_one_call:
+            self._run(runs, params, grads)
+            return loss
+        with uninterrupted():
             if self._run(runs, params, grads):
                 self._entries = [*self.state.values()]
         return loss
 
-    def _run(self, runs: Sequence[Run | SparseRun], params: Sequence[Any], grads: Sequence[Any]) -> bool:
+    def _run(self, runs: Sequence[Run | SparseRun], params: list[Any], grads: list[Any]) -> bool:
         """Do one update of each device; return whether the state has new entries."""
         is_new = False
         for place, run in enumerate(runs):
@@ -221,15 +222,16 @@ class Optimizer(torch.optim.Optimizer):
                 break
         return is_new
 
-    def _is_current(self, params: Sequence[Any], grads: Sequence[Any]) -> bool:
+    def _is_current(self, params: list[Any], grads: list[Any]) -> bool:
         """Return whether the runs belong to these parameters, and to the state as it is."""
-        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+        if self.state is not self._state or identities(params) != identities(self._params):
             return False
-        if self.state is not self._state or len(self.state) != len(self._entries):
+        if identities([*self.state.values()]) != identities(self._entries):
             return False
-        if not all(map(is_, self.state.values(), self._entries)):
-            return False
-        return all([grads[i] is None for i in self._idle]) and all([run.is_current() for run in self._runs or ()])
+        for i in self._idle:
+            if grads[i] is not None:
+                return False
+        return all([run.is_current() for run in self._runs or ()])
 
     def _prepare(self, params: Sequence[Any], grads: Sequence[Any], every: bool = False) -> list[Run | SparseRun]:
         """Return the runs of these parameters, one for each device; if `every`, also for those without gradient."""
@@ -242,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
             if grad is not None or state or ((every or is_stateless) and param.requires_grad):
                 places.setdefault((param.device, is_sparse), []).append(i)
         runs = [(SparseRun if is_sparse else Run)(self, params, own) for (_, is_sparse), own in places.items()]
-        self._params, self._state, self._entries = params, self.state, [*self.state.values()]
+        self._params, self._state, self._entries = list(params), self.state, [*self.state.values()]
         self._idle = sorted({*range(len(params))}.difference(*places.values()))
         self._runs = runs
         return runs

@@ -1,13 +1,14 @@
 """Update the tensors of one device: dense tensors by an engine, tensors with sparse gradients by torch."""
 
 from collections.abc import Mapping, Sequence
-from operator import is_, itemgetter
+from operator import itemgetter
 from typing import Any, NoReturn, Protocol
 
 import torch
 from torch.optim.sgd import sgd
 
 from fastmomentum.backends.base import one_caller
+from fastmomentum.backends.cpu.headers import identities
 from fastmomentum.optim.changes import set_setting
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.params import parse_params
@@ -105,6 +106,34 @@ def rules_of(optimizer: Settings) -> tuple[Rule, Rule]:
     return rule, rule_at(rule, [settings_of(group, optimizer) for group in groups])
 
 
+PLAIN = (float, int, bool, str, type(None))
+"""The types of entries of groups that cannot change but by another value."""
+
+
+class Entries:
+    """Tell which entries of a group have other values than before."""
+
+    def __init__(self, group: Mapping[str, Any]) -> None:
+        self._names = [name for name in group if name != "params"]
+        self._count, self._get = len(group), itemgetter(*self._names)
+        self._values = self._get(group)
+        each = [part for value in self._values for part in (value if type(value) is tuple else (value,))]
+        self._can_compare = all([type(value) in PLAIN or callable(value) for value in each])
+
+    def changed(self, group: Mapping[str, Any]) -> list[str] | None:
+        """Return the names of entries with other values; None if that cannot be told, as a tensor changes in place."""
+        if len(group) != self._count or not self._can_compare:
+            return None
+        now = self._get(group)
+        if now == self._values:
+            return []
+        return [name for name, old, new in zip(self._names, self._values, now) if old != new]
+
+    def accept(self, group: Mapping[str, Any]) -> None:
+        """Compare with the values that the group has now from here on."""
+        self._values = self._get(group)
+
+
 class Run:
     """Update the tensors of one device that have dense gradients.
 
@@ -151,13 +180,15 @@ class Run:
         parts = [{"params": own, **self._of_rule(given)} for own, given in zip(members, settings)]
         layout = parse_params(parts, {"rule": self._rule, "max_norm": optimizer.max_norm})
         layout = layout._replace(slots=[tuple(slots) for _, *slots in arrays])
-        threads = torch.get_num_threads() if optimizer.threads is None else optimizer.threads
+        self._torch_threads = torch.get_num_threads() if optimizer.threads is None else None
+        threads = self._torch_threads or optimizer.threads
         reader = Reader([first for first, *_ in arrays], tensors)
         self.engine = Engine(layout, None, threads, optimizer.skip_nonfinite, read=reader)
         self.engine.state.counter.steps, self.engine.state.updates = optimizer.steps, updates
         uses_step = any([group.uses_step for group in self.engine.groups])
         self._counts = self._counters(updates) if uses_step or self._full_rule.name in COUNTED else []
-        self._seen = settings
+        self._seen, self._watched_groups = settings, [*map(Entries, groups)]
+        self._is_direct = all([self._translated(group) is group for group in groups]) and self._rule is self._full_rule
         self._watch()
 
     @property
@@ -168,7 +199,7 @@ class Run:
     @property
     def is_one_call(self) -> bool:
         """Whether a step writes in one call of compiled code, which no signal interrupts."""
-        return not (self._copies or self._counts or self._new)
+        return not (self._new or self._copies or self._counts)
 
     def _take_state(self) -> tuple[list[int], list[list[Any]], list[int]]:
         """Return the number of updates and the slots of each parameter, and which parameters have new slots."""
@@ -215,17 +246,20 @@ class Run:
         new = {*self._new}
         known = [i for i in range(len(self._params)) if i not in new]
         entries = [self._state[self._params[i]] for i in known] if self._names else []
-        self._watched = [
-            (itemgetter(name), entries, [self._slots[i][number] for i in known])
-            for number, name in enumerate(self._names)
-        ]
+        slots = [[self._slots[i][number] for i in known] for number in range(len(self._names))]
+        self._watched = [(itemgetter(name), entries, identities(own)) for name, own in zip(self._names, slots)]
 
     def is_current(self) -> bool:
-        """Return whether the tensors of the state are those that this run updates."""
+        """Return whether the tensors of the state are those that this run updates, and torch has as many threads."""
+        if self._torch_threads is not None and self._torch_threads != torch.get_num_threads():
+            return False
         try:
-            return all([all(map(is_, map(get, entries), slots)) for get, entries, slots in self._watched])
+            for get, entries, slots in self._watched:
+                if identities([*map(get, entries)]) != slots:
+                    return False
         except KeyError:
             return False
+        return True
 
     def use_settings(self, groups: Groups) -> None:
         """Use the settings that the groups have now.
@@ -235,24 +269,42 @@ class Run:
         OutdatedError
             If the rule changes: if momentum is no longer 0 in a run whose rule has no velocity, for example.
         """
-        if self._rule_of(self._given_rule, groups) is not self._full_rule:
-            raise OutdatedError
-        for number, (group, seen) in enumerate(zip(groups, self._seen)):
-            now = self._settings(group)
-            if now == seen:
+        for number, (group, entries) in enumerate(zip(groups, self._watched_groups)):
+            names = entries.changed(group)
+            if names == []:
                 continue
-            if self._rule is not self._full_rule and rule_at(self._full_rule, [now]) is self._full_rule:
-                raise OutdatedError
-            for name, value in self._of_rule(now).items():
-                if name not in seen or seen[name] != value:
-                    with one_caller(self.engine.lock):
-                        set_setting(self.engine, [number], name, [value])
-            self._seen[number] = now
+            if names is None or not self._is_direct:
+                now, seen = self._settings(group), self._seen[number]
+                if self._rule_of(self._given_rule, groups) is not self._full_rule or self._asks_for_velocity(now):
+                    raise OutdatedError
+                now = self._of_rule(now)
+                self._set(number, {name: now[name] for name in now if name not in seen or seen[name] != now[name]})
+            else:
+                self._set(number, {name: plain(group[name]) for name in names if name in self._setting_names})
+            if names is None:
+                self._watched_groups[number] = Entries(group)
+            else:
+                entries.accept(group)
 
-    def step(self, grads: Sequence[Any]) -> bool:
+    def _asks_for_velocity(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the rule of a run without velocity has one with these settings."""
+        return self._rule is not self._full_rule and rule_at(self._full_rule, [settings]) is self._full_rule
+
+    def _set(self, number: int, changed: Mapping[str, Any]) -> None:
+        """Use other values of settings of one group."""
+        for name, value in changed.items():
+            with one_caller(self.engine.lock):
+                set_setting(self.engine, [number], name, [value])
+            self._seen[number][name] = value
+
+    def step(self, grads: list[Any]) -> bool:
         """Do one update; return whether the state has new entries."""
         engine = self.engine
-        own = list(grads) if self._has_all else [grads[i] for i in self.places]
+        own = grads if self._has_all else [grads[i] for i in self.places]
+        if self.is_one_call and not engine.skip_nonfinite:
+            engine.step(own)
+            return False
+        own = list(own)
         copied = [copies for copies in self._copies if own[copies.place] is not None]
         tensors = [tensor for copies in copied for tensor in copies.tensors]
         targets = [copy for copies in copied for copy in copies.copies]
@@ -261,10 +313,11 @@ class Run:
         copy_all([*targets, *[copies.grad for copies in copied]], [*tensors, *[own[each.place] for each in copied]])
         for copies in copied:
             own[copies.place] = copies.grad
-        before = engine.state.counter.steps
+        skips = engine.skip_nonfinite
+        before = engine.state.counter.steps if skips else 0
         engine.step(own)
         copy_all(tensors, targets)
-        if engine.state.counter.steps == before:  # skipped
+        if skips and engine.state.counter.steps == before:  # skipped
             return False
         if self._counts:
             torch._foreach_add_([count for count, grad in zip(self._counts, own) if grad is not None], 1.0)
@@ -359,7 +412,7 @@ class SparseRun:
             "it an optimiser of its own, fastmomentum.torch.SGD, with settings of torch.optim.SGD alone"
         )
 
-    def step(self, grads: Sequence[Any]) -> bool:
+    def step(self, grads: list[Any]) -> bool:
         """Do one update; return whether the state has new entries."""
         is_new = False
         if any([grads[i] is not None and grads[i].layout == torch.strided for i in self.places]):
