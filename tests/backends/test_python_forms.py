@@ -49,8 +49,8 @@ def in_python(monkeypatch):
         monkeypatch.setattr(module, "make_views", views_in_python)
     monkeypatch.setattr(kernels, "memory_spans", spans_in_python)
     monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
-    monkeypatch.setattr(headers, "_load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
-    monkeypatch.setattr(headers, "_load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
+    monkeypatch.setattr(headers, "load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
+    monkeypatch.setattr(headers, "load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
     monkeypatch.setattr(cache, "_kernels", {})  # the compiled kernels stay for the tests that come after
     fm.clear_cache()
     yield
