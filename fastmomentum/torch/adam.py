@@ -5,7 +5,15 @@ from typing import Any, ClassVar
 
 from fastmomentum.rules import adaptive
 from fastmomentum.rules.base import Rule
-from fastmomentum.torch.arguments import IGNORED, Number, check_at_least_zero, check_betas, chosen, with_betas
+from fastmomentum.torch.arguments import (
+    IGNORED,
+    Number,
+    check_at_least_zero,
+    check_betas,
+    check_options,
+    chosen,
+    with_betas,
+)
 from fastmomentum.torch.optimizer import Optimizer
 
 
@@ -58,6 +66,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(betas)
         options |= {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
@@ -114,7 +123,13 @@ class AdamW(Adam):
         amsgrad: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True, **options)
+
+    @staticmethod
+    def translated(group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the entries of a group with the names of the rule's hyper-parameters."""
+        return Adam.translated({"decoupled_weight_decay": True} | dict(group))  # older states of torch lack the entry
 
 
 class RAdam(Optimizer):
@@ -158,6 +173,7 @@ class RAdam(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(betas)
         options |= {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
@@ -206,6 +222,7 @@ class Adamax(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(betas)
         options |= {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
@@ -263,6 +280,7 @@ class AdEMAMix(Optimizer):
         weight_decay: float = 0.0,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay, alpha=alpha, warmup=warmup)
         check_betas(betas)
         options |= {"lr": lr, "betas": betas, "alpha": alpha, "warmup": warmup, "eps": eps}

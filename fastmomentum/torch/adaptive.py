@@ -7,7 +7,7 @@ import torch
 
 from fastmomentum.rules import adaptive
 from fastmomentum.rules.base import Rule
-from fastmomentum.torch.arguments import IGNORED, Number, check_at_least_zero, chosen
+from fastmomentum.torch.arguments import IGNORED, Number, check_at_least_zero, check_options, chosen
 from fastmomentum.torch.optimizer import Optimizer
 
 
@@ -54,6 +54,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, momentum=momentum, weight_decay=weight_decay, alpha=alpha)
         options |= {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
         options |= {"centered": centered, "maximize": maximize}
@@ -117,6 +118,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         initial = initial_accumulator_value
         check_at_least_zero(
             lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, initial_accumulator_value=initial, eps=eps
@@ -129,7 +131,8 @@ class Adagrad(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for param in group["params"]:
-            total = torch.full_like(param.detach(), group["initial_accumulator_value"])
+            initial = group["initial_accumulator_value"]
+            total = torch.full_like(param.detach(), complex(initial, initial) if param.is_complex() else initial)
             self.state[param] = {"step": torch.tensor(0.0), "sum": total}
 
     @staticmethod
@@ -178,6 +181,7 @@ class Adadelta(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         check_at_least_zero(lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
         if isinstance(rho, int | float) and rho > 1.0:
             raise ValueError(f"Invalid rho value: {rho}")

@@ -1,10 +1,12 @@
 """Check the arguments of torch's optimisers, and translate the entries of groups to the settings of rules."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 
+from fastmomentum.advice import did_you_mean
 from fastmomentum.rules.base import Rule
 
 Number = float | torch.Tensor
@@ -56,12 +58,29 @@ def chosen(groups: Sequence[Mapping[str, Any]], name: str, rules: Mapping[bool, 
     return rules[values.pop()]
 
 
+OPTIONS = ("max_norm", "skip_nonfinite", "threads", "clip_value", "clip_norm", "foreach", "fused", "capturable")
+"""The arguments of all optimisers beside those of their signatures."""
+
+
+def check_options(optimizer: object, options: Mapping[str, Any], *more: str) -> None:
+    """Check the arguments that an optimiser takes beside those of its signature; `more` are further ones.
+
+    Raises
+    ------
+    TypeError
+        If there is no such argument.
+    """
+    taken = (*OPTIONS, "differentiable", *more)
+    for name in options:
+        if name not in taken:
+            hint = did_you_mean(name, (*signature(type(optimizer)).parameters, *taken))
+            raise TypeError(f"{name}: {type(optimizer).__name__} takes no such argument{hint}")
+
+
 def with_betas(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group with the names of the rule's hyper-parameters for betas and for the kind of weight decay."""
     found = dict(group)
     found["momentum"], found["beta2"], *_ = found.pop("betas")
-    if found.get("decoupled_weight_decay"):
-        found["decoupled_weight_decay"] = found.pop("weight_decay")
-    else:
-        found.pop("decoupled_weight_decay", None)
+    decay, is_decoupled = found["weight_decay"], found.pop("decoupled_weight_decay", False)
+    found["weight_decay"], found["decoupled_weight_decay"] = (0.0, decay) if is_decoupled else (decay, 0.0)
     return found

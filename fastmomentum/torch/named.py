@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fastmomentum.torch.arguments import check_at_least_zero
+from fastmomentum.torch.arguments import check_at_least_zero, check_options
 from fastmomentum.torch.optimizer import Optimizer
 
 
@@ -55,6 +55,7 @@ class SGD(Optimizer):
         maximize: bool = False,
         **options: Any,
     ) -> None:
+        check_options(self, options, "decoupled_weight_decay")
         check_at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
@@ -98,6 +99,7 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         **options: Any,
     ) -> None:
+        check_options(self, options)
         super().__init__(params, "lion", lr=lr, betas=tuple(betas), weight_decay=weight_decay, **options)
 
     @staticmethod
@@ -146,6 +148,7 @@ class Signum(Optimizer):
         weight_decay: float = 0.0,
         **options: Any,
     ) -> None:
+        check_options(self, options, "decoupled_weight_decay")
         super().__init__(params, "signum", lr=lr, momentum=momentum, weight_decay=weight_decay, **options)
 
 
@@ -186,5 +189,6 @@ class QHM(Optimizer):
         weight_decay: float = 0.0,
         **options: Any,
     ) -> None:
+        check_options(self, options, "decoupled_weight_decay")
         options |= {"lr": lr, "momentum": momentum, "nu": nu, "weight_decay": weight_decay}
         super().__init__(params, "quasi_hyperbolic", **options)

@@ -164,6 +164,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own."""
+        for name in ("max_norm", "skip_nonfinite", "threads"):
+            if name in param_group:
+                raise TypeError(f"{name}: expected as an argument of {type(self).__name__}, as all groups share it")
         super().add_param_group(param_group)
         try:
             settings = settings_of(self.param_groups[-1], self)

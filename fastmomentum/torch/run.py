@@ -202,28 +202,27 @@ class Run:
         return not (self._new or self._copies or self._counts)
 
     def _take_state(self) -> tuple[list[int], list[list[Any]], list[int]]:
-        """Return the number of updates and the slots of each parameter, and which parameters have new slots."""
+        """Return the number of updates and the slots of each parameter, and which parameters have new slots.
+
+        A slot that is missing beside others, as after amsgrad is switched on, begins from rest; the others are kept.
+        """
         updates, found, new = [], [], []
         for place, param in enumerate(self._params):
             entry = self._state.get(param, {})
             slots = [entry.get(name) for name in self._names]
-            if any([slot is None for slot in slots]):
+            has_state = any([slot is not None for slot in slots])
+            for number, (name, slot, (_, initial)) in enumerate(zip(self._names, slots, self._rule.state)):
+                if slot is None:
+                    slots[number] = _first_slot(param, initial)
+                    continue
+                is_copied = Copies.are_needed(param) and not is_sparse_tensor(slot)
+                if layout_of(slot) != layout_of(param) and not is_copied:
+                    entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot.to_dense())
+            if not all([name in entry for name in self._names]):
                 new.append(place)
-                slots = [_first_slot(param, initial) for _, initial in self._rule.state]
-                updates.append(0)
-            else:
-                for number, (name, slot) in enumerate(zip(self._names, slots)):
-                    if slot.shape != param.shape:
-                        raise ValueError(
-                            f"{name}: expected shape {tuple(param.shape)}, as its parameter has; got "
-                            f"{tuple(slot.shape)}. Delete the entry, del opt.state[param], to begin with new state"
-                        )
-                    is_copied = Copies.are_needed(param) and not is_sparse_tensor(slot)
-                    if layout_of(slot) != layout_of(param) and not is_copied:
-                        entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot.to_dense())
-                updates.append(int(entry.get(STEP, 1)))
+            updates.append(int(entry.get(STEP, 1)) if has_state else 0)
             found.append(slots)
-        return updates, found, new if self._names else []
+        return updates, found, new
 
     def _settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a group."""
@@ -236,10 +235,16 @@ class Run:
 
     def _counters(self, updates: Sequence[int]) -> list[Any]:
         """Return for each parameter the number of its updates, as a tensor that is part of its state."""
-        return [
-            self._state.get(param, {}).get(STEP, torch.tensor(float(count)))
-            for param, count in zip(self._params, updates)
-        ]
+        found = []
+        for place, (param, count) in enumerate(zip(self._params, updates)):
+            entry = self._state.get(param, {})
+            counter = entry.get(STEP)
+            if not isinstance(counter, torch.Tensor):  # torch of before 1.12 has a number there
+                counter = torch.tensor(float(count))
+                if place not in self._new:
+                    entry[STEP] = counter
+            found.append(counter)
+        return found
 
     def _watch(self) -> None:
         """Note the tensors of the state, to see later whether they have been replaced."""
@@ -248,6 +253,9 @@ class Run:
         entries = [self._state[self._params[i]] for i in known] if self._names else []
         slots = [[self._slots[i][number] for i in known] for number in range(len(self._names))]
         self._watched = [(itemgetter(name), entries, identities(own)) for name, own in zip(self._names, slots)]
+        if self._counts:
+            self._watched.append((itemgetter(STEP), entries, identities([self._counts[i] for i in known])))
+        self._versions = [count._version for count in self._counts]
 
     def is_current(self) -> bool:
         """Return whether the tensors of the state are those that this run updates, and torch has as many threads."""
@@ -259,7 +267,7 @@ class Run:
                     return False
         except KeyError:
             return False
-        return True
+        return [count._version for count in self._counts] == self._versions
 
     def use_settings(self, groups: Groups) -> None:
         """Use the settings that the groups have now.
@@ -319,8 +327,10 @@ class Run:
         copy_all(tensors, targets)
         if skips and engine.state.counter.steps == before:  # skipped
             return False
-        if self._counts:
-            torch._foreach_add_([count for count, grad in zip(self._counts, own) if grad is not None], 1.0)
+        counts = [count for count, grad in zip(self._counts, own) if grad is not None]
+        if counts:
+            torch._foreach_add_(counts, 1.0)
+            self._versions = [count._version for count in self._counts]
         return bool(self._new) and self._publish(own)
 
     def _publish(self, grads: Sequence[Any]) -> bool:
