@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
         draw(options.plot, problem, ends, rows, options.tol, terminal)
     _print_results(terminal, options, problem, ends, margin, rows)
     if without_rate:
-        terminal.say(f"no rate is known for {', '.join(without_rate)}")
+        terminal.say(fill(f"no rate is known for {', '.join(without_rate)}", 80))
     results = record(problem, ends, margin, options.tol, rows)
     terminal.record(results | {"ridge": options.ridge, "without_rate": without_rate})
     return 0

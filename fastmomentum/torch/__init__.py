@@ -1,8 +1,9 @@
 """Optimisers with the interface of torch.optim, which update tensors by this package's rules, in compiled code.
 
 They are subclasses of torch.optim.Optimizer, and work wherever one is expected: with the schedulers of torch, closures,
-hooks, ``GradScaler``, ``torch.save``, distributed wrappers. State is stored under torch's names, so that a
-``state_dict`` goes to torch's optimiser and back in mid-run.
+hooks, ``GradScaler``, ``torch.save``, distributed wrappers. The classes with names of torch.optim have its signatures
+and store state under its names, so that a ``state_dict`` goes to torch's optimiser and back in mid-run;
+:class:`Optimizer` takes any rule, with the rule's own names.
 
 Examples
 --------

@@ -134,7 +134,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @staticmethod
     def rule_of(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> Rule:
-        """Return the rule of these groups: the given one, unless a switch in the groups chooses it."""
+        """Return the rule of these groups: the given one, or that for the value of a switch such as amsgrad."""
         return rule
 
     @property

@@ -362,7 +362,8 @@ def test_a_large_problem_without_full_rank_is_refused(command, tmp_path, monkeyp
         (["--kappa", 3, "--tol", 1], "--tol: expected a number in (0, 1)"),
         (["--kappa", 3, "--margin", 1], "--margin: expected a number in [0, 1)"),
         (["--kappa", 3, "--ridge", 1], "--ridge: expected with a file only"),
-        (["--kappa", 3, "--rule", "adam"], "--rule: expected one of sgd, pytorch"),
+        (["--kappa", 3, "--rule", "adamm"], "--rule: expected one of sgd, pytorch"),
+        (["--kappa", 3, "--rule", "adam"], "--rule adam: expected one that is linear"),
         (["--kappa", 3, "--rule", "lion"], "--rule lion: expected one that is linear"),
         (
             ["--kappa", 3, "--nonsense"],

@@ -92,13 +92,96 @@ def test_amsgrad_and_centered_are_read_from_the_groups_of_a_loaded_state(numpy_b
             opt.step()
 
 
-def test_rmsprop_makes_a_buffer_once_momentum_is_above_0(numpy_backend):
+def test_rmsprop_makes_a_buffer_once_momentum_is_above_0_and_keeps_its_average(numpy_backend):
     (theirs, other), (ours, opt) = pair_of("RMSprop", make_params(dtype=torch.float64), {})
     take_steps([(theirs, other), (ours, opt)], range(2))
     assert "momentum_buffer" not in opt.state[ours[0]]
-    opt.param_groups[0]["momentum"] = 0.5
-    take_steps([(ours, opt)], range(2, 4))
-    assert "momentum_buffer" in opt.state[ours[0]]
+    for each in (opt, other):
+        each.param_groups[0]["momentum"] = 0.5
+    for param in theirs:  # torch does not make a buffer in mid-run
+        if other.state[param]:
+            other.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    take_steps([(theirs, other), (ours, opt)], range(2, 4))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert opt.state[ours[0]]["step"] == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_without_gradients_changes_nothing(name, numpy_backend):
+    params = make_params()
+    before, opt = copies_of(params), getattr(ft, name)(params, lr=0.1)
+    opt.step()
+    for p, old in zip(params, before):
+        assert torch.equal(p, old)
+    take_steps([(params, opt)], [1])
+    opt.zero_grad()
+    before = copies_of(params)
+    opt.step()
+    for p, old in zip(params, before):
+        assert torch.equal(p, old)
+    assert opt.state[params[0]]["step"] == 1
+
+
+# What users and older versions of torch do to groups and state between two steps.
+CHANGES = {
+    "the decay decoupled": lambda opt, params: opt.param_groups[0].update(decoupled_weight_decay=True),
+    "the decay coupled": lambda opt, params: opt.param_groups[0].update(decoupled_weight_decay=False),
+    "betas": lambda opt, params: opt.param_groups[0].update(betas=(0.5, 0.75)),
+    "another counter": lambda opt, params: opt.state[params[0]].update(step=torch.tensor(1000.0)),
+    "the counter written": lambda opt, params: opt.state[params[0]]["step"].fill_(7.0),
+    "an average written": lambda opt, params: opt.state[params[0]]["exp_avg"].mul_(2.0),
+    "another average": lambda opt, params: opt.state[params[0]].update(exp_avg=torch.ones_like(params[0])),
+}
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_groups_and_state_may_change_in_mid_run(change, name, numpy_backend):
+    runs = pair_of(name, make_params(dtype=torch.float64), {"weight_decay": 0.25})
+    take_steps(runs, range(1, 4))
+    for params, opt in runs:
+        CHANGES[change](opt, params)
+    take_steps(runs, range(4, 8))
+    (theirs, other), (ours, opt) = runs
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert [opt.state[p]["step"] for p in ours] == [other.state[p]["step"] for p in theirs]
+
+
+def test_states_of_older_versions_of_torch_go_on(numpy_backend):
+    (theirs, other), (ours, opt) = runs = pair_of("AdamW", make_params(dtype=torch.float64), {"lr": 0.01})
+    take_steps(runs, range(1, 4))
+    saved = copy.deepcopy(other.state_dict())
+    for group in saved["param_groups"]:
+        for entry in ("decoupled_weight_decay", "amsgrad", "maximize", "foreach", "fused", "capturable"):
+            del group[entry]
+    for entry in saved["state"].values():
+        entry["step"] = int(entry["step"])  # a number up to torch 1.11
+    for each in (other, opt):
+        each.load_state_dict(copy.deepcopy(saved))
+    take_steps(runs, range(4, 40))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert opt.state[ours[0]]["step"] == 39
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("Adam", "momentum"), ("Adam", "beta2"), ("RMSprop", "beta2"), ("Adagrad", "initial"), ("SGD", "nu")],
+)
+def test_hyper_parameters_of_a_rule_are_no_arguments_of_a_class_of_torch(name, wrong):
+    with pytest.raises(TypeError, match=f"{wrong}: {name} takes no such argument"):
+        getattr(ft, name)(make_params(), **{wrong: 0.5})
+
+
+def test_options_of_all_groups_are_refused_in_a_group():
+    with pytest.raises(TypeError, match="max_norm: expected as an argument of SGD"):
+        ft.SGD([{"params": make_params(), "max_norm": 1.0}])
+
+
+def test_adagrad_of_complex_parameters_begins_as_torch_does(numpy_backend):
+    settings = {"initial_accumulator_value": 0.25}
+    runs = pair_of("Adagrad", make_params(dtype=torch.complex128), settings)
+    take_steps(runs, range(1, 4))
+    torch.testing.assert_close(runs[1][0], runs[0][0], rtol=1e-12, atol=1e-12)
 
 
 def test_ademamix_without_slow_average_is_adamw(numpy_backend):
