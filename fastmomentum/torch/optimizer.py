@@ -19,7 +19,8 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
 from fastmomentum.torch.layouts import OutdatedError, is_sparse_tensor
-from fastmomentum.torch.run import Run, SparseRun, rules_of, settings_of
+from fastmomentum.torch.run import Run, rules_of, settings_of
+from fastmomentum.torch.sparse import SparseRun
 
 
 class Option:

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch.optim.sgd import sgd
 
 from fastmomentum.backends.base import one_caller
 from fastmomentum.backends.cpu.headers import identities
@@ -13,7 +12,6 @@ from fastmomentum.optim.changes import set_setting
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.params import parse_params
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.options import OFF
 from fastmomentum.rules.record import STEP
 from fastmomentum.rules.registry import find
 from fastmomentum.torch.layouts import (
@@ -210,17 +208,22 @@ class Run:
         for place, param in enumerate(self._params):
             entry = self._state.get(param, {})
             slots = [entry.get(name) for name in self._names]
-            has_state = any([slot is not None for slot in slots])
+            is_missing = [slot is None for slot in slots]
             for number, (name, slot, (_, initial)) in enumerate(zip(self._names, slots, self._rule.state)):
                 if slot is None:
                     slots[number] = _first_slot(param, initial)
                     continue
+                if slot.shape != param.shape:
+                    raise ValueError(
+                        f"{name}: expected shape {tuple(param.shape)}, as its parameter has; got {tuple(slot.shape)}. "
+                        "Delete the entry, del opt.state[param], to begin with new state"
+                    )
                 is_copied = Copies.are_needed(param) and not is_sparse_tensor(slot)
                 if layout_of(slot) != layout_of(param) and not is_copied:
                     entry[name] = slots[number] = torch.empty_like(param.detach()).copy_(slot.to_dense())
-            if not all([name in entry for name in self._names]):
+            if any(is_missing):
                 new.append(place)
-            updates.append(int(entry.get(STEP, 1)) if has_state else 0)
+            updates.append(0 if is_missing and all(is_missing) else int(entry.get(STEP, 1)))
             found.append(slots)
         return updates, found, new
 
@@ -354,90 +357,3 @@ def _first_slot(param: Any, initial: str) -> Any:
     """Return a new slot of the state, in the layout of its parameter."""
     param = param.detach()
     return param.clone() if initial == "param" else torch.zeros_like(param)
-
-
-SPARSE_SETTINGS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
-"""The settings of torch.optim.SGD, with which parameters can have sparse gradients."""
-
-
-class SparseRun:
-    """Update tensors that have sparse gradients, by torch's own functions for SGD.
-
-    Parameters
-    ----------
-    optimizer : Settings
-        The optimiser, whose groups and state are read.
-    params : sequence of tensors
-        The parameters of all groups.
-    places : list of int
-        The numbers of those that this run updates.
-
-    Attributes
-    ----------
-    places : list of int
-        The same numbers.
-    steps : int
-        The number of updates done.
-
-    Raises
-    ------
-    TypeError
-        If the rule is not that of torch, or the optimiser has an option that torch does not have.
-    """
-
-    is_one_call = False
-
-    def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
-        if optimizer.rule.name != "pytorch" or optimizer.max_norm is not None or optimizer.skip_nonfinite:
-            self._refuse(f"rule {optimizer.rule}, max_norm or skip_nonfinite")
-        numbers = {
-            id(param): number for number, group in enumerate(optimizer.param_groups) for param in group["params"]
-        }
-        self.places, self._members = places, [(i, params[i], numbers[id(params[i])]) for i in places]
-        self._state, self._groups = optimizer.state, optimizer.param_groups
-        self._setting_names, self.steps = optimizer.setting_names, optimizer.steps
-        self.use_settings(optimizer.param_groups)
-
-    def is_current(self) -> bool:
-        """Return True: the state is read at each step."""
-        return True
-
-    def use_settings(self, groups: Groups) -> None:
-        """Check the settings that the groups have now.
-
-        Raises
-        ------
-        TypeError
-            If one is an option that torch does not have, or a function of the step.
-        """
-        for group in [groups[number] for _, _, number in self._members]:
-            for name in self._setting_names.intersection(group):
-                if callable(group[name]) or (name not in SPARSE_SETTINGS and group[name] != OFF.get(name)):
-                    self._refuse(f"{name} = {group[name]!r}")
-
-    @staticmethod
-    def _refuse(options: str) -> NoReturn:
-        raise TypeError(
-            f"expected dense gradients with {options}; got a sparse one. Make the embedding with sparse=False, or give "
-            "it an optimiser of its own, fastmomentum.torch.SGD, with settings of torch.optim.SGD alone"
-        )
-
-    def step(self, grads: list[Any]) -> bool:
-        """Do one update; return whether the state has new entries."""
-        is_new = False
-        if any([grads[i] is not None and grads[i].layout == torch.strided for i in self.places]):
-            raise OutdatedError
-        for i, param, number in self._members:
-            grad, group = grads[i], self._groups[number]
-            if grad is None:
-                continue
-            momentum = group["momentum"]
-            buffers = [self._state[param].get("momentum_buffer") if momentum else None]
-            is_new |= bool(momentum) and buffers[0] is None
-            settings = {name: group.get(name, 0) for name in SPARSE_SETTINGS}
-            with torch.no_grad():
-                sgd([param], [grad], buffers, has_sparse_grad=True, **settings)
-            if momentum:
-                self._state[param]["momentum_buffer"] = buffers[0]
-        self.steps += 1
-        return is_new

@@ -6,13 +6,16 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import settings
 
 import fastmomentum.torch as ft
 from tests.helpers.tensors import copies_of, make_params, rounding_limit, steps
 
+profile = settings.get_current_profile_name()
 with pytest.MonkeyPatch.context() as patch:  # the database needs no more of this package than a base class
     patch.setitem(sys.modules, "expecttest", unittest)
     from torch.testing._internal.common_optimizers import optim_db
+settings.load_profile(profile)  # torch.testing loads one of its own, for all tests of the process
 
 (INFO,) = [info for info in optim_db if info.optim_cls is torch.optim.SGD]
 INPUTS = {each.desc: each.kwargs for each in INFO.optim_inputs_func("cpu")}

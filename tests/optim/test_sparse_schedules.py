@@ -271,7 +271,7 @@ def test_a_value_that_is_no_number_is_refused_with_nothing_changed(value, error,
     opt.step([0], np.ones((1, 1)))
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "momentun", "nesterov", "rule", "max_norm", "steps_done"])
+@pytest.mark.parametrize("name", ["learning_rate", "momentun", "rule", "max_norm", "steps_done"])
 def test_an_unknown_setting_cannot_be_assigned(name):
     opt = fm.SparseRows(np.ones((2, 1)), lr=0.5)
     hint = {"learning_rate": "Did you mean lr", "momentun": "Did you mean momentum"}.get(name, "")
