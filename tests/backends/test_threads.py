@@ -58,6 +58,7 @@ def any_number(monkeypatch):
     monkeypatch.setattr(threads, "ELEMENTS", 16)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("rule", "dtype"),
     [

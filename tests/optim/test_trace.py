@@ -63,6 +63,7 @@ def recorded(backend, threads, dtype, rule, **settings):
     return trace
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("rule", "settings", "dtype", "threads"),
     [

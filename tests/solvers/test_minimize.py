@@ -162,6 +162,7 @@ def test_chebyshev_meets_its_bound():
     assert error >= wide.bound(30) / 100
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rule", ["sgd", "heavy_ball", "nesterov_positions", "chebyshev"])
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
