@@ -82,112 +82,50 @@ def keep_third(momentum: float, beta3: float, warmup: float, step: float) -> flo
     return 1.0 - warm_beta3(momentum, beta3, warmup, step)
 
 
-def _adam(
-    p: Any, m: Any, s: Any, g: Any, rate: Any, beta: Any, keep: Any, beta2: Any, keep2: Any, scale: Any, eps: Any
-) -> Out:
-    m = beta * m + keep * g
-    s = beta2 * s + keep2 * (g * g)
-    return p - rate * (m / (np.sqrt(s) * scale + eps)), m, s
+def _average(m: Any, g: Any, beta: Any, keep: Any) -> Any:
+    return beta * m + keep * g
 
 
-def _amsgrad(
-    p: Any,
-    m: Any,
-    s: Any,
-    largest: Any,
-    g: Any,
-    rate: Any,
-    beta: Any,
-    keep: Any,
-    beta2: Any,
-    keep2: Any,
-    scale: Any,
-    eps: Any,
-) -> Out:
-    m = beta * m + keep * g
-    s = beta2 * s + keep2 * (g * g)
-    largest = np.maximum(largest, s)
-    return p - rate * (m / (np.sqrt(largest) * scale + eps)), m, s, largest
+def _average_square(s: Any, g: Any, beta2: Any, keep2: Any) -> Any:
+    return beta2 * s + keep2 * (g * g)
 
 
-def _radam(
-    p: Any,
-    m: Any,
-    s: Any,
-    g: Any,
-    rate: Any,
-    beta: Any,
-    keep: Any,
-    beta2: Any,
-    keep2: Any,
-    rectified: Any,
-    none: Any,
-    eps: Any,
-) -> Out:
-    m = beta * m + keep * g
-    s = beta2 * s + keep2 * (g * g)
-    return p - rate * np.where(rectified > none, m * (rectified / (np.sqrt(s) + eps)), m), m, s
-
-
-def _adamax(p: Any, m: Any, u: Any, g: Any, rate: Any, beta: Any, keep: Any, beta2: Any, eps: Any) -> Out:
-    m = beta * m + keep * g
-    u = np.maximum(beta2 * u, np.absolute(g) + eps)
-    return p - rate * (m / u), m, u
-
-
-def _yogi(
-    p: Any,
-    m: Any,
-    s: Any,
-    g: Any,
-    rate: Any,
-    beta: Any,
-    keep: Any,
-    keep2: Any,
-    scale: Any,
-    eps: Any,
-    start: Any,
-) -> Out:
-    m = beta * m + keep * g
+def _yogi_square(s: Any, g: Any, keep2: Any, start: Any) -> Any:
     s = s + start
     square = g * g
-    s = s - keep2 * (np.sign(s - square) * square)
-    return p - rate * (m / (np.sqrt(s) * scale + eps)), m, s
+    return s - keep2 * (np.sign(s - square) * square)
 
 
-def _ademamix(
-    p: Any,
-    m: Any,
-    slow: Any,
-    s: Any,
-    g: Any,
-    lr: Any,
-    beta: Any,
-    keep: Any,
-    beta2: Any,
-    keep2: Any,
-    beta3: Any,
-    keep3: Any,
-    alpha: Any,
-    weight: Any,
-    scale: Any,
-    eps: Any,
-) -> Out:
-    m = beta * m + keep * g
-    slow = beta3 * slow + keep3 * g
-    s = beta2 * s + keep2 * (g * g)
-    return p - lr * ((weight * m + alpha * slow) / (np.sqrt(s) * scale + eps)), m, slow, s
+def _largest(u: Any, s: Any) -> Any:
+    return np.maximum(u, s)
 
 
-def _scale_by_rms(g: Any, s: Any, beta2: Any, keep2: Any, eps: Any) -> Out:
-    s = beta2 * s + keep2 * (g * g)
-    return g / (np.sqrt(s) + eps), s
+def _largest_gradient(u: Any, g: Any, beta2: Any, eps: Any) -> Any:
+    return np.maximum(beta2 * u, np.absolute(g) + eps)
 
 
-def _scale_by_deviation(g: Any, s: Any, mean: Any, beta2: Any, keep2: Any, eps: Any) -> Out:
-    s = beta2 * s + keep2 * (g * g)
-    mean = beta2 * mean + keep2 * g
-    return g / (np.sqrt(s - mean * mean) + eps), s, mean
+def _descend_scaled(p: Any, m: Any, s: Any, rate: Any, scale: Any, eps: Any) -> Any:
+    return p - rate * (m / (np.sqrt(s) * scale + eps))
+
+
+def _descend_rectified(p: Any, m: Any, s: Any, rate: Any, rectified: Any, none: Any, eps: Any) -> Any:
+    return p - rate * np.where(rectified > none, m * (rectified / (np.sqrt(s) + eps)), m)
+
+
+def _descend_by_largest(p: Any, m: Any, u: Any, rate: Any) -> Any:
+    return p - rate * (m / u)
+
+
+def _descend_mixed(p: Any, m: Any, slow: Any, s: Any, lr: Any, alpha: Any, weight: Any, scale: Any, eps: Any) -> Any:
+    return p - lr * ((weight * m + alpha * slow) / (np.sqrt(s) * scale + eps))
+
+
+def _scale_by_rms(g: Any, s: Any, eps: Any) -> Any:
+    return g / (np.sqrt(s) + eps)
+
+
+def _scale_by_deviation(g: Any, s: Any, mean: Any, eps: Any) -> Any:
+    return g / (np.sqrt(s - mean * mean) + eps)
 
 
 def _scale_by_sum(g: Any, total: Any, eps: Any, initial: Any) -> Out:
@@ -196,9 +134,8 @@ def _scale_by_sum(g: Any, total: Any, eps: Any, initial: Any) -> Out:
 
 
 def _scale_by_delta(g: Any, s: Any, steps: Any, beta2: Any, keep2: Any, eps: Any) -> Out:
-    s = beta2 * s + keep2 * (g * g)
     delta = np.sqrt(steps + eps) / np.sqrt(s + eps) * g
-    return delta, s, beta2 * steps + keep2 * (delta * delta)
+    return delta, beta2 * steps + keep2 * (delta * delta)
 
 
 def _descend(p: Any, g: Any, lr: Any) -> Any:
@@ -216,9 +153,13 @@ RANGES = {"momentum": checks.BELOW_ONE, "beta2": checks.BELOW_ONE, "eps": checks
 DEFAULTS = {"momentum": 0.9, "beta2": 0.999, "eps": 1e-8}
 MOMENTS = (("velocity", "zero"), ("square", "zero"))
 
+MEAN = Part(_average, ("velocity", "g"), ("velocity",), ("momentum", "keep"))
+SQUARE = Part(_average_square, ("square", "g"), ("square",), ("beta2", "keep2"))
+SCALED = Part(_descend_scaled, ("p", "velocity", "square"), ("p",), ("rate", "scale", "eps"))
+
 adam = Rule(
-    _adam,
     name="adam",
+    parts=[MEAN, SQUARE, SCALED],
     state=MOMENTS,
     hyper=(*AVERAGED, "scale", "eps"),
     derived={**DERIVED, "scale": root_scale},
@@ -234,10 +175,7 @@ adamw = Rule(
     name="adamw",
     state=MOMENTS,
     hyper=("shrink", *adam.hyper),
-    parts=[
-        Part(decoupled_weight_decay.function, ("p",), ("p",), ("shrink",)),
-        Part(_adam, ("p", "velocity", "square", "g"), ("p", "velocity", "square"), tuple(adam.hyper)),
-    ],
+    parts=[*decoupled_weight_decay.parts, *adam.parts],
     derived={**adam.derived, "shrink": shrink_by},
     defaults={**DEFAULTS, "decoupled_weight_decay": 0.01},
     ranges=RANGES,
@@ -247,8 +185,13 @@ adamw = Rule(
 weight_decay is decoupled_weight_decay here. For λ = 0 take adam."""
 
 amsgrad = Rule(
-    _amsgrad,
     name="amsgrad",
+    parts=[
+        MEAN,
+        SQUARE,
+        Part(_largest, ("largest", "square"), ("largest",), ()),
+        SCALED._replace(reads=("p", "velocity", "largest")),
+    ],
     state=(*MOMENTS, ("largest", "zero")),
     hyper=(*AVERAGED, "scale", "eps"),
     derived={**DERIVED, "scale": root_scale},
@@ -260,8 +203,12 @@ amsgrad = Rule(
 torch.optim.Adam(amsgrad=True). optax.amsgrad takes the largest of the corrected averages instead."""
 
 radam = Rule(
-    _radam,
     name="radam",
+    parts=[
+        MEAN,
+        SQUARE,
+        Part(_descend_rectified, ("p", "velocity", "square"), ("p",), ("rate", "rectified", "none", "eps")),
+    ],
     state=MOMENTS,
     hyper=(*AVERAGED, "rectified", "none", "eps"),
     derived={**DERIVED, "rectified": rectification, "none": zero},
@@ -273,8 +220,12 @@ radam = Rule(
 adds ε to the root after its correction."""
 
 adamax = Rule(
-    _adamax,
     name="adamax",
+    parts=[
+        MEAN,
+        Part(_largest_gradient, ("largest", "g"), ("largest",), ("beta2", "eps")),
+        Part(_descend_by_largest, ("p", "velocity", "largest"), ("p",), ("rate",)),
+    ],
     state=(("velocity", "zero"), ("largest", "zero")),
     hyper=("rate", "momentum", "keep", "beta2", "eps"),
     derived={"rate": corrected_rate, "keep": keep_averaged},
@@ -285,8 +236,8 @@ adamax = Rule(
 """Kingma and Ba 2015, Algorithm 2, whose ε is 0; equivalent to torch.optim.Adamax."""
 
 yogi = Rule(
-    _yogi,
     name="yogi",
+    parts=[MEAN, Part(_yogi_square, ("square", "g"), ("square",), ("keep2", "start")), SCALED],
     state=MOMENTS,
     hyper=("rate", "momentum", "keep", "keep2", "scale", "eps", "start"),
     derived={**DERIVED, "scale": root_scale, "start": at_first_step},
@@ -298,8 +249,15 @@ yogi = Rule(
 `initial`, where this m begins with 0 as in the paper."""
 
 ademamix = Rule(
-    _ademamix,
     name="ademamix",
+    parts=[
+        MEAN,
+        Part(_average, ("slow", "g"), ("slow",), ("beta3_now", "keep3")),
+        SQUARE,
+        Part(
+            _descend_mixed, ("p", "velocity", "slow", "square"), ("p",), ("lr", "alpha_now", "weight", "scale", "eps")
+        ),
+    ],
     state=(("velocity", "zero"), ("slow", "zero"), ("square", "zero")),
     hyper=("lr", "momentum", "keep", "beta2", "keep2", "beta3_now", "keep3", "alpha_now", "weight", "scale", "eps"),
     derived={
@@ -318,25 +276,30 @@ ademamix = Rule(
 """Pagliardini, Ablin and Grangier 2025, Algorithm 1; `warmup` is their T_{α,β₃}, 0 for constant α and β₃. Their weight
 decay is the option ``decoupled_weight_decay``."""
 
-BY_RMS = Part(_scale_by_rms, ("g", "square"), ("g", "square"), ("beta2", "keep2", "eps"))
-BY_DEVIATION = Part(_scale_by_deviation, ("g", "square", "mean"), ("g", "square", "mean"), ("beta2", "keep2", "eps"))
-BY_SUM = Part(_scale_by_sum, ("g", "total"), ("g", "total"), ("eps", "initial"))
-BY_DELTA = Part(_scale_by_delta, ("g", "square", "steps"), ("g", "square", "steps"), ("beta2", "keep2", "eps"))
+BY_RMS = (SQUARE, Part(_scale_by_rms, ("g", "square"), ("g",), ("eps",)))
+BY_DEVIATION = (
+    SQUARE,
+    Part(_average, ("mean", "g"), ("mean",), ("beta2", "keep2")),
+    Part(_scale_by_deviation, ("g", "square", "mean"), ("g",), ("eps",)),
+)
+BY_SUM = (Part(_scale_by_sum, ("g", "total"), ("g", "total"), ("eps", "initial")),)
+BY_DELTA = (SQUARE, Part(_scale_by_delta, ("g", "square", "steps"), ("g", "steps"), ("beta2", "keep2", "eps")))
 DESCEND = Part(_descend, ("p", "g"), ("p",), ("lr",))
 DESCEND_BY_VELOCITY = Part(_descend_by_velocity, ("p", "velocity", "g"), ("p", "velocity"), ("lr", "momentum"))
 
 
-def _preconditioned(name: str, scale: Part, last: Part, formula: str, **record: Any) -> Rule:
-    """Return the rule that scales the gradient by one part, and then descends by another one."""
-    slots = [value for part in (scale, last) for value in part.writes if value not in ("p", "g")]
-    derived = {"keep2": keep_second} if "keep2" in scale.hyper else {}
+def _preconditioned(name: str, scale: tuple[Part, ...], last: Part, formula: str, **record: Any) -> Rule:
+    """Return the rule that scales the gradient by these parts, and then descends by another one."""
+    parts = (*scale, last)
+    slots = dict.fromkeys(value for part in parts for value in part.writes if value not in ("p", "g"))
+    hyper = tuple(dict.fromkeys(name for part in (last, *scale) for name in part.hyper))
     return Rule(
         name=name,
         state=tuple((slot, "zero") for slot in slots),
-        hyper=tuple(dict.fromkeys((*last.hyper, *scale.hyper))),
-        parts=[scale, last],
+        hyper=hyper,
+        parts=parts,
         formula=formula,
-        **{"derived": derived, **record},
+        **{"derived": {"keep2": keep_second} if "keep2" in hyper else {}, **record},
     )
 
 

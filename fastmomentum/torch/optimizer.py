@@ -209,7 +209,7 @@ class Optimizer(torch.optim.Optimizer):
             return loss
         with uninterrupted():
             if self._run(runs, params, grads):
-                self._entries = [*self.state.values()]
+                self._watch_state()
         return loss
 
     def _run(self, runs: Sequence[Run | SparseRun], params: list[Any], grads: list[Any]) -> bool:
@@ -228,16 +228,21 @@ class Optimizer(torch.optim.Optimizer):
 
     def _is_current(self, params: list[Any], grads: list[Any]) -> bool:
         """Return whether the runs belong to these parameters, and to the state as it is."""
-        if self.state is not self._state or identities(params) != identities(self._params):
+        if self.state is not self._state or identities(params) != self._param_ids:
             return False
-        if identities([*self.state.values()]) != identities(self._entries):
+        if identities([*self.state.values()]) != self._entry_ids:
             return False
         for i in self._idle:
             if grads[i] is not None:
                 return False
         return all([run.is_current() for run in self._runs or ()])
 
-    def _prepare(self, params: Sequence[Any], grads: Sequence[Any], every: bool = False) -> list[Run | SparseRun]:
+    def _watch_state(self) -> None:
+        """Note the entries of the state, to see later whether they have been replaced."""
+        self._state, self._entries = self.state, [*self.state.values()]  # so that they live, and keep their addresses
+        self._entry_ids = identities(self._entries)
+
+    def _prepare(self, params: list[Any], grads: list[Any], every: bool = False) -> list[Run | SparseRun]:
         """Return the runs of these parameters, one for each device; if `every`, also for those without gradient."""
         self._drop_runs()
         places: dict[tuple[Any, bool], list[int]] = {}
@@ -248,7 +253,8 @@ class Optimizer(torch.optim.Optimizer):
             if grad is not None or state or ((every or is_stateless) and param.requires_grad):
                 places.setdefault((param.device, is_sparse), []).append(i)
         runs = [(SparseRun if is_sparse else Run)(self, params, own) for (_, is_sparse), own in places.items()]
-        self._params, self._state, self._entries = list(params), self.state, [*self.state.values()]
+        self._params, self._param_ids = params, identities(params)
+        self._watch_state()
         self._idle = sorted({*range(len(params))}.difference(*places.values()))
         self._runs = runs
         return runs

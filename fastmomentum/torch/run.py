@@ -1,4 +1,4 @@
-"""Update the tensors of one device: dense tensors by an engine, tensors with sparse gradients by torch."""
+"""Update the tensors of one device that have dense gradients, by an engine on the memory of the tensors."""
 
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -26,6 +26,8 @@ from fastmomentum.torch.layouts import (
 
 Groups = Sequence[Mapping[str, Any]]
 
+RMSPROP = ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
+
 SLOT_NAMES: dict[str | None, dict[str, str]] = {
     "pytorch": {"velocity": "momentum_buffer"},
     "quasi_hyperbolic": {"velocity": "momentum_buffer"},
@@ -39,10 +41,7 @@ SLOT_NAMES: dict[str | None, dict[str, str]] = {
     "ademamix": {"velocity": "exp_avg_fast", "slow": "exp_avg_slow", "square": "exp_avg_sq"},
     "adagrad": {"total": "sum"},
     "adadelta": {"square": "square_avg", "steps": "acc_delta"},
-    **{
-        name: {"square": "square_avg", "mean": "grad_avg", "velocity": "momentum_buffer"}
-        for name in ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum")
-    },
+    **{name: {"square": "square_avg", "mean": "grad_avg", "velocity": "momentum_buffer"} for name in RMSPROP},
 }
 """For each rule the names under which other packages store its slots in the state of a torch optimiser.
 
@@ -50,11 +49,11 @@ Slots of other rules have their own names there.
 """
 
 
-COUNTED = ("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum", "adadelta")
+COUNTED = (*RMSPROP, "adadelta")
 """The rules that do not use the number of the update, though torch has it in their state."""
 
 
-class Settings(Protocol):
+class RuleOptimizer(Protocol):
     """Hold what a run needs to know of its optimiser, :class:`fastmomentum.torch.Optimizer`."""
 
     rule: Rule
@@ -78,6 +77,12 @@ class Settings(Protocol):
         """Return the rule of these groups."""
 
 
+def groups_of(params: Sequence[Any], groups: Groups) -> list[int]:
+    """Return the number of the group of each of these parameters."""
+    number_of = {id(param): number for number, group in enumerate(groups) for param in group["params"]}
+    return [number_of[id(param)] for param in params]
+
+
 def plain(value: Any) -> Any:
     """Return a setting as an engine takes it: a whole number, or a tensor of one element, as a float."""
     return float(value) if type(value) is int or isinstance(value, torch.Tensor) else value
@@ -91,13 +96,13 @@ def rule_at(rule: Rule, settings: Groups) -> Rule:
     return find(simple)
 
 
-def settings_of(group: Mapping[str, Any], optimizer: Settings) -> dict[str, Any]:
+def settings_of(group: Mapping[str, Any], optimizer: RuleOptimizer) -> dict[str, Any]:
     """Return the settings in a group, by the names of the rule's hyper-parameters."""
     names = optimizer.setting_names
     return {name: plain(value) for name, value in optimizer.translated(group).items() if name in names}
 
 
-def rules_of(optimizer: Settings) -> tuple[Rule, Rule]:
+def rules_of(optimizer: RuleOptimizer) -> tuple[Rule, Rule]:
     """Return the rule that the groups ask for, and the same or a simpler one that does for their settings."""
     groups = optimizer.param_groups
     rule = optimizer.rule_of(optimizer.rule, groups)
@@ -137,7 +142,7 @@ class Run:
 
     Parameters
     ----------
-    optimizer : Settings
+    optimizer : RuleOptimizer
         The optimiser, whose groups and state are read. No reference to it is kept, which would make a cycle.
     params : sequence of tensors
         The parameters of all groups.
@@ -152,12 +157,11 @@ class Run:
         The numbers of the parameters that this run updates.
     """
 
-    def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
+    def __init__(self, optimizer: RuleOptimizer, params: Sequence[Any], places: list[int]) -> None:
         groups = optimizer.param_groups
-        number_of = {id(param): number for number, group in enumerate(groups) for param in group["params"]}
         self.places, self._has_all = places, len(places) == len(params)
         self._params, self._state = [params[i] for i in places], optimizer.state
-        self._group_of = [number_of[id(param)] for param in self._params]
+        self._group_of = groups_of(self._params, groups)
         self._setting_names, self._translated = optimizer.setting_names, optimizer.translated
         settings = [self._settings(group) for group in groups]
         self._given_rule, self._rule_of = optimizer.rule, optimizer.rule_of

@@ -8,7 +8,7 @@ from torch.optim.sgd import sgd
 
 from fastmomentum.rules.options import OFF
 from fastmomentum.torch.layouts import OutdatedError
-from fastmomentum.torch.run import Groups, Settings
+from fastmomentum.torch.run import Groups, RuleOptimizer, groups_of
 
 SPARSE_SETTINGS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 """The settings of torch.optim.SGD, with which parameters can have sparse gradients."""
@@ -19,7 +19,7 @@ class SparseRun:
 
     Parameters
     ----------
-    optimizer : Settings
+    optimizer : RuleOptimizer
         The optimiser, whose groups and state are read.
     params : sequence of tensors
         The parameters of all groups.
@@ -41,13 +41,11 @@ class SparseRun:
 
     is_one_call = False
 
-    def __init__(self, optimizer: Settings, params: Sequence[Any], places: list[int]) -> None:
+    def __init__(self, optimizer: RuleOptimizer, params: Sequence[Any], places: list[int]) -> None:
         if optimizer.rule.name != "pytorch" or optimizer.max_norm is not None or optimizer.skip_nonfinite:
             self._refuse(f"rule {optimizer.rule}, max_norm or skip_nonfinite")
-        numbers = {
-            id(param): number for number, group in enumerate(optimizer.param_groups) for param in group["params"]
-        }
-        self.places, self._members = places, [(i, params[i], numbers[id(params[i])]) for i in places]
+        own = [params[i] for i in places]
+        self.places, self._members = places, [*zip(places, own, groups_of(own, optimizer.param_groups))]
         self._state, self._groups = optimizer.state, optimizer.param_groups
         self._setting_names, self.steps = optimizer.setting_names, optimizer.steps
         self.use_settings(optimizer.param_groups)

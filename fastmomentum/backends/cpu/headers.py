@@ -56,7 +56,8 @@ def dtype_code(dtype: np.dtype) -> int:
 def identities(items: list[Any]) -> list[int] | bytes:
     """Return the addresses of the items of a list, by which two lists of the same objects are told.
 
-    The objects of the list that is compared must still live. 1,000 addresses take 1 µs, and 20 µs by ``id``.
+    The objects of the list that is compared must still live. 1,000 addresses take a twentieth of the time that ``id``
+    takes for each (measured).
     """
     if len(items) < 50:
         return [*map(id, items)]
