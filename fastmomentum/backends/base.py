@@ -1,12 +1,10 @@
 """Define the interface of the three backends, and the code that they share."""
 
 import math
-import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
-from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
 
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum.backends.host_arrays import flat_view, read
+from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.step_sums import StepSums
 from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
@@ -44,37 +43,6 @@ def one_caller(lock: threading.Lock) -> threading.Lock:
             "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
         )
     return lock
-
-
-class uninterrupted:
-    """Hold SIGINT (Ctrl-C) back until the block is done.
-
-    It acts in the main thread alone, the only one in which Python runs signal handlers, and only if a Python function
-    handles SIGINT. Setting a handler twice takes 1.4 to 20 µs (measured), so a plain step on the CPU does without: it
-    is one call of compiled code, in which no handler runs. A handler of another signal can still raise in the block.
-    """
-
-    def __init__(self) -> None:
-        self._is_pending = False
-
-    def __enter__(self) -> None:
-        self._handler = None
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if callable(handler):
-                self._handler = handler
-                signal.signal(signal.SIGINT, self._hold)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            if self._is_pending:
-                signal.raise_signal(signal.SIGINT)
-
-    def _hold(self, signum: int, frame: FrameType | None) -> None:
-        self._is_pending = True
 
 
 NO_ROW = -1

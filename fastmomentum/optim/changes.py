@@ -6,7 +6,7 @@ Every change checks everything before it writes anything, so that a refused chan
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastmomentum.backends.base import uninterrupted
+from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.optim.elements import Elements, check_elements, check_rules, split_by_array
 from fastmomentum.optim.engine import Engine, Record
 from fastmomentum.optim.groups import ParamGroup

@@ -7,8 +7,8 @@ import torch
 
 from fastmomentum import checks
 from fastmomentum.advice import did_you_mean
-from fastmomentum.backends.base import uninterrupted
 from fastmomentum.backends.cpu.headers import identities
+from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.checks import RANGES
 from fastmomentum.optim.groups import make_group
 from fastmomentum.optim.norms import check_groups

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastmomentum as fm
-from fastmomentum.backends.base import uninterrupted
+from fastmomentum.backends.interrupts import uninterrupted
 from tests.helpers.arrays import gradients
 from tests.helpers.functions import falling
 from tests.helpers.interrupts import is_interrupted, places
@@ -243,6 +243,31 @@ def test_uninterrupted_leaves_handlers_alone_in_other_threads_and_where_none_is_
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [signal.default_int_handler, signal.SIG_IGN]
+
+
+def test_block_that_the_handler_of_another_signal_ends_anywhere_does_not_keep_ctrl_c():
+    def fail(number, frame):
+        raise KeyboardInterrupt
+
+    def blocks():
+        with uninterrupted():
+            with uninterrupted():
+                pass
+
+    before, left = signal.signal(signal.SIGUSR1, fail), []
+    try:
+        for at in range(10_000):
+            if not is_interrupted(blocks, at, "opcode", signal.SIGUSR1):
+                break
+            left.append(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)
+            for _ in range(2):
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert any(left) and not all(left)
 
 
 def test_load_state_dict_is_refused_during_a_step_of_another_thread():

@@ -269,6 +269,7 @@ def raising_signal():
     before = signal.signal(signal.SIGUSR1, raise_interrupt)
     yield signal.SIGUSR1
     signal.signal(signal.SIGUSR1, before)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a block that the signal ended may hold it
 
 
 @pytest.mark.parametrize("then", ["step", "reset", "load"])

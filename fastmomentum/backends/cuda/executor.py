@@ -17,7 +17,6 @@ from fastmomentum.backends.base import (
     StepCounter,
     StepRows,
     group_by_code,
-    uninterrupted,
 )
 from fastmomentum.backends.cuda import arrays as device_arrays
 from fastmomentum.backends.cuda import kernels, reductions, streams
@@ -26,6 +25,7 @@ from fastmomentum.backends.cuda.kernels import WORD
 from fastmomentum.backends.cuda.reductions import SUM_COUNT
 from fastmomentum.backends.cuda.scalars import DeviceScalar, view
 from fastmomentum.backends.cuda.tables import LaunchTable, address_of
+from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.tensors import increment_versions
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fastmomentum.backends.base import NO_ROW, ArrayUpdate, HostExecutor, StepCounter, StepRows, uninterrupted
+from fastmomentum.backends.base import NO_ROW, ArrayUpdate, HostExecutor, StepCounter, StepRows
 from fastmomentum.backends.host_arrays import flat_view
+from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.numpy.kernels import results_of, write
 from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
 from fastmomentum.backends.step_sums import StepSums
