@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmomentum import jit, rules, schedules, theory
     from fastmomentum import plots as plots
+    from fastmomentum.backends.cpu.kernel_cache import set_cache
     from fastmomentum.backends.cpu.threads import set_threads
     from fastmomentum.optim.diagnose import diagnose
     from fastmomentum.optim.momentum import Momentum
@@ -37,6 +38,7 @@ _modules = {
     "averaged": "rules.averages",
     "chain": "rules.compose",
     "clear_cache": "rules.cache",
+    "set_cache": "backends.cpu.kernel_cache",
     "convert": "rules.convert",
     "diagnose": "optim.diagnose",
     "flatten": "optim.step",
@@ -65,6 +67,7 @@ __all__ = [
     "minimize",
     "rules",
     "schedules",
+    "set_cache",
     "set_threads",
     "stages",
     "step",

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload, register_jitable
 
+from fastmomentum.backends.cpu.kernel_cache import kept_on_disk
 from fastmomentum.backends.cpu.kernels import STRICT
 from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.rules.cache import bounded
@@ -114,7 +115,7 @@ def make_loop(options: LoopOptions, functions: ObjectiveFunctions, compiled: boo
 
 @bounded(64)
 def _compiled_loop(options: LoopOptions, functions: ObjectiveFunctions) -> Callable[..., int]:
-    loop: Callable[..., int] = njit(**STRICT)(_make_loop(options, functions, register_jitable))
+    loop: Callable[..., int] = kept_on_disk(njit(**STRICT)(_make_loop(options, functions, register_jitable)))
     return loop
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from numba import njit
 from numba.extending import register_jitable
 
+from fastmomentum.backends.cpu.kernel_cache import kept_on_disk
 from fastmomentum.backends.cpu.kernels import STRICT
 from fastmomentum.backends.cpu.loops import compiled_part, inlined, make_cast, make_function, make_load, make_store
 from fastmomentum.rules.assemble import Function
@@ -88,7 +89,7 @@ def make_advance(rule: str, terms: Terms) -> Callable[..., None]:
             box_row = limits_at(limits, i)  # of the proximal map, and of the projection after the extrapolation
             store(new, i, update(*load(old, i), g[i], *row, *box_row, *box_row))
 
-    compiled: Callable[..., None] = njit(**STRICT)(advance)
+    compiled: Callable[..., None] = kept_on_disk(njit(**STRICT)(advance))
     return compiled
 
 
@@ -122,7 +123,7 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[fl
             collect(lanes, p[first:last], g[first:last], a[first:last], b[first:last], row, limits, first)
         return (max_of_lanes(lanes, 0), *totals(lanes))
 
-    compiled: Callable[..., tuple[float, ...]] = njit(**STRICT)(measure)
+    compiled: Callable[..., tuple[float, ...]] = kept_on_disk(njit(**STRICT)(measure))
     return compiled
 
 

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastmomentum.backends.cpu import headers
 from fastmomentum.backends.cpu.headers import DIMENSIONS, NDIM, STRIDES, UNFIT, load_half, load_word
+from fastmomentum.backends.cpu.kernels import compiled
 
 EXCHANGE_API = "__dlpack_c_exchange_api__"
 """The attribute of torch.Tensor that holds the functions."""
@@ -31,6 +33,9 @@ HEADER, FILL = 16, 3
 
 CPU = 1
 """The type of the device of a DLTensor in host memory, kDLCPU."""
+
+FILL_SYMBOL = "fastmomentum_fill_tensor"
+"""The name by which compiled code finds that function."""
 
 KINDS = {"f": 2, "c": 5}
 """The codes of dtypes, kDLFloat and kDLComplex."""
@@ -53,11 +58,13 @@ def fill_function() -> int | None:
     address = get(capsule, b"dlpack_exchange_api")
     if ctypes.c_uint32.from_address(address).value != VERSION:
         return None
-    return ctypes.c_void_p.from_address(address + HEADER + 8 * FILL).value
+    function = ctypes.c_void_p.from_address(address + HEADER + 8 * FILL).value
+    llvmlite.binding.add_symbol(FILL_SYMBOL, function)  # kernels that are kept on disk find it by this name
+    return function
 
 
 @intrinsic
-def _fill(typing_context: Any, function: Any, tensor: Any) -> Any:
+def _fill(typing_context: Any, tensor: Any) -> Any:
     """Return 0 and the words of the DLTensor of an object; another number if the object has none.
 
     The caller must hold Python's global lock.
@@ -67,14 +74,14 @@ def _fill(typing_context: Any, function: Any, tensor: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target = cgutils.alloca_once(builder, ir.ArrayType(word, 6))
         kind = ir.FunctionType(ir.IntType(32), [word, word])
-        call = builder.inttoptr(arguments[0], kind.as_pointer())
-        status = builder.call(call, [arguments[1], builder.ptrtoint(target, word)])
+        function = cgutils.get_or_insert_function(builder.module, kind, FILL_SYMBOL)
+        status = builder.call(function, [arguments[0], builder.ptrtoint(target, word)])
         with builder.if_then(builder.icmp_signed("!=", status, ir.Constant(status.type, 0)), likely=False):
             context.get_python_api(builder).err_clear()
         words = cgutils.unpack_tuple(builder, builder.load(target))
         return context.make_tuple(builder, signature.return_type, [builder.sext(status, word), *words])
 
-    return types.UniTuple(types.int64, 7)(types.int64, types.int64), codegen
+    return types.UniTuple(types.int64, 7)(types.int64), codegen
 
 
 @cache
@@ -89,15 +96,14 @@ def tensor_check(arrays: int) -> Callable[[Any, Any, int], bool]:
     RuntimeError
         If torch is older than 2.10.
     """
-    fill = fill_function()
-    if fill is None:
+    if fill_function() is None:
         raise RuntimeError("expected torch 2.10 or later, whose tensors compiled code can read")
 
     @register_jitable
     def read(item: Any, like: Any, dtype: Any, flags: Any, tensor_dtype: Any) -> Any:
-        if load_word(item + headers.TYPE) == headers.NDARRAY:
+        if load_word(item + headers.TYPE) == load_word(like + headers.TYPE):
             return headers.read_array(item, like, dtype, flags, tensor_dtype)
-        status, data, device, kind, shape, strides, offset = _fill(fill, item)
+        status, data, device, kind, shape, strides, offset = _fill(item)
         if status != 0 or device & 0xFFFFFFFF != CPU or kind >> 32 & 0xFFFFFFFF != tensor_dtype:
             return UNFIT
         ndim = load_half(like + NDIM)
@@ -119,5 +125,4 @@ def tensor_check(arrays: int) -> Callable[[Any, Any, int], bool]:
         return check(table, written, arrays, grads)
 
     table = types.Array(types.int64, 2, "C")
-    compiled: Callable[[Any, Any, int], bool] = njit(types.boolean(table, table, types.int64))(check_tensors)
-    return compiled
+    return compiled(check_tensors, types.boolean(table, table, types.int64), nogil=False)  # torch's function needs it

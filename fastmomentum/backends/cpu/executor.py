@@ -21,7 +21,7 @@ from fastmomentum.backends.base import (
     group_by_code,
 )
 from fastmomentum.backends.cpu import dlpack, threads
-from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, OBJECTS, SIZE, dtype_code
+from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, HEADER, OBJECTS, SIZE, dtype_code
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
 from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
@@ -140,7 +140,7 @@ class CpuExecutor(HostExecutor):
     ) -> None:
         self._jobs, self._counter, self._threads = jobs, counter, threads
         self._written = counter.append_to(written)
-        self._headers = [job.arrays[0].view() for job in jobs]  # the table holds their addresses
+        self._headers = [job.arrays[0].view(np.ndarray) for job in jobs]  # the table holds their addresses
         self.reads_tensors = any([tensor_of(array) is not None for job in jobs for array in job.arrays])
         self.reads_tensors = self.reads_tensors and dlpack.fill_function() is not None
         given = max([len(job.given) for job in jobs], default=0)
@@ -152,7 +152,7 @@ class CpuExecutor(HostExecutor):
         """Update the parameters that have a row of hyper-parameters until the next call."""
         rows = [i for i in sorted(self._order, key=lambda i: (self._key(i), row_of[i])) if row_of[i] != NO_ROW]
         table = self._table[[*rows, *(i for i in self._order if row_of[i] == NO_ROW)]]
-        table[len(rows) :, SIZE] = NO_GRADIENT
+        table[len(rows) :, SIZE], table[len(rows) :, HEADER] = NO_GRADIENT, id(None)
         self._blocks: list[HyperBlock] = []
         self._parts: list[Part] = []
         self._squares: KernelCalls | None = None

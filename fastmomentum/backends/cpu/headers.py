@@ -32,7 +32,6 @@ CODE = _HEAD + 8  # in a dtype: the bytes kind, type, byte order and flags, then
 KIND, ORDER = -0x100000000 | 0xFFFF, 0xFF0000  # KIND leaves out the byte order: "=" and "<" are both native
 SWAPPED = ord(">") << 16  # all machines that Numba supports are little-endian
 ITEMS = _HEAD + 8  # in a list
-NDARRAY, NONE = id(np.ndarray), id(None)
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x0001, 0x0100, 0x0400  # NPY_ARRAY_C_CONTIGUOUS and so on
 
 INDEX, SIZE, BYTES, DTYPE, TENSOR_DTYPE, FLAG_BITS, HEADER, FIRST, OBJECTS = range(9)
@@ -43,7 +42,8 @@ number of bytes, the dtype code, that of tensors, the flags that it must have (w
 comparison), the address of a header with its shape and strides, and the number of bytes from the begin of its memory to
 its first element; then the addresses of the objects p and *state, and the addresses at which the memory of p, *state
 and g begins, and that of the rule's given arrays, which only the optimiser holds, so that they cannot change. If the
-size is negative, the parameter must have no gradient.
+size is negative, the parameter must have no gradient, and the header's column holds the address of None. Kernels hold
+no address themselves: their machine code is valid in every process.
 """
 
 
@@ -81,7 +81,7 @@ def check_header_layout() -> None:
         *(_read_word(strides), _read_word(strides + 8)),
         _read_word(_read_word(id(items := [None, array]) + ITEMS) + 8),
     ]
-    expected = [NDARRAY, array.ctypes.data, 2, id(array.dtype), flags, 3, 5, 20, 4, id(items[1])]
+    expected = [id(np.ndarray), array.ctypes.data, 2, id(array.dtype), flags, 3, 5, 20, 4, id(items[1])]
     if found != expected:
         raise RuntimeError(
             "expected the array headers of CPython and the NumPy 2 ABI, which compiled kernels read; NumPy "
@@ -158,7 +158,7 @@ def memory_spans(typing_context: Any, arrays: Any) -> Any:
 @register_jitable
 def _fits(header: Any, like: Any, dtype: Any, flags: Any) -> Any:
     """Return whether an array has this dtype and these flags, and the shape and strides in the header `like`."""
-    if load_word(header + TYPE) != NDARRAY:
+    if load_word(header + TYPE) != load_word(like + TYPE):
         return False
     code = load_word(load_word(header + DESCR) + CODE)
     if code & KIND != dtype or code & ORDER == SWAPPED:
@@ -225,7 +225,7 @@ def make_check(read: Function) -> Function:
         for row in range(table.shape[0]):
             grad, like, flags = load_word(items + 8 * table[row, INDEX]), table[row, HEADER], table[row, FLAG_BITS]
             if table[row, SIZE] < 0:
-                if grad != NONE:
+                if grad != table[row, HEADER]:
                     return False
                 continue
             for column in range(OBJECTS, OBJECTS + arrays + 1):

@@ -24,6 +24,7 @@ from fastmomentum.backends.cpu.headers import (
     make_views,
     memory_spans,
 )
+from fastmomentum.backends.cpu.kernel_cache import kept_on_disk
 from fastmomentum.backends.cpu.loops import make_advance, make_cut, make_loop, make_numbers
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
@@ -68,8 +69,11 @@ def many_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable
     return cached_kernel(("many", parallel, rule.structure, dtype), lambda: make(rule, dtype))
 
 
-def compiled(function: Function, signature: Any, parallel: bool = False) -> Function:
+def compiled(function: Function, signature: Any, parallel: bool = False, nogil: bool = True) -> Function:
     """Return `function` compiled for this signature and no other; with `parallel`, `prange` runs on several threads.
+
+    With `nogil` it releases Python's global lock. Its machine code is taken from the folder of
+    :func:`~fastmomentum.backends.cpu.kernel_cache.set_cache`, if one is set.
 
     Raises
     ------
@@ -80,10 +84,11 @@ def compiled(function: Function, signature: Any, parallel: bool = False) -> Func
     """
     # No fastmath: contraction to FMA changes 3.3 % of the elements and saves no time. error_model="numpy": by default a
     # division by zero raises in the middle of an array, when its first part is updated. No cache=True: closures miss
-    # Numba's disk cache, and may be given each other's code (numba#6264, #6845).
+    # Numba's own disk cache, and may be given each other's code (numba#6264, #6845).
     cpu.require()
+    dispatcher = kept_on_disk(njit(nogil=nogil, error_model="numpy", parallel=parallel)(function))
     try:
-        dispatcher = njit(signature, nogil=True, error_model="numpy", parallel=parallel)(function)
+        dispatcher.compile(signature)
     except NumbaError as error:
         raise TypeError(
             "the rule cannot be compiled; decorate every function that it calls with numba.extending.register_jitable. "
