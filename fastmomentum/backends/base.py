@@ -1,7 +1,6 @@
 """Define the interface of the three backends, and the code that they share."""
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import add
@@ -24,26 +23,6 @@ LANES = 32
 
 CHUNK = 65_536
 """The number of elements of a chunk, a part of an array whose sum does not depend on other parts."""
-
-
-def one_caller(lock: threading.Lock) -> threading.Lock:
-    """Return the lock, to be used in ``with``, if no caller holds it.
-
-    If another caller holds it, the call raises, as waiting would hang a forked child whose parent was in a step. If
-    another caller takes it before the ``with``, the ``with`` waits. A lock is returned, and not acquired here, because
-    a signal between an ``acquire`` and a ``try`` would leave it held; ``with`` on the lock is safe from signals.
-
-    Raises
-    ------
-    RuntimeError
-        If another caller holds the lock.
-    """
-    if lock.locked():
-        raise RuntimeError(
-            "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
-        )
-    return lock
-
 
 NO_ROW = -1
 """The row of hyper-parameters of a parameter that is not updated."""

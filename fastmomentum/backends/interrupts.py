@@ -1,4 +1,4 @@
-"""Hold Ctrl-C back while a change is written."""
+"""Let one caller change an optimiser at a time, and hold Ctrl-C back while it writes."""
 
 import signal
 import threading
@@ -6,6 +6,25 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType, TracebackType
 from weakref import ref
+
+
+def one_caller(lock: threading.Lock) -> threading.Lock:
+    """Return the lock, to be used in ``with``, if no caller holds it.
+
+    If another caller holds it, the call raises, as waiting would hang a forked child whose parent was in a step. If
+    another caller takes it before the ``with``, the ``with`` waits. A lock is returned, and not acquired here, because
+    a signal between an ``acquire`` and a ``try`` would leave it held; ``with`` on the lock is safe from signals.
+
+    Raises
+    ------
+    RuntimeError
+        If another caller holds the lock.
+    """
+    if lock.locked():
+        raise RuntimeError(
+            "one optimiser serves one caller at a time; another is in a step of it, and nothing was changed"
+        )
+    return lock
 
 
 class uninterrupted:

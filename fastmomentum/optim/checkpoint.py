@@ -37,7 +37,7 @@ from copy import deepcopy
 from typing import Any
 
 from fastmomentum import schedules
-from fastmomentum.backends.base import one_caller
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.optim import changes
 from fastmomentum.optim.elements import Elements, read_elements
 from fastmomentum.optim.engine import Engine

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmomentum import checks
-from fastmomentum.backends.base import one_caller
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.checks import RANGES
 from fastmomentum.optim import changes
 from fastmomentum.optim.checkpoint import load_dict, to_dict

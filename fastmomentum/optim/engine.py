@@ -14,9 +14,9 @@ import numpy as np
 
 from fastmomentum import backends, checks
 from fastmomentum.advice import is_tensor
-from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer, one_caller
+from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer
 from fastmomentum.backends.cpu import threads as cpu_threads
-from fastmomentum.backends.interrupts import uninterrupted
+from fastmomentum.backends.interrupts import one_caller, uninterrupted
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.live_step import LiveStep

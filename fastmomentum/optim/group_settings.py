@@ -7,7 +7,7 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.advice import did_you_mean
-from fastmomentum.backends.base import one_caller
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.optim import changes
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import DEFAULTS, FIXED, SHARED, ParamGroup

@@ -15,8 +15,8 @@ import numpy as np
 
 from fastmomentum import checks
 from fastmomentum.backends import is_array
-from fastmomentum.backends.base import one_caller
 from fastmomentum.backends.host_arrays import flat_view
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.optim.checkpoint import copies_of, load_dict, plain_number, to_dict
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup

@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any, Never, Self
 
 from fastmomentum import checks
-from fastmomentum.backends.base import one_caller
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.optim import changes, checkpoint, conversion, run_file
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.group_settings import GroupSettings, SettingAttribute, grads_in_order, set_settings

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import Any
 from weakref import ref
 
-from fastmomentum.backends.base import HostExecutor, one_caller
+from fastmomentum.backends.base import HostExecutor
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.norms import check_on_host

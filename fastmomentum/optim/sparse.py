@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmomentum import backends, checks
-from fastmomentum.backends.base import one_caller
-from fastmomentum.backends.interrupts import uninterrupted
+from fastmomentum.backends.interrupts import one_caller, uninterrupted
 from fastmomentum.backends.tensors import count_writes
 from fastmomentum.optim import row_state
 from fastmomentum.optim.matching import cast_slots

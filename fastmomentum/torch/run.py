@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fastmomentum.backends.base import one_caller
 from fastmomentum.backends.cpu.headers import identities
+from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.optim.changes import set_setting
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.params import parse_params

@@ -69,12 +69,12 @@ def loading():
 
 CASES = {
     "a step with nothing new": (stepping, 5, 5),
-    "a step with a schedule as lr": (lambda: stepping(lr=fm.schedules.Cosine(0.1, 0.0, steps=1000)), 9, 20),
+    "a step with a schedule as lr": (lambda: stepping(lr=fm.schedules.Cosine(0.1, 0.0, steps=1000)), 10, 20),
     "a step with a function as lr": (lambda: stepping(lr=lambda t: 0.1 / (1 + t)), 8, 20),
     "lr assigned": (assigning, 8, 20),
     "an optimiser made": (lambda: lambda folder: fm.Momentum(np.ones(8), lr=0.1), 23, 225),
-    "a run loaded": (loading, 29, 640),
-    "a reset": (resetting, 9, 60),
+    "a run loaded": (loading, 30, 640),
+    "a reset": (resetting, 10, 60),
 }
 
 

@@ -4,7 +4,7 @@ import builtins
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -91,7 +91,7 @@ class _Walk:
             self._note(value.__class__.__name__, repr(value))
         elif isinstance(value, tuple | list):
             self._add_all(f"{value.__class__.__name__} {len(value)}", value)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             self._add_all(f"mapping {len(value)}", (item for pair in value.items() for item in pair))
         elif isinstance(value, np.generic):
             self._add_all("number", (value.dtype, value.tobytes()))
