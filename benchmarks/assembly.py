@@ -57,6 +57,8 @@ def _packed_arithmetic(lines: list[str]) -> int:
 
 def kernel_loop(rule: str) -> Loop:
     """Return the counts of the loop of a rule's kernel for one array of float32."""
+    fm.set_cache(None)  # Numba has the assembly of what it has compiled itself
+    fm.clear_cache()
     kernel: Any = kernels.kernel(fm.rules.find(rule), np.dtype(np.float32))  # Numba ships no type with inspect_asm
     (assembly,) = kernel.inspect_asm().values()
     return hot_loop(assembly)

@@ -2,8 +2,10 @@
 
 from itertools import groupby
 
+import pytest
 from hypothesis import settings
 
+from fastmomentum.backends.cpu import kernel_cache
 from fastmomentum.rules import cache
 from tests.helpers.fuzz import USUAL
 
@@ -13,6 +15,13 @@ LONG = 20
 # The examples are the same in every run, so that a failure can be reproduced; --long draws new ones.
 settings.register_profile("short", derandomize=True, database=None, max_examples=USUAL)
 settings.register_profile("long", max_examples=USUAL * LONG)
+
+
+@pytest.fixture
+def compiled_here(monkeypatch):
+    """Let this process compile all kernels of the test itself, and load none that another process has compiled."""
+    monkeypatch.setattr(kernel_cache, "_folder", None)
+    cache.clear_cache()
 
 
 def pytest_addoption(parser):

@@ -159,7 +159,7 @@ def test_every_contender_does_the_same_update(make_makers, dtype, arrays):
     # p and v are read and written, g is read; and the operations are those of the formula
     [("sgd", 2, 1, 2), ("pytorch", 3, 2, 5), ("classical", 3, 2, 4), ("heavy_ball", 3, 2, 5)],
 )
-def test_a_kernel_loads_and_stores_each_element_once(rule, loads, stores, arithmetic):
+def test_a_kernel_loads_and_stores_each_element_once(rule, loads, stores, arithmetic, compiled_here):
     found = assembly.kernel_loop(rule)
     assert found.unrolled >= stores
     assert found.loads * stores == loads

@@ -57,7 +57,7 @@ def test_second_call_compiles_nothing(rule, compilations):
     assert compilations.count == first
 
 
-def test_first_call_compiles(compilations):
+def test_first_call_compiles(compilations, compiled_here):
     """Check that the recorder of the test above sees compilations."""
     use(fm.Rule(lambda p, v, g, lr, mu: (p - lr * g, v + mu)), 5)
     assert compilations.count > 0
@@ -65,7 +65,7 @@ def test_first_call_compiles(compilations):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("many", [False, True])
-def test_kernels_are_vectorised_and_hold_no_contraction(many, dtype):
+def test_kernels_are_vectorised_and_hold_no_contraction(many, dtype, compiled_here):
     make = kernels.many_kernel if many else kernels.kernel
     dispatcher = make(fm.rules.pytorch, np.dtype(dtype))
     (assembly,) = dispatcher.inspect_asm().values()

@@ -14,6 +14,7 @@ from typing import Any
 from numba.core import serialize
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
 from numba.core.runtime import rtsys
 
 from fastmomentum.backends.cpu.fingerprint import fingerprint
@@ -81,8 +82,12 @@ def set_cache(folder: str | os.PathLike[str] | None) -> None:
 
 
 def kept_on_disk(dispatcher: Any) -> Any:
-    """Return a dispatcher of Numba after telling it to look in the folder before it compiles."""
-    dispatcher._cache = KernelCache(dispatcher)
+    """Return a dispatcher of Numba after telling it to look in the folder before it compiles.
+
+    While Numba's compiler is switched off, it makes no dispatchers, and a plain function is returned as it is.
+    """
+    if isinstance(dispatcher, Dispatcher):
+        dispatcher._cache = KernelCache(dispatcher)  # type: ignore[attr-defined]  # Numba has no types
     return dispatcher
 
 
