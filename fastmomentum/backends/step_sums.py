@@ -1,9 +1,12 @@
 """Define the sums that are measured of a step before it is done: norms and products of velocity, gradient and step."""
 
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import MASK, moving, widen
 
 
 class StepSums(NamedTuple):
@@ -40,30 +43,50 @@ WIDTH = len(StepSums._fields)
 PAIRS = ((0, 0), (1, 1), (0, 1), (2, 2), (1, 2), (3, 3), (4, 4))
 """For each field of StepSums the two indices in (v, g, p⁺ − p, v⁺, p) whose products are summed."""
 
-BLOCK = 2048
-"""The number of bytes of v, of p⁺ − p and of v⁺ that a kernel computes before it adds their products.
 
-Measured at 10⁷ elements: blocks four times as large take a third longer to twice as long.
-"""
+def make_step_summands(rule: Rule, wrap: Wrap = identity) -> Function:
+    """Return ``summands(p, *state, g, *given, *hyper)``: for each field of StepSums what is summed of one element.
 
+    The step is computed in the dtype of the arrays, and the products in double precision. The function takes scalars,
+    whole arrays or symbols, and writes nothing. The gradient of a frozen element counts as 0.
 
-def make_step_vectors(rule: Rule, wrap: Wrap = identity) -> Function:
-    """Return a function that computes the velocity, the step and the next velocity, and writes nothing.
-
-        step_vectors((p, *state), g, hyper) -> (v, p⁺ − p, v⁺)
-
-    It takes scalars or whole arrays, and computes in their dtype. The velocity v is the state slot "velocity", or the
-    sum of the slots velocity_1, velocity_2, … if there are several (the step then uses their mean). If a rule stores
-    the previous position q instead, then v = q − p, which has the sign of a velocity (p ← p − v). If it stores neither,
-    then v = 0.
+    The velocity v is the state slot "velocity", or the sum of the slots velocity_1, velocity_2, … if there are several
+    (the step then uses their mean). If a rule stores the previous position q instead, then v = q − p, which has the
+    sign of a velocity (p ← p − v). If it stores neither, then v = 0.
     """
-    update, velocity = wrap(rule.build(wrap)), make_velocity(rule, wrap)
+    update, velocity, wide = rule.build(wrap), make_velocity(rule), wrap(widen, 1)
+    moving_gradient, g_at = make_moving_gradient(rule, wrap), 1 + len(rule.slots)
 
-    def step_vectors(before: Any, g: Any, hyper: Any) -> Any:
-        after = update(*before, g, *hyper)
-        return velocity(*before), after[0] - before[0], velocity(*after)
+    def summands(*values: Any) -> tuple[Any, ...]:
+        before, after = values[:g_at], update(*values)
+        vectors = (
+            *(velocity(*before), moving_gradient(*values)),
+            *(after[0] - before[0], velocity(*after), before[0]),
+        )
+        factors = [wide(vector) for vector in vectors]
+        return tuple(factors[one] * factors[other] for one, other in PAIRS)
 
-    return wrap(step_vectors)
+    return summands
+
+
+def make_square(rule: Rule, wrap: Wrap = identity) -> Function:
+    """Return ``square(p, *state, g, *given, *hyper)``: g² in double precision, 0 for a frozen element."""
+    moving_gradient, wide = make_moving_gradient(rule, wrap), wrap(widen, 1)
+
+    def square(*values: Any) -> tuple[Any, ...]:
+        g = wide(moving_gradient(*values))
+        return (g * g,)
+
+    return square
+
+
+def make_moving_gradient(rule: Rule, wrap: Wrap) -> Function:
+    """Return ``moving_gradient(p, *state, g, *given, *hyper)``: g, or 0 if the element is frozen."""
+    g_at = 1 + len(rule.slots)
+    if MASK not in rule.given:
+        return lambda *values: values[g_at]
+    mask_at, choose = g_at + 1 + rule.given.index(MASK), wrap(moving, 2)
+    return lambda *values: choose(values[mask_at], values[g_at])
 
 
 def velocities_of(rule: Rule) -> list[int]:
@@ -76,21 +99,12 @@ def keeps_velocity(rule: Rule) -> bool:
     return bool(velocities_of(rule)) or "previous" in rule.slots
 
 
-def make_velocity(rule: Rule, wrap: Wrap) -> Function:
-    """Return ``velocity(p, *state) -> v``, with v as :func:`make_step_vectors` defines it."""
+def make_velocity(rule: Rule) -> Function:
+    """Return ``velocity(p, *state) -> v``, with v as :func:`make_step_summands` defines it."""
     velocities = velocities_of(rule)
     if velocities:
-        return _make_sum(velocities, wrap)
+        return lambda *values: reduce(add, [values[i] for i in velocities])
     if "previous" in rule.slots:
-        index = rule.slots.index("previous")
-        return wrap(lambda p, *state: state[index] - p)
-    return wrap(lambda p, *state: p - p)
-
-
-def _make_sum(indices: list[int], wrap: Wrap) -> Function:
-    """Return a function that adds up its arguments at these indices."""
-    *others, last = indices
-    if not others:
-        return wrap(lambda *values: values[last])
-    sum_of_others = _make_sum(others, wrap)
-    return wrap(lambda *values: sum_of_others(*values) + values[last])
+        index = 1 + rule.slots.index("previous")
+        return lambda *values: values[index] - values[0]
+    return lambda *values: values[0] - values[0]

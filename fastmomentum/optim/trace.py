@@ -9,7 +9,7 @@ import numpy.typing as npt
 from fastmomentum import checks
 from fastmomentum.backends.base import StepCounter
 from fastmomentum.backends.host_arrays import flat_view, read
-from fastmomentum.backends.numpy import reductions
+from fastmomentum.backends.numpy.reductions import measure
 from fastmomentum.backends.step_sums import StepSums, keeps_velocity
 from fastmomentum.optim.restart import Reset
 from fastmomentum.optim.series import Row, Series, of_all
@@ -198,8 +198,7 @@ class Trace:
         g = np.zeros_like(param)
         if grad is not None:
             g = flat_view(checks.array("grad", read("grad", grad), like=like, write=False, dense=True))
-        measure = reductions.measure(self.update)
-        sums, tolerance = measure(arrays, g, row), TOLERANCE[param.dtype]
+        sums, tolerance = measure(self.update, arrays, g, row), TOLERANCE[param.dtype]
         step = self._known.step
         self._compare(step, {0: sums}, self._known.left, [0], tolerance)
         if grad is None:
@@ -207,7 +206,7 @@ class Trace:
         if not self.starts:
             self._begin(step, self._is_at_rest(sums, momentum))
         initial = [param.copy() if kind == "param" else np.zeros_like(param) for _, kind in self.update.state]
-        known = Known(step + 1, left={0: sums}, from_zero=measure((param, *initial), g, row))
+        known = Known(step + 1, left={0: sums}, from_zero=measure(self.update, (param, *initial), g, row))
         self._add([Row(float(lr), float(momentum), sums)], known)
 
     def reset(self, reason: str) -> None:

@@ -26,6 +26,7 @@ from fastmomentum.rules.assemble import Call, Function, identifiers
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.record import STEP
+from fastmomentum.rules.symbolic import Symbol
 
 MASK, LR_SCALE = "mask", "lr_scale"
 
@@ -54,6 +55,30 @@ def relax(factor: Any, scale: Any) -> Any:
     """Return 1 − s·(1 − f) in the dtype of the factor f; backends that compile scalar code replace this function."""
     one = type(factor)(1.0)
     return one - scale * (one - factor)
+
+
+def widen(value: Any) -> Any:
+    """Return a NumPy number or array in double precision."""
+    return value.astype(np.float64)
+
+
+def moving(mask: Any, value: Any) -> Any:
+    """Return the value where the mask is not 0, else 0."""
+    return np.where(mask, value, value.dtype.type(0))
+
+
+SYMBOLIC: dict[Function, Function] = {
+    select: lambda mask, new, old: Symbol("select", (mask, new, old)),
+    relax: lambda factor, scale: Symbol("relax", (factor, scale)),
+    widen: lambda value: Symbol("widen", (value,)),
+    moving: lambda mask, value: Symbol("moving", (mask, value)),
+}
+"""The operations that a rule itself must not use, for symbols."""
+
+
+def symbolic(function: Function, count: int = 0) -> Function:
+    """Return a function in a form that runs on symbols, too: the wrap for symbolic execution."""
+    return SYMBOLIC.get(function, function)
 
 
 @dataclass(frozen=True, eq=False)

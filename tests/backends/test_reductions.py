@@ -8,7 +8,8 @@ import torch
 
 import fastmomentum as fm
 from fastmomentum.backends.base import CHUNK, LANES
-from fastmomentum.backends.numpy.reductions import sum_of_squares
+from fastmomentum.backends.numpy.reductions import sum_up
+from fastmomentum.backends.step_sums import make_square
 from tests.helpers import reference
 from tests.helpers.arrays import arrays_of, gradients_of, random_arrays
 from tests.helpers.memory import assert_allocates_nothing
@@ -32,7 +33,7 @@ def test_sum_of_squares_has_the_bits_of_the_promised_order(dtype):
     for size in SIZES:
         g = (rng.standard_normal(size) * 10.0 ** rng.integers(-8, 8, size)).astype(dtype)
         expected = reference.sum_of_squares(g)
-        assert sum_of_squares(g) == expected
+        assert sum_up(make_square(fm.rules.sgd), (g,), g, ()) == [expected]
         assert math.isclose(expected, math.fsum(float(x) ** 2 for x in g), rel_tol=1e-13)
 
 

@@ -244,7 +244,7 @@ def test_interrupt_during_compilation_of_the_norm_keeps_the_option(how, monkeypa
     p = np.zeros(4)
     opt = fm.Momentum(p, lr=1.0, momentum=0.0, **how)
     with monkeypatch.context() as patched:
-        patched.setattr(executor, "squares_kernel", interrupt)
+        patched.setattr(executor, "sums_kernel", interrupt)
         with pytest.raises(KeyboardInterrupt):
             opt.step(np.full(4, 100.0))
     opt.step(np.full(4, 100.0 if "max_norm" in how else np.nan))

@@ -23,11 +23,13 @@ from fastmomentum.backends.base import (
 from fastmomentum.backends.cpu import dlpack, threads
 from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, HEADER, OBJECTS, SIZE, dtype_code
 from fastmomentum.backends.cpu.kernels import many_kernel
-from fastmomentum.backends.cpu.reductions import measure_kernel, squares_kernel
-from fastmomentum.backends.step_sums import BLOCK, WIDTH, StepSums
+from fastmomentum.backends.cpu.reductions import sums_kernel
+from fastmomentum.backends.step_sums import WIDTH, StepSums, make_square, make_step_summands
 from fastmomentum.backends.tensors import counted, tensor_of
 from fastmomentum.checks import address
+from fastmomentum.rules.assemble import Function, Wrap
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import symbolic
 
 KernelCall = Callable[[int], bool]
 """A kernel with all its arguments except the address of the list of gradients."""
@@ -194,19 +196,22 @@ class CpuExecutor(HostExecutor):
         return partial(kernel, part.checked, self._written, part.rows, part.hyper, ends, count)
 
     def _reductions(
-        self, kernel_of: Callable[[Part, bool], Callable[..., bool]], sums: npt.NDArray[np.float64], scratch: int
+        self, make_summands: Callable[[Rule, Wrap], Function], sums: npt.NDArray[np.float64]
     ) -> KernelCalls:
-        """Return calls that add the sums of all parts to the rows of `sums`; each thread needs `scratch` doubles."""
+        """Return calls that add the sums of all parts to the rows of `sums`."""
         calls = self._calls_after_check(self._checked)
         for part in self._parts:
             given, sizes = (part.checked, self._written, part.rows, part.hyper), part.rows[:, SIZE]
             count = threads.worthwhile(int(sizes.sum()), self._threads)
-            lanes, threaded = np.empty((count, scratch)), None
+            lanes, threaded = np.empty((count, sums.shape[1] * LANES)), None
+            rule, dtype = part.job.update, part.job.dtype
+            summands = make_summands(rule, symbolic)
             if count > 1:
                 ends = np.cumsum(-(-sizes // CHUNK))
                 chunk_sums, shares = np.empty((ends[-1], sums.shape[1])), _shares(sizes, count)
-                threaded = partial(kernel_of(part, True), *given, ends, shares, lanes, chunk_sums, sums)
-            calls.add(partial(kernel_of(part, False), *given, lanes[0], sums), threaded)
+                kernel = sums_kernel(rule, summands, dtype, parallel=True)
+                threaded = partial(kernel, *given, ends, shares, lanes, chunk_sums, sums)
+            calls.add(partial(sums_kernel(rule, summands, dtype), *given, lanes[0], sums), threaded)
         return calls
 
     def _by_row(self, hyper: npt.NDArray[Any], members: list[int], row_of: Sequence[int]) -> list["HyperBlock"]:
@@ -228,7 +233,7 @@ class CpuExecutor(HostExecutor):
         """Return the sum of squares of each gradient, or None if the update cannot be done."""
         if self._squares is None:
             self._square_sums = np.zeros((len(self._jobs), 1))
-            self._squares = self._reductions(_squares_kernel, self._square_sums, LANES + BLOCK // 8)
+            self._squares = self._reductions(make_square, self._square_sums)
         self._square_sums[:] = 0.0
         return self._square_sums[:, 0].tolist() if self._squares.run(grads) else None
 
@@ -236,7 +241,7 @@ class CpuExecutor(HostExecutor):
         """Return the sums of the next step, or None if it cannot be done."""
         if self._measures is None:
             self._step_sum_rows = np.zeros((len(self._jobs), WIDTH))
-            self._measures = self._reductions(_measure_kernel, self._step_sum_rows, WIDTH * LANES + 4 * BLOCK // 8)
+            self._measures = self._reductions(make_step_summands, self._step_sum_rows)
         self._step_sum_rows[:] = 0.0
         if not self._measures.run(grads):
             return None
@@ -254,14 +259,6 @@ def _count_step(counter: StepCounter, grads: list[Any]) -> bool:
     """Count a step in which no parameter has a gradient, as kernels count other steps."""
     counter.add_step()
     return True
-
-
-def _squares_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
-    return squares_kernel(part.job.update, part.job.dtype, parallel)
-
-
-def _measure_kernel(part: Part, parallel: bool) -> Callable[..., bool]:
-    return measure_kernel(part.job.update, part.job.dtype, parallel)
 
 
 def _table_row(index: int, job: ArrayUpdate, header: npt.NDArray[Any], given: int) -> list[int]:

@@ -1,226 +1,120 @@
 """Compile reductions for the CPU: norms of gradients and the sums of a step, added in a fixed order.
 
 The order, which :mod:`fastmomentum.backends.numpy.reductions` describes, does not depend on threads or vector width, so
-the bits do not either. A function ``add(lanes, (p, *state, g), hyper)`` computes the products of one chunk, and adds
-them to the lanes: 32 for each sum.
+the bits do not either. A function ``add(lanes, (p, *state, g, *given), hyper)`` computes what is summed of one chunk,
+and adds it to the lanes: 32 for each sum.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
-from numba.core.cgutils import alloca_once_value, for_range
-from numba.extending import intrinsic, register_jitable
+from numba.core.cgutils import alloca_once, for_range
+from numba.extending import intrinsic
 
 from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_unchanged, make_views
-from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, table_kinds, vector
-from fastmomentum.backends.cpu.loops import (
-    as_like,
-    compiled_part,
-    inlined,
-    make_cut,
-    make_function,
-    make_load,
-    make_numbers,
-)
-from fastmomentum.backends.step_sums import BLOCK, PAIRS, WIDTH, make_step_vectors
+from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, table_kinds
+from fastmomentum.backends.cpu.loops import inlined, make_cut
+from fastmomentum.backends.cpu.vector_code import Formula, broadcast, emit, load
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.cache import cached_kernel
-from fastmomentum.rules.elementwise import MASK, select
-
-Pairs = Sequence[tuple[int, int]]
-"""For each sum, the indices of the two arrays whose products are added."""
+from fastmomentum.rules.symbolic import formula
 
 _DOUBLES = types.Array(types.float64, 1, "C")
 _ROWS = types.Array(types.float64, 2, "C")
 
 
-def squares_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
-    """Return ``kernel(table, written, rows, hyper, lanes, sums, grads)``, which sums g²; `hyper` is not used.
+def sums_kernel(rule: Rule, summands: Function, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
+    """Return ``kernel(table, written, rows, hyper, lanes, sums, grads)``, which adds up the summands of each parameter.
 
-    If `parallel`, the kernel takes `ends`, `shares`, `lanes`, `parts` and `sums` in place of `lanes` and `sums`. The
-    gradient of a frozen element counts as 0.
+    ``summands(p, *state, g, *given, *hyper)`` returns a tuple of numbers in double precision; it is a function of
+    symbols, of which the kernel takes the operations. If `parallel`, the kernel takes `ends`, `shares`, `lanes`,
+    `parts` and `sums` in place of `lanes` and `sums`.
     """
-    make, arrays = make_parallel_kernel if parallel else make_kernel, 1 + len(rule.state)
-    is_masked = MASK in rule.given
-    key = ("squares", parallel, dtype, arrays, *(rule.given if is_masked else ()))
-
-    def make_it() -> Callable[..., bool]:
-        if is_masked:
-            return make(make_add_masked_squares(rule, dtype), 1, table_kinds(rule, dtype), arrays)
-        return make(make_add_squares(arrays), 1, [vector(dtype)] * (arrays + 1), arrays)
-
-    return cached_kernel(key, make_it)
-
-
-def measure_kernel(rule: Rule, dtype: np.dtype, parallel: bool = False) -> Callable[..., bool]:
-    """Return a kernel with the arguments of :func:`squares_kernel`, which adds the StepSums of each parameter."""
+    kinds, arrays = table_kinds(rule, dtype), 1 + len(rule.state)
+    program = formula(summands, len(kinds) + len(rule.hyper))
     make = make_parallel_kernel if parallel else make_kernel
-    key = ("measure", parallel, rule.structure, rule.slots, dtype)
+    count, width = len(rule.hyper), len(program[-1])
     return cached_kernel(
-        key, lambda: make(make_add_step_sums(rule, dtype), WIDTH, table_kinds(rule, dtype), 1 + len(rule.state))
+        ("sums", parallel, dtype, arrays, rule.given, count, program),
+        lambda: make(make_add(program, count), width, kinds, arrays),
     )
 
 
-def make_add_squares(arrays: int) -> Function:
-    """Return ``add(lanes, (p, *state, g), hyper)``, which adds g²; `arrays` is the number of arrays before g."""
-    add = make_add(((0, 0),), LANES)
-    return inlined(lambda lanes, chunk, hyper: add(lanes, chunk[arrays:]))
+ROWS = 16
+"""The number of rows of a block, which stays in the first cache while its sums are added."""
 
 
-def make_add_step_sums(rule: Rule, dtype: np.dtype) -> Function:
-    """Return ``add(lanes, (p, *state, g), hyper)`` for a :class:`~fastmomentum.backends.step_sums.StepSums`."""
-    # Two loops for each block of elements: LLVM vectorises the first, over elements, as it does the update; the second
-    # adds rows of products, eight lanes of all seven sums at a time, as 32 vector registers hold no more.
-    arrays, kind, block, numbers = (
-        1 + len(rule.state),
-        dtype.type,
-        BLOCK // dtype.itemsize,
-        make_numbers(len(rule.hyper)),
-    )
-    step_vectors, add, given = make_step_vectors(rule, compiled_part), make_add(PAIRS, 8), len(rule.given)
-    load, cut, moving_gradient = make_load(arrays), make_cut(arrays + 1 + given), make_moving_gradient(rule)
-    load_given, given_at = make_load(given), arrays + 1
+def make_add(program: Formula, hyper_count: int) -> Function:
+    """Return ``add(lanes, arrays, hyper)``, which adds the summands of all elements of the arrays to the lanes.
 
-    @register_jitable
-    def fill(v: Any, step: Any, next_v: Any, chunk: Any, g: Any, hyper: Any) -> None:
-        for i in range(g.size):
-            v[i], step[i], next_v[i] = step_vectors(load(chunk, i), g[i], hyper)
-
-    @register_jitable
-    def fill_given(v: Any, step: Any, next_v: Any, chunk: Any, g: Any, hyper: Any) -> None:
-        for i in range(g.size):
-            g[i] = moving_gradient(chunk, i)
-            row = load_given(chunk[given_at:], i) + hyper
-            v[i], step[i], next_v[i] = step_vectors(load(chunk, i), g[i], row)
-
-    def add_step_sums(lanes: Any, chunk: Any, hyper: Any) -> None:
-        row = numbers(hyper)
-        scratch = lanes[WIDTH * LANES :].view(kind)
-        v, step, next_v = scratch[:block], scratch[block : 2 * block], scratch[2 * block : 3 * block]
-        for start in range(0, chunk[0].size, block):
-            part = cut(chunk, start, min(start + block, chunk[0].size))
-            g, p = part[arrays], part[0]
-            fill(v[: g.size], step[: g.size], next_v[: g.size], part[:arrays], g, row)
-            add(lanes, (v[: g.size], g, step[: g.size], next_v[: g.size], p))
-
-    def add_step_sums_given(lanes: Any, chunk: Any, hyper: Any) -> None:
-        row = numbers(hyper)
-        scratch = lanes[WIDTH * LANES :].view(kind)
-        for start in range(0, chunk[0].size, block):
-            part = cut(chunk, start, min(start + block, chunk[0].size))
-            size = part[0].size
-            v, step = scratch[:size], scratch[block : block + size]
-            next_v, g = scratch[2 * block : 2 * block + size], scratch[3 * block : 3 * block + size]
-            fill_given(v, step, next_v, part, g, row)
-            add(lanes, (v, g, step, next_v, part[0]))
-
-    return inlined(add_step_sums_given if given else add_step_sums)
-
-
-def make_moving_gradient(rule: Rule) -> Function:
-    """Return ``moving_gradient((p, *state, g, *given), i)``: element i of g; 0 if the element is frozen."""
-    g_at = 1 + len(rule.state)
-    mask_at, choose = g_at + 1, compiled_part(select)
-
-    def moving_gradient(chunk: Any, i: Any) -> Any:
-        return choose(chunk[mask_at][i], chunk[g_at][i], as_like(0.0, chunk[g_at][i]))
-
-    def gradient(chunk: Any, i: Any) -> Any:
-        return chunk[g_at][i]
-
-    return inlined(moving_gradient if MASK in rule.given else gradient)
-
-
-def make_add_masked_squares(rule: Rule, dtype: np.dtype) -> Function:
-    """Return ``add(lanes, (p, *state, g, *given), hyper)``, which adds g² of the elements that are not frozen."""
-    kind, block = dtype.type, BLOCK // dtype.itemsize
-    add, moving_gradient = make_add(((0, 0),), LANES), make_moving_gradient(rule)
-    cut = make_cut(2 + len(rule.state) + len(rule.given))
-
-    @register_jitable
-    def fill(g: Any, chunk: Any) -> None:
-        for i in range(g.size):
-            g[i] = moving_gradient(chunk, i)
-
-    def add_masked_squares(lanes: Any, chunk: Any, hyper: Any) -> None:
-        scratch = lanes[LANES:].view(kind)
-        for start in range(0, chunk[0].size, block):
-            part = cut(chunk, start, min(start + block, chunk[0].size))
-            g = scratch[: part[0].size]
-            fill(g, part)
-            add(lanes, (g,))
-
-    return inlined(add_masked_squares)
-
-
-def make_add(pairs: Pairs, vector_width: int) -> Function:
-    """Return ``add(lanes, arrays)``, which adds the products of these pairs of arrays to the lanes, row by row.
-
-    `vector_width` lanes of every sum are added to at a time, and stay in vector registers until all rows are done.
+    `program` has the operations of the summands of one element, `hyper_count` is the number of hyper-parameters.
     """
-    add_rows, add_element = _make_add_rows(pairs, vector_width), _make_add_element(pairs)
+    width = len(program[-1])
+    vector_width = max(8, LANES >> (width - 1).bit_length())  # 32 vector registers hold no more sums
 
-    def add(lanes: Any, arrays: Any) -> None:
-        rows = arrays[0].size // LANES
-        add_rows(lanes, arrays, rows)
-        for lane in range(arrays[0].size - rows * LANES):
-            add_element(lanes, lane, arrays, rows * LANES + lane)
-
-    return inlined(add)
-
-
-def _make_add_rows(pairs: Pairs, vector_width: int) -> Function:
     @intrinsic
-    def add_rows(typing_context: Any, lanes: Any, arrays: Any, rows: Any) -> Any:
-        """Add the products of this number of whole rows to the lanes."""
-        # Written as LLVM vectors, since a loop over an array of lanes loads and stores the lanes again for every row,
-        # at a third of the speed. With vectors the sum of squares reads memory as fast as BLAS's dot; prefetching made
-        # no difference larger than the noise (measured).
+    def add(typing_context: Any, lanes: Any, arrays: Any, hyper: Any) -> Any:
+        # With vectors the sum of squares reads memory as fast as BLAS's dot; prefetching made no difference larger than
+        # the noise (measured).
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            word = ir.IntType(64)
             lane = context.make_array(lanes)(context, builder, arguments[0]).data
             given = [builder.extract_value(arguments[1], i) for i in range(len(arrays))]
-            values = [context.make_array(kind)(context, builder, each).data for kind, each in zip(arrays, given)]
-            itemsize = arrays[0].dtype.bitwidth // 8
-            wide = ir.VectorType(ir.DoubleType(), vector_width)
-            row = ir.VectorType(values[0].type.pointee, vector_width)
+            views = [context.make_array(kind)(context, builder, each) for kind, each in zip(arrays, given)]
+            row = context.make_array(hyper)(context, builder, arguments[2])
 
-            def loaded(value: Any, place: Any) -> Any:
-                found = builder.load(builder.bitcast(builder.gep(value, [place]), row.as_pointer()), align=itemsize)
-                return found if row == wide else builder.fpext(found, wide)
+            def number(value: int) -> ir.Value:
+                return ir.Constant(word, value)
 
-            for first in range(0, LANES, vector_width):
-                starts = [ir.Constant(ir.IntType(64), k * LANES + first) for k in range(len(pairs))]
-                places = [builder.bitcast(builder.gep(lane, [start]), wide.as_pointer()) for start in starts]
-                totals = [alloca_once_value(builder, builder.load(place, align=8)) for place in places]
-                for place, total in zip(places, totals):  # the value of an alloca is set once, outside of all loops
+            def summands(at: ir.Value, elements: int) -> list[ir.Value]:
+                loaded = [load(builder, builder.gep(view.data, [at]), elements) for view in views]
+                return emit(builder, program, [*loaded, *[broadcast(builder, value, elements) for value in numbers]])
+
+            def add_vectors(first: int, begin: ir.Value, rows: ir.Value) -> None:
+                """Add the vectors from this lane on, of a number of rows."""
+                wide = ir.VectorType(ir.DoubleType(), vector_width)
+                pointers = [builder.gep(lane, [number(k * LANES + first)]) for k in range(width)]
+                places = [builder.bitcast(pointer, wide.as_pointer()) for pointer in pointers]
+                totals = [alloca_once(builder, wide) for _ in places]
+                for place, total in zip(places, totals):
                     builder.store(builder.load(place, align=8), total)
-                with for_range(builder, arguments[2]) as loop:
-                    at = builder.add(builder.mul(loop.index, ir.Constant(loop.index.type, LANES)), starts[0])
-                    row_of = [loaded(value, at) for value in values]
-                    for (one, other), total in zip(pairs, totals):
-                        product = builder.fmul(row_of[one], row_of[other])
-                        builder.store(builder.fadd(builder.load(total), product), total)
+                with for_range(builder, rows) as loop:
+                    at = builder.add(builder.mul(builder.add(begin, loop.index), number(LANES)), number(first))
+                    for total, summand in zip(totals, summands(at, vector_width)):
+                        builder.store(builder.fadd(builder.load(total), summand), total)
                 for place, total in zip(places, totals):
                     builder.store(builder.load(total), place, align=8)
+
+            numbers = [builder.load(builder.gep(row.data, [number(i)])) for i in range(hyper_count)]
+            size = builder.extract_value(views[0].shape, 0)
+            rows = builder.udiv(size, number(LANES))
+            if vector_width == LANES:
+                add_vectors(0, number(0), rows)
+            else:
+                blocks = builder.udiv(builder.add(rows, number(ROWS - 1)), number(ROWS))
+                with for_range(builder, blocks) as loop:
+                    begin = builder.mul(loop.index, number(ROWS))
+                    left = builder.sub(rows, begin)
+                    some = builder.select(builder.icmp_signed("<", left, number(ROWS)), left, number(ROWS))
+                    for first in range(0, LANES, vector_width):
+                        add_vectors(first, begin, some)
+            done = builder.mul(rows, number(LANES))
+            with for_range(builder, builder.sub(size, done)) as loop:
+                for k, summand in enumerate(summands(builder.add(done, loop.index), 1)):
+                    place = builder.gep(lane, [builder.add(loop.index, number(k * LANES))])
+                    builder.store(builder.fadd(builder.load(place), summand), place)
             return context.get_dummy_value()
 
-        return types.void(lanes, arrays, types.int64), codegen
+        return types.void(lanes, arrays, hyper), codegen
 
-    adder: Function = add_rows
+    adder: Function = add
     return adder
-
-
-def _make_add_element(pairs: Pairs) -> Function:
-    """Return ``add_element(lanes, lane, arrays, i)``, which adds the products of element i of the arrays."""
-    products = [f"float64(arrays[{one}][i]) * float64(arrays[{other}][i])" for one, other in pairs]
-    statements = [f"lanes[{k * LANES} + lane] += {product}" for k, product in enumerate(products)]
-    return make_function("add_element", "lanes, lane, arrays, i", statements, float64=np.float64)
 
 
 def _make_chunk_sums(add: Function, arrays: int, width: int) -> Function:

@@ -7,8 +7,8 @@ from fastmomentum.backends.base import NO_ROW, ArrayUpdate, HostExecutor, StepCo
 from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.numpy.kernels import results_of, write
-from fastmomentum.backends.numpy.reductions import measure, sum_of_squares
-from fastmomentum.backends.step_sums import StepSums
+from fastmomentum.backends.numpy.reductions import measure, sum_up
+from fastmomentum.backends.step_sums import StepSums, make_square
 from fastmomentum.backends.tensors import counted
 from fastmomentum.backends.weak import weakly
 
@@ -37,8 +37,11 @@ class NumpyExecutor(HostExecutor):
 
     def sum_squares(self, grads: list[Any]) -> list[float]:
         """Return the sum of squares of each gradient."""
-        pairs = enumerate(zip(self._row_of, self._jobs))
-        return [0.0 if row == NO_ROW else sum_of_squares(flat_view(grads[i]), job.mask) for i, (row, job) in pairs]
+        found = [0.0] * len(self._jobs)
+        for i in self._active:
+            job = self._jobs[i]
+            (found[i],) = sum_up(make_square(job.update), self._flat[i], flat_view(grads[i]), (), job.given)
+        return found
 
     def set_factors(self, name: str, factors: Sequence[float]) -> None:
         """Set the hyper-parameter `name` of each parameter whose rule has it."""
@@ -53,7 +56,7 @@ class NumpyExecutor(HostExecutor):
         for i in self._active:
             job = self._jobs[i]
             row = tuple([job.dtype.type(number) for number in self._hyper[i]])
-            found[i] = self._step_sums(i, measure(job.update)(self._flat[i], flat_view(grads[i]), row, job.given))
+            found[i] = self._step_sums(i, measure(job.update, self._flat[i], flat_view(grads[i]), row, job.given))
         return found
 
     def _update(self, grads: list[Any]) -> bool:
