@@ -4,6 +4,7 @@ Only the operations that Python does not have (reading memory, vector registers)
 """
 
 import ctypes
+import operator
 
 import numpy as np
 import pytest
@@ -32,14 +33,20 @@ def spans_in_python(arrays):
     return tuple(x for start, a in zip(starts, arrays, strict=True) for x in (start, start + a.nbytes))
 
 
-def add_rows_in_python(pairs, together):
-    def add_rows(lanes, arrays, rows):
-        doubles = [array[: rows * LANES].astype(np.float64) for array in arrays]
-        for k, (one, other) in enumerate(pairs):
-            for row in (doubles[one] * doubles[other]).reshape(rows, LANES):
-                lanes[k * LANES : (k + 1) * LANES] += row
+def add_in_python(program, hyper_count):
+    *operations, results = program
+    functions = {name: getattr(operator, each) for name, each in zip("+-*/", ("add", "sub", "mul", "truediv"))}
+    functions |= {"widen": lambda x: x.astype(np.float64)}
 
-    return add_rows
+    def add(lanes, arrays, hyper):
+        values = [*arrays, *hyper[:hyper_count]]
+        for name, *operands in operations:
+            values.append(functions[name](*[values[i] for i in operands]))
+        for k, summand in enumerate(values[i] for i in results):
+            for i, number in enumerate(summand):
+                lanes[k * LANES + i % LANES] += number
+
+    return add
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +55,7 @@ def in_python(monkeypatch):
         monkeypatch.setattr(module, "compiled", lambda function, signature: function)
         monkeypatch.setattr(module, "make_views", views_in_python)
     monkeypatch.setattr(kernels, "memory_spans", spans_in_python)
-    monkeypatch.setattr(reductions, "_make_add_rows", add_rows_in_python)
+    monkeypatch.setattr(reductions, "make_add", add_in_python)
     monkeypatch.setattr(headers, "load_word", lambda address: ctypes.c_int64.from_address(int(address)).value)
     monkeypatch.setattr(headers, "load_half", lambda address: ctypes.c_int32.from_address(int(address)).value)
     monkeypatch.setattr(cache, "_kernels", {})  # the compiled kernels stay for the tests that come after
