@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fastmomentum.rules.averages import averaged
     from fastmomentum.rules.base import Rule, Stage
     from fastmomentum.rules.cache import clear_cache
+    from fastmomentum.rules.cautious import cautious
     from fastmomentum.rules.compose import chain
     from fastmomentum.rules.convert import convert
     from fastmomentum.solvers import minimize
@@ -36,6 +37,7 @@ _modules = {
     "Stage": "rules.base",
     "Trace": "optim.trace",
     "averaged": "rules.averages",
+    "cautious": "rules.cautious",
     "chain": "rules.compose",
     "clear_cache": "rules.cache",
     "set_cache": "backends.cpu.kernel_cache",
@@ -58,6 +60,7 @@ __all__ = [
     "Trace",
     "__version__",
     "averaged",
+    "cautious",
     "chain",
     "clear_cache",
     "convert",

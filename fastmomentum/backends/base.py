@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
-from operator import add
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.step_sums import StepSums
+from fastmomentum.backends.sums import Columns, Round, Skips, late_of, link_key, sum_in_order
 from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import MASK
@@ -121,35 +122,6 @@ class StepRows(Protocol):
         """Return the values of a row by the names that users give."""
 
 
-class NormLimits(NamedTuple):
-    """Hold what an update needs to know about the norms of gradients.
-
-    Attributes
-    ----------
-    max_norm : float or None
-        The limit on the norm of all gradients, as one vector.
-    clip_norms : list of float or None
-        For each group the limit on the norm of each array's gradient, infinite if there is none.
-    scales : list of float or None
-        For each group the factor by which the rule multiplies gradients before it clips them; None if all are 1.
-    skip : bool
-        Whether to skip an update if a gradient holds a NaN or an infinity.
-    most_skips : int
-        The number of updates in a row that are skipped at most.
-    """
-
-    max_norm: float | None
-    clip_norms: list[float] | None
-    scales: list[float] | None
-    skip: bool
-    most_skips: int
-
-    @property
-    def measures(self) -> bool:
-        """Whether the squares of gradients are summed before an update."""
-        return self.max_norm is not None or self.clip_norms is not None or self.skip
-
-
 class ArrayUpdate(NamedTuple):
     """Hold the arrays of one parameter (p, then its state slots), its rule with all stages, and its group's number.
 
@@ -161,6 +133,7 @@ class ArrayUpdate(NamedTuple):
     update: Rule
     group: int
     given: tuple[Any, ...] = ()
+    memory: list[float] = []  # noqa: RUF012  # shared with the state, which saves it
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -202,8 +175,8 @@ class Executor(Protocol):
         list alive during the call.
         """
 
-    def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
-        """Do one update by gradients clipped to these norms, or skip it and count it as skipped."""
+    def run_summed(self, grads: list[Any], skips: Skips) -> bool:
+        """Do one update after the sums that its rules need, or skip it and count it as skipped."""
 
     def use_stream(self, stream: object) -> None:
         """Run in this stream from now on; None stands for the arrays' own streams."""
@@ -225,6 +198,10 @@ class HostExecutor:
     _counter: StepCounter
     _jobs: Sequence[ArrayUpdate]
     _observers: Sequence[Observer] = ()
+    _rounds: Sequence[Round]
+    _row_of: Sequence[int]
+    _active: Sequence[int]
+    _rows: StepRows
     reads_tensors = False
 
     def observe_with(self, observers: Sequence[Observer]) -> None:
@@ -253,42 +230,78 @@ class HostExecutor:
             return found._replace(along=-found.along, slope=-found.slope)
         return found
 
-    def sum_squares(self, grads: list[Any]) -> list[float] | None:
-        """Return the sum of squares of each gradient, 0 for those that are None; None if the update cannot be done."""
+    def sum_round(self, number: int, with_square: bool, grads: list[Any]) -> list[list[float]] | None:
+        """Return the sums of a round for each parameter, that of g² first if asked for; None if it cannot be done.
+
+        Parameters without a gradient have no sums, or zeros.
+        """
         raise NotImplementedError
 
-    def set_factors(self, name: str, factors: Sequence[float]) -> None:
-        """Set the hyper-parameter `name` of each parameter whose rule has it to a factor computed from norms."""
+    def set_columns(self, columns: Columns) -> None:
+        """Set single hyper-parameters of single parameters, which were derived from sums."""
         raise NotImplementedError
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update."""
         raise NotImplementedError
 
-    def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
-        """Do one update by gradients clipped to these norms, or skip it."""
-        squares = self.sum_squares(grads)
-        if squares is None:
-            return False
-        counter = self._counter
-        finite = not limits.skip or is_finite(sum_in_order(squares), grads, self._jobs)
-        if not finite and counter.in_a_row < limits.most_skips:
-            counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
-            return True
-        if limits.scales:
-            squares = [limits.scales[job.group] ** 2 * square for job, square in zip(self._jobs, squares)]
-        if limits.clip_norms:
-            norms = [limits.clip_norms[job.group] for job in self._jobs]
-            factors = [at_most_one(norm / square**0.5) if square else 1.0 for norm, square in zip(norms, squares)]
-            self.set_factors("array_factor", factors)
-            squares = [factor**2 * square for factor, square in zip(factors, squares)]
-        if limits.max_norm is not None:
-            factor = at_most_one(limits.max_norm / (math.sqrt(sum_in_order(squares)) + 1e-6))
-            self.set_factors("norm_factor", [factor] * len(squares))
-        done = self.run(grads)
+    def run_summed(self, grads: list[Any], skips: Skips) -> bool:
+        """Do one update after the sums that its rules need, or skip it."""
+        counter, finite = self._counter, True
+        kept: list[tuple[list[float], dict[int, float]]] = []
+        for number in range(max(1, len(self._rounds))):
+            asks = skips.skip and number == 0
+            sums = self.sum_round(number, asks, grads)
+            if sums is None:
+                return False
+            if asks:
+                total = sum_in_order([sums[i][0] for i in self._active])
+                finite = is_finite(total, grads, self._jobs)
+                if not finite and counter.in_a_row < skips.most:
+                    counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
+                    return True
+            if self._rounds:
+                kept += self._derive(self._rounds[number], sums, int(asks))
+        with uninterrupted() if kept else nullcontext():
+            done = self.run(grads)
+            if done:
+                for memory, values in kept:
+                    for index, value in values.items():
+                        memory[index] = value
         if done and finite:
             counter.in_a_row = 0
         return done
+
+    def _derive(
+        self, links: Round, sums: Sequence[Sequence[float]], first: int
+    ) -> list[tuple[list[float], dict[int, float]]]:
+        """Set the hyper-parameters that follow from the sums of a round; return the next values of memory.
+
+        The sums of the links begin with the entry `first` of each parameter.
+        """
+        active = [i for i in self._active if i in links]
+        totals: dict[Any, tuple[float, ...]] = {}
+        for i in active:
+            if links[i].scope == "all" and link_key(links[i]) not in totals:
+                members = [sums[j][first:] for j in active if link_key(links[j]) == link_key(links[i])]
+                totals[link_key(links[i])] = tuple([sum_in_order(column) for column in zip(*members)])
+        columns: Columns = {}
+        kept: dict[int, tuple[list[float], dict[int, float]]] = {}
+        derived: dict[Any, tuple[dict[int, float], dict[int, float]]] = {}
+        for i in active:
+            link, job, row = links[i], self._jobs[i], self._row_of[i]
+            own = totals[link_key(link)] if link.scope == "all" else tuple(sums[i][first:])
+            found = derived.get(key := (row, id(link), *own, *job.memory))
+            if found is None:
+                late = self._rows.numbers[row][len(job.update.hyper) :]
+                names = (*job.update.late_parameters, *link.sums, *link.memory)
+                found = derived[key] = late_of(job.update, link).derive(dict(zip(names, (*late, *own, *job.memory))))
+            for place, value in found[0].items():
+                columns.setdefault(place, {})[i] = value
+            if found[1]:
+                kept[id(job.memory)] = job.memory, found[1]
+        self.set_columns(columns)
+        return list(kept.values())
 
     def use_stream(self, stream: object) -> None:
         """Refuse any stream, as the host has none."""
@@ -325,11 +338,6 @@ def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], li
     return keys.__getitem__, sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
 
 
-def at_most_one(factor: float) -> float:
-    """Return min(1, factor); unlike min(), this keeps a NaN."""
-    return 1.0 if factor > 1.0 else factor
-
-
 def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate]) -> bool:
     """Return whether all gradients are finite, frozen elements aside.
 
@@ -340,8 +348,3 @@ def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate])
     given = [(flat_view(read("grads", grad)), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
     pairs = [(np.isfinite(grad), mask) for grad, mask in given]
     return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])
-
-
-def sum_in_order(values: Iterable[float]) -> float:
-    """Return the sum of the values, added one after another; the sum of Python 3.12 and later compensates errors."""
-    return reduce(add, values, 0.0)

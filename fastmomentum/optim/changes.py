@@ -14,7 +14,7 @@ from fastmomentum.optim.norms import check_groups, plan_settings
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import PointRow, lr_corrections
 from fastmomentum.optim.restart import ALL, epoch
-from fastmomentum.optim.schema import TORCH
+from fastmomentum.optim.schema import MEMORY, TORCH
 from fastmomentum.optim.state import ALL_ROWS, State
 from fastmomentum.optim.values import values_at
 
@@ -228,6 +228,8 @@ def load(
         state.resets.extend(resets)
         state.last_reset = saved["last_reset"]
         state.updates, state.torch_groups = updates, torch_groups
+        for kept, values in zip(state.memory, saved.get(MEMORY, ())):
+            kept[:] = values.values()
         state.value = saved["value"]
         engine.use_settings(plan)
         if elements is not state.elements:

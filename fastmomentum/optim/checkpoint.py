@@ -21,6 +21,8 @@ A saved state is a dict:
     values          for each group the last values of its functions of the step
     updates         for each array the number of updates since its state was at rest
     state           for each array a list of its state slots (copies), the look-ahead point among them
+    memory          for each array a dict of the numbers that its rule keeps from step to step; only there if it keeps
+                    some
     fingerprint     for each array a checksum of the parameter in single precision; only there if it was asked for. It
                     tells whether arrays without names are in another order than when they were saved
     torch_groups    for each group of the torch.optim.SGD from which a run came, the entries that have no meaning here;
@@ -53,6 +55,7 @@ from fastmomentum.optim.schema import (
     ARRAYS,
     ELEMENTS,
     FINGERPRINT,
+    MEMORY,
     SCHEMA,
     TORCH,
     SavedState,
@@ -105,7 +108,9 @@ def without_arrays(engine: Engine) -> dict[str, Any]:
     state, groups = engine.state, engine.groups
     settings = [group.settings for group in groups]
     scheduled = dict.fromkeys((*SCHEDULED, *(name for group in groups for _, name, _ in group.calls)))
-    return {
+    names = [*engine.update.core.memory]
+    memory = {MEMORY: [dict(zip(names, values)) for values in state.memory]} if names else {}
+    return memory | {
         "schema": SCHEMA,
         "rule": groups[0].name,
         "made_of": find(settings[0]["rule"]).description,

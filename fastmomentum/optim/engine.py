@@ -14,13 +14,14 @@ import numpy as np
 
 from fastmomentum import backends, checks
 from fastmomentum.advice import is_tensor
-from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, NormLimits, Observer
+from fastmomentum.backends.base import NO_ROW, ArrayUpdate, Executor, Observer
 from fastmomentum.backends.cpu import threads as cpu_threads
 from fastmomentum.backends.interrupts import one_caller, uninterrupted
+from fastmomentum.backends.sums import Skips
 from fastmomentum.optim.elements import check_rules
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.live_step import LiveStep
-from fastmomentum.optim.norms import SettingsPlan, check_groups, norm_limits, plan_settings
+from fastmomentum.optim.norms import SettingsPlan, check_groups, plan_settings
 from fastmomentum.optim.params import Layout
 from fastmomentum.optim.plan import (
     FunctionCalls,
@@ -188,8 +189,7 @@ class Engine:
             reason = restart_due(self.restart, groups, step + 1)
             restart_points = self.points(self.all_params, values_at(groups, self.step_after_reset(steps + 1)))
         own_values = [own[: len(group.live)] for group, own in zip(groups, values)]
-        limits = norm_limits(groups, own_values, self.skip_nonfinite)
-        return StepPlan(groups, own_values, limits, row_of, rows, corrections, points, reason, restart_points)
+        return StepPlan(groups, own_values, row_of, rows, corrections, points, reason, restart_points)
 
     def _carry_out_step(self, grads: list[Any], plan: StepPlan) -> None:
         """Do the update of a plan, and the writes that follow it."""
@@ -199,7 +199,7 @@ class Engine:
         with uninterrupted() if follows else nullcontext():
             if [group.code for group in plan.groups] != [group.code for group in self.groups]:
                 self._executor_checks = False  # so that a new executor is made below
-            self._use_values(plan.groups, plan.values, plan.limits)
+            self._use_values(plan.groups, plan.values, self.skip_nonfinite)
             self.state.count_updates_of(
                 [active and plan.groups[number].keeps_state for active, number in zip(is_active, self.group_of)]
             )
@@ -214,9 +214,7 @@ class Engine:
         if at_first and repeats and any(is_active) and not any(key.first for key in plan.rows.keys):
             self._ask = self._ask or FunctionCalls(self.groups)
             counter = self.state.counter
-            self._live = LiveStep(
-                self._ask, plan.rows, self._executor, counter, self._epoch, plan.limits, self.skip_nonfinite
-            )
+            self._live = LiveStep(self._ask, plan.rows, self._executor, counter, self._epoch, self._skips)
             self._fast = self._live.with_new_values if self.is_live else self._live.with_same_values
 
     def _run_plan(self, grads: list[Any], plan: StepPlan) -> bool:
@@ -232,8 +230,8 @@ class Engine:
         if self._live is not None:
             self._fast = self._live.with_new_values if self.is_live else self._live.use_assigned()
 
-    def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]], limits: NormLimits) -> None:
-        """Use these groups, which have been checked, with these values and limits on norms."""
+    def _use_values(self, groups: list[ParamGroup], values: Sequence[list[float]], skip_nonfinite: bool | int) -> None:
+        """Use these groups, which have been checked, with these values."""
         for group, own in zip(groups, values):
             group.values = own
         if self._ask is not None and self._ask.groups != groups:
@@ -242,11 +240,14 @@ class Engine:
         self.is_live = any([bool(group.calls) or group.uses_step for group in groups])
         # Whether state has to be written when lr or momentum changes.
         self.follows_settings = self.update.gradient_slot != "p" or any([group.correct for group in groups])
-        self._limits = limits
+        # None if a step needs no sums before the update.
+        needs_sums = bool(skip_nonfinite) or any([bool(group.update.summing_links) for group in groups])
+        most = 2**62 if skip_nonfinite is True else int(skip_nonfinite)
+        self._skips = Skips(bool(skip_nonfinite), most) if needs_sums else None
 
     def _run(self, grads: list[Any]) -> bool:
         """Do and count one update, or skip it; return False, with nothing written, if it cannot be done."""
-        return self._executor.run_clipped(grads, self._limits) if self._limits.measures else self._executor.run(grads)
+        return self._executor.run(grads) if self._skips is None else self._executor.run_summed(grads, self._skips)
 
     def _follow_up(self, plan: StepPlan) -> None:
         """Write the corrections and points of parameters without gradient, and restart if a restart is due."""
@@ -260,8 +261,8 @@ class Engine:
         """Check all arrays, make an executor for them, and return the gradients as plain arrays."""
         plain, written = self.state.check_arrays(grads)
         jobs = [
-            ArrayUpdate(self.state.arrays_of(i), with_given(self.groups[k].update, own.names), k, own.arrays)
-            for i, (k, own) in enumerate(zip(self.group_of, self.state.elements))
+            ArrayUpdate(self.state.arrays_of(i), with_given(self.groups[k].update, own.names), k, own.arrays, memory)
+            for i, (k, own, memory) in enumerate(zip(self.group_of, self.state.elements, self.state.memory))
         ]
         self._row_of, self._fast, self._executor_checks = None, None, False  # until the new executor is complete
         self._executor = backends.make_executor(
@@ -327,7 +328,7 @@ class Engine:
             self._executor_checks = False  # the next step makes an executor anew
         self._fast = None
         self.skip_nonfinite = plan.skip_nonfinite
-        self._use_values(plan.groups, [group.values for group in plan.groups], plan.limits)
+        self._use_values(plan.groups, [group.values for group in plan.groups], plan.skip_nonfinite)
         if plan.restart is not None or self.restart is not None:
             self.observe(self.observer, GradientRestart() if plan.restart == GRADIENT else None)
             self._epoch = epoch(plan.restart, self.state.last_reset)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from math import inf, nextafter, prod
+from math import inf, nextafter
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +16,6 @@ from fastmomentum.rules.options import MOMENTUM, NORMS, OFF, SWITCHES, resolve, 
 from fastmomentum.rules.record import STEP, check_hyper, resolve_values
 from fastmomentum.rules.registry import find
 from fastmomentum.rules.row import inner_limits, make_row
-from fastmomentum.rules.stages import leading_scales
 
 SCHEDULED = ("lr", "momentum")
 """The settings whose values for the following update a look-ahead and the correction for lr use."""
@@ -75,13 +74,7 @@ class ParamGroup:
         taken = self.update.parameters
         if STEP in given:
             raise TypeError(f"{STEP}: expected none, as the optimiser counts the updates of each array")
-        self.live = tuple(
-            [
-                name
-                for name, value in numbers.items()
-                if name in given or name in functions or (name in NORMS and value is not None)
-            ]
-        )
+        self.live = tuple([name for name in numbers if name in given or name in functions])
         self.values = [self._checked(name, numbers[name]) for name in self.live]
         self.places = {name: place for place, name in enumerate(self.live)}
         self.calls = [(self.places[name], name, settings[name]) for name in self.live if name in functions]
@@ -155,11 +148,6 @@ class ParamGroup:
     def needs_next(self) -> bool:
         """Whether an update uses the next values of functions of the step."""
         return bool(self._next)
-
-    def scale_in(self, values: Sequence[float]) -> float:
-        """Return the factor by which the rule multiplies gradients before it clips them, at these live values."""
-        count = len(leading_scales(self.update))
-        return prod(self.exact_row(values, 1)[:count]) if count else 1.0
 
     def _looks_ahead(self, name: str) -> bool:
         return bool(self._settings.get("lookahead") or (name == "lr" and self.correct))
@@ -312,7 +300,7 @@ class ParamGroup:
         given = {name: value for name, value in zip(names, values) if name in taken}
         given |= {STEP: float(step)} if STEP in taken else {}
         given |= {name: value for name, value in self.update.first.items() if first and name in taken}
-        first_row, *_ = [check_hyper(self.update, given, dtype) for dtype in self.dtypes]
+        first_row, *_ = [check_hyper(self.update, given, dtype, early=True) for dtype in self.dtypes]
         return first_row
 
     def values_by_name(self, first: bool) -> dict[str, Any]:

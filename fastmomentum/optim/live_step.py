@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from fastmomentum.backends.base import Executor, NormLimits, StepCounter
-from fastmomentum.optim.norms import norm_limits
+from fastmomentum.backends.base import Executor, StepCounter
+from fastmomentum.backends.sums import Skips
 from fastmomentum.optim.plan import FunctionCalls, Rows
 
 
@@ -26,9 +26,7 @@ class LiveStep:
         "_executor",
         "_groups",
         "_is_up_to_date",
-        "_limits",
-        "_measures",
-        "_skip_nonfinite",
+        "_skips",
         "rows",
     )
 
@@ -39,21 +37,20 @@ class LiveStep:
         executor: Executor,
         counter: StepCounter,
         epoch: int,
-        limits: NormLimits,
-        skip_nonfinite: bool | int,
+        skips: Skips | None,
     ) -> None:
         self.rows = rows
         self._groups, self._ask, self._executor, self._counter, self._epoch = ask.groups, ask, executor, counter, epoch
-        self._limits, self._measures, self._skip_nonfinite = limits, limits.measures, skip_nonfinite
-        self._is_up_to_date = False
+        self._skips, self._is_up_to_date = skips, False
 
     @property
     def with_same_values(self) -> Callable[[list[Any]], bool]:
         """The function that does a step with the hyper-parameters of the last one."""
-        return self._run_clipped if self._measures else self._executor.run
+        return self._executor.run if self._skips is None else self._run_summed
 
-    def _run_clipped(self, grads: list[Any]) -> bool:
-        return self._executor.run_clipped(grads, self._limits)
+    def _run_summed(self, grads: list[Any]) -> bool:
+        assert self._skips is not None
+        return self._executor.run_summed(grads, self._skips)
 
     def with_new_values(self, grads: list[Any]) -> bool:
         """Do one step with the values of settings at this step; return False if it must be planned.
@@ -67,11 +64,7 @@ class LiveStep:
                 group.values = own
             executor = self._executor
             executor.set_hyper(rows)
-            if self._measures:
-                self._limits = norm_limits(self._groups, values, self._skip_nonfinite)
-                done = executor.run_clipped(grads, self._limits)
-            else:
-                done = executor.run(grads)
+            done = executor.run(grads) if self._skips is None else executor.run_summed(grads, self._skips)
             if done:
                 return True
         self._ask.kept = values
@@ -90,7 +83,7 @@ class LiveStep:
         If there is one group, its hyper-parameters are written now, which saves the next steps a call.
         """
         groups = self._groups
-        if len(groups) == 1 and not self._measures and self.rows.compute([groups[0].values], 0):
+        if len(groups) == 1 and self._skips is None and self.rows.compute([groups[0].values], 0):
             self._executor.set_hyper(self.rows)
             return self._executor.run
         self._is_up_to_date = False

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmomentum import checks, schedules
 from fastmomentum.optim.groups import SCHEDULED
-from fastmomentum.optim.schema import ARRAYS, ELEMENTS, FINGERPRINT, SavedState, contradictions, refuse
+from fastmomentum.optim.schema import ARRAYS, ELEMENTS, FINGERPRINT, MEMORY, SavedState, contradictions, refuse
 from fastmomentum.optim.state import State
 from fastmomentum.rules.registry import names
 
@@ -53,7 +53,7 @@ def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
     missing, unknown = [name for name in names if name not in place], place.keys() - set(names)
     refuse([f"{name}: no state was saved for it" for name in missing] + [f"{name}: no such array" for name in unknown])
     order = [place[name] for name in names]
-    keys = [key for key in ("updates", "state", ELEMENTS, FINGERPRINT) if key in saved]
+    keys = [key for key in ("updates", "state", ELEMENTS, MEMORY, FINGERPRINT) if key in saved]
     return {**saved, "names": list(names)} | {key: [saved[key][i] for i in order] for key in keys}
 
 
@@ -77,6 +77,9 @@ def _differences(saved: SavedState, like: SavedState, state: State, cast: bool) 
             is_passed = isinstance(own.get(name), Mapping) or (own_functions and own_functions[number] is not None)
             if (is_old or functions[number : number + 1] not in ([], [None])) and not is_passed:
                 yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own.get(name)}"
+    if [[*kept] for kept in saved.get(MEMORY, ())] != [[*kept] for kept in like.get(MEMORY, ())]:
+        names = [[*kept] for kept in like.get(MEMORY, ())]
+        yield f"{MEMORY}: expected for each array the numbers {names}; got {checks.describe(saved.get(MEMORY))}"
     for number, (slots, own_slots) in enumerate(zip(saved["state"], state.slots)):
         yield from array_differences(f"state[{number}]", slots, own_slots, cast)
 

@@ -1,6 +1,7 @@
 """The class Optimizer: its public methods, which check arguments and leave the work to the engine and other modules."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from os import PathLike
 from typing import Any, Never, Self
 
@@ -157,6 +158,35 @@ class Optimizer:
     def average(self) -> Any:
         """The average of the parameters, for rules of :func:`fastmomentum.averaged`; a list of them for many arrays."""
         return self._slots("average")
+
+    def evaluate(self) -> Any:
+        """Return the point at which to evaluate the model, as new arrays: one for one parameter, else a list.
+
+        It is the average of the points for the schedule-free rules, whose parameters are where gradients are taken; the
+        :attr:`average` for rules of :func:`fastmomentum.averaged`; else a copy of the parameters.
+
+        Examples
+        --------
+        >>> import numpy as np, fastmomentum as fm
+        >>> opt = fm.Optimizer(np.ones(1), "schedule_free_sgd", lr=0.5, momentum=0.5)
+        >>> opt.step(np.ones(1))
+        >>> opt.step(np.ones(1))
+        >>> opt.params, opt.evaluate()
+        (array([0.125]), array([0.25]))
+        """
+        engine = self._engine
+        params, slots = engine.state.fetch_params(), engine.state.fetch_slots()
+        names, evaluation = engine.update.slots, engine.update.core.evaluation
+        if evaluation is None:
+            found = [own[names.index("average")] for own in slots] if "average" in names else params
+            return self._one_or_all(found)
+        found = []
+        for number, p, own in zip(engine.group_of, params, slots):
+            known = {"p": p, **dict(zip(names, own))}
+            taken = signature(evaluation).parameters
+            group = engine.groups[number]
+            found.append(evaluation(**{name: known[name] if name in known else group.number(name) for name in taken}))
+        return self._one_or_all(found)
 
     @property
     def point(self) -> Any:

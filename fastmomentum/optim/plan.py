@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from fastmomentum.backends.base import NO_ROW, NormLimits
+from fastmomentum.backends.base import NO_ROW
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.state import State
 from fastmomentum.optim.values import Values, live_number
@@ -90,8 +90,6 @@ class StepPlan(NamedTuple):
         The groups, with the rules of this step.
     values : list of list of float
         The values of each group's live settings.
-    limits : NormLimits
-        The limits on the norms of gradients.
     row_of : list of int
         For each parameter the number of its row of hyper-parameters, or NO_ROW if it has no gradient.
     rows : Rows
@@ -108,7 +106,6 @@ class StepPlan(NamedTuple):
 
     groups: list[ParamGroup]
     values: list[list[float]]
-    limits: NormLimits
     row_of: list[int]
     rows: Rows
     corrections: list[tuple[Any, Any]]

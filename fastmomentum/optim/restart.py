@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from fastmomentum import checks, schedules
-from fastmomentum.backends.base import HostExecutor, sum_in_order
+from fastmomentum.backends.base import HostExecutor
+from fastmomentum.backends.sums import sum_in_order
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.state import ALL_ROWS
 

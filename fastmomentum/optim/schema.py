@@ -29,6 +29,9 @@ READABLE = (1, 2, 3, SCHEMA)
 ELEMENTS = "elements"
 """The key of the masks and scales of lr, which is left out if there are none."""
 
+MEMORY = "memory"
+"""The key of the numbers that a rule keeps from step to step, which is left out if it keeps none."""
+
 FINGERPRINT = "fingerprint"
 """The key of the checksums of the parameters, which is left out if they were not asked for."""
 
@@ -150,6 +153,7 @@ NOT_ALWAYS: Mapping[str, Form] = {
     ELEMENTS: list_of(
         leaf(f"a dict with {' and '.join(GIVEN)}", lambda value: isinstance(value, Mapping) and {*value} <= {*GIVEN})
     ),
+    MEMORY: list_of(dict_of(leaf("a float", lambda value: type(value) is float))),
     FINGERPRINT: list_of(count),
     TORCH: list_of(leaf("a dict", lambda value: isinstance(value, Mapping))),
 }
@@ -195,7 +199,7 @@ def contradictions(saved: SavedState) -> Iterator[str]:
     groups, arrays, names = len(saved["groups"]), len(saved["state"]), saved["names"]
     lengths = [(f"functions[{name!r}]", numbers, groups) for name, numbers in saved["functions"].items()]
     lengths += [("values", saved["values"], groups)]
-    lengths += [(key, saved[key], arrays) for key in ("updates", ELEMENTS, FINGERPRINT) if key in saved]
+    lengths += [(key, saved[key], arrays) for key in ("updates", ELEMENTS, MEMORY, FINGERPRINT) if key in saved]
     for where, value, length in lengths:
         if len(value) != length:
             yield f"{where}: expected {length} entries; got {len(value)}"

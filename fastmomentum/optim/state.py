@@ -85,6 +85,8 @@ class State:
         The names that the user gave to the parameters.
     array_names : list of str
         The names of the parameters in messages.
+    memory : list of list of float
+        For each parameter the numbers that its rule keeps from step to step; with the scope "all" one list for all.
     counter : StepCounter
         The numbers of updates done and skipped.
     resets : deque of (int, str, str)
@@ -113,6 +115,7 @@ class State:
             else:
                 self.slots = [tuple(self._arrays.view("state", slot) for slot in slots) for slots in layout.slots]
         self.params: list[Any] = params
+        self.memory = first_memory(layout.groups[0].update, len(params))
         self.counter = StepCounter()
         self._tally = [0] * len(params), 0, [False] * len(params)  # updates, the step when they were counted, and which
         self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
@@ -166,6 +169,8 @@ class State:
         found._grad_names = _names_of_grads(layout)
         found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
         found.elements = [*self.elements, *new.elements]
+        is_shared = layout.groups[0].update.core.scope == "all"
+        found.memory = [*self.memory, *(self.memory[:1] * len(new.memory) if is_shared and count else new.memory)]
         counts = [*self._tally[2], *[False] * len(new.params)]
         found._tally = [*self.updates, *new.updates], self.counter.steps, counts
         return found
@@ -247,8 +252,11 @@ class State:
         """Return one parameter and its state slots as plain arrays."""
         return (self.params[i], *(self._arrays.view("state", values) for values in self.slots[i]))
 
-    def initialise(self, rule: Rule, which: Iterable[int], rows: slice) -> None:
-        """Write the initial state of these parameters, in these rows."""
+    def initialise(self, rule: Rule, which: Sequence[int], rows: slice) -> None:
+        """Write the initial state of these parameters, in these rows.
+
+        What the rule keeps from step to step begins anew for whole arrays; with the scope "all", if all begin anew.
+        """
         with self._arrays.on(self.device):
             for i in which:
                 for values, (_, initial) in zip(self.slots[i], rule.state):
@@ -256,6 +264,10 @@ class State:
                         self._arrays.copy(values, self.params[i], rows)
                     else:
                         self._arrays.zero(values, rows)
+        core, all_of_them = rule.core, {*which} >= {*range(len(self.params))}
+        if core.memory and rows is ALL_ROWS and (core.scope == "array" or all_of_them):
+            for i in which:
+                self.memory[i][:] = core.memory.values()
 
     def is_moving(self, i: int, rule: Rule) -> bool:
         """Return whether a slot of this parameter that starts from zero is not zero."""
@@ -341,6 +353,12 @@ class State:
         for i, param in enumerate(self.given):
             if is_tensor(param):  # pickle keeps its layout, but turns an array that is like it into one in C order
                 self.__dict__.update(self.with_param(i, param).__dict__)
+
+
+def first_memory(rule: Rule, count: int) -> list[list[float]]:
+    """Return the first values of what a rule keeps from step to step, for this number of parameters."""
+    values = [float(value) for value in rule.core.memory.values()]
+    return [values] * count if rule.core.scope == "all" else [values.copy() for _ in range(count)]
 
 
 def _check_unchanged(name: str, new: Any, old: Any, any_layout: bool = False) -> None:

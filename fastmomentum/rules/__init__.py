@@ -27,6 +27,13 @@ from fastmomentum.rules.momentum import sgd as sgd
 from fastmomentum.rules.registry import find as find
 from fastmomentum.rules.registry import names as names
 from fastmomentum.rules.registry import register as register
+from fastmomentum.rules.schedule_free import schedule_free_adamw as schedule_free_adamw
+from fastmomentum.rules.schedule_free import schedule_free_sgd as schedule_free_sgd
+from fastmomentum.rules.summing import clipup as clipup
+from fastmomentum.rules.summing import fire as fire
+from fastmomentum.rules.summing import lamb as lamb
+from fastmomentum.rules.summing import lars as lars
+from fastmomentum.rules.summing import nadam as nadam
 from fastmomentum.rules.variants import aggmo as aggmo
 from fastmomentum.rules.variants import aggregated as aggregated
 from fastmomentum.rules.variants import ema_corrected as ema_corrected

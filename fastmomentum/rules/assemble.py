@@ -26,7 +26,7 @@ class Part(NamedTuple):
     """Hold one scalar function of a rule, and the names of the values that it reads and writes.
 
     The names are "p" (parameter), "g" (gradient), "x" (the point after the gradient step of a position rule, before its
-    extrapolation), and those of the rule's state slots.
+    extrapolation), those of the rule's state slots, and any others for values that one part passes to a later one.
 
     Attributes
     ----------

@@ -1,9 +1,10 @@
 """Define what an update is composed of: a rule, and stages before, inside and after it."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from typing import Any, NoReturn
 
 from fastmomentum.rules.assemble import Call, Function, Part, Wrap, assemble, identifiers, identity, write_source
@@ -16,6 +17,7 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]] | None] = {
     "gradient": (("g", "p"), ("g",)),
     "param": (("p",), ("p",)),
     "prox": (("x",), ("x",)),
+    "filter": None,
     "state": None,
     LOOK_AHEAD: None,
     LR_CORRECTION: None,
@@ -37,16 +39,17 @@ class Stage(Record):
     function : callable
         A function of scalars, of the form of :class:`Rule`'s. It takes the values of its kind, then hyper-parameters:
         ``(g, p, *hyper) -> g`` for "gradient", ``(p, *hyper) -> p`` for "param", ``(x, *hyper) -> x`` for "prox",
-        ``(*reads, *hyper) -> writes`` for "state".
-    kind : {"gradient", "param", "prox", "state"}
+        ``(*reads, *hyper) -> writes`` for "filter" and "state".
+    kind : {"gradient", "param", "prox", "filter", "state"}
         A gradient stage stands before the rule; a parameter stage before or after it; a proximal map inside a position
-        rule, after its gradient step; a state stage after the rule, and may have state slots of its own.
-    hyper, derived, defaults, ranges, first, name
+        rule, after its gradient step. A filter stands before the rule and a state stage after it; both may have state
+        slots of their own.
+    hyper, derived, defaults, ranges, first, sums, scope, name
         As for :class:`~fastmomentum.rules.record.Record`.
     reads, writes : sequence of str
-        For "state" alone: the values that it takes and returns, "p", "g" or names of state slots.
+        For "filter" and "state" alone: the values that it takes and returns, "p", "g" or names of state slots.
     state : sequence of (str, str)
-        For "state" alone: name and initial value ("zero" or "param") of the slots that the stage adds.
+        For "filter" and "state" alone: name and initial value ("zero" or "param") of the slots that the stage adds.
 
     Raises
     ------
@@ -76,15 +79,20 @@ class Stage(Record):
         if self.kind != LOOK_AHEAD:  # the defaults of a look-ahead name hyper-parameters of its rule
             check_record(self)
         if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(list(KINDS)[:4])}; got {self.kind!r}")
+            raise ValueError(f"kind must be one of {', '.join(list(KINDS)[:5])}; got {self.kind!r}")
         if KINDS[self.kind] is None:
             if not self.writes:
                 raise ValueError(f"writes: expected the names of the values that the stage sets; got {self.writes!r}")
         elif (self.reads, self.writes, self.state) != ((), (), ()):
-            raise ValueError(f"reads, writes, state: expected only for kind 'state'; got them for kind {self.kind!r}")
+            raise ValueError(
+                f"reads, writes, state: expected for the kinds 'filter' and 'state' alone; got them for {self.kind!r}"
+            )
         check_state_slots(self.state)
         (part,) = self.parts
         evaluate(self.function, (*part.reads, *part.hyper), results_of(part))
+        check_sum_functions(self, part.reads)
+        if self.memory:
+            raise ValueError("memory: expected for a rule alone; got some for a stage")
 
     def __call__(self, *values: float, **named: float) -> "Stage":
         """Return this stage with `values`, in the order of its parameters except lr and momentum, as defaults."""
@@ -132,6 +140,9 @@ class Rule(Record):
     ahead : callable, optional
         ``ahead(p, velocity, lr, mu)`` returns the look-ahead point, from the next step's lr and momentum. A rule of one
         slot that has it can be run with ``Momentum(lookahead=True)``.
+    evaluation : callable, optional
+        The function of arrays p, of slots and of hyper-parameters, all by name, that returns the point at which to
+        evaluate the model, where that is not p: :meth:`fastmomentum.Optimizer.evaluate` calls it.
     formula : str
         The update as the field writes it.
     name : str, optional
@@ -190,13 +201,14 @@ class Rule(Record):
     ahead: Function | None = None
     formula: str = ""
     gradient_slot: str = "p"
+    evaluation: Callable[..., Any] | None = None
     parts: Sequence[Part] = ()
     composed_of: Sequence[Record] = ()
     given: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.composed_of:
-            object.__setattr__(self, "parts", tuple(part for part, _ in self._placed_parts()))
+            object.__setattr__(self, "parts", tuple(part for part, _, _ in self._placed_parts()))
         else:
             check_record(self)
             check_state_slots(self.state)
@@ -207,6 +219,7 @@ class Rule(Record):
                 object.__setattr__(self, "parts", (Part(self.update, (*values, "g"), values, tuple(self.hyper), True),))
             for part in self.parts:
                 evaluate(part.function, (*part.reads, *part.hyper), results_of(part))
+            check_sum_functions(self, ("p", *self.slots, "g"))
         if self.update is _no_update:
             object.__setattr__(self, "update", self.build() if self._is_assembled else self.parts[0].function)
 
@@ -305,22 +318,22 @@ class Rule(Record):
             return f"chain({', '.join(link.name or str(link) for link in self.composed_of)})"
         return super().__str__()
 
-    def _placed_parts(self) -> list[tuple[Part, tuple[int, ...]]]:
-        """Return the parts in the order in which they run, each with the places of its hyper-parameters in `hyper`.
+    def _placed_parts(self) -> list[tuple[Part, tuple[int, ...], Record]]:
+        """Return the parts in the order in which they run, each with its link and the places of its hyper-parameters.
 
         A proximal map runs after the gradient step of the core; all others run in the order of the links.
         """
-        placed: list[tuple[Part, tuple[int, ...]]] = []
+        placed: list[tuple[Part, tuple[int, ...], Record]] = []
         start = 0
         for link in self.links:
             for part in link.parts:
                 at = len(placed)
                 if part.reads == part.writes == ("x",):
-                    at = max(at for at, (other, _) in enumerate(placed) if "x" in other.writes) + 1
+                    at = max(at for at, (other, _, _) in enumerate(placed) if "x" in other.writes) + 1
                 elif part.writes == ("g",):  # decay is taken at the point where the gradient is
                     reads = tuple(self.gradient_slot if value == "p" else value for value in part.reads)
                     part = part._replace(reads=reads)
-                placed.insert(at, (part, tuple(start + link.hyper.index(name) for name in part.hyper)))
+                placed.insert(at, (part, tuple(start + link.hyper.index(name) for name in part.hyper), link))
             start += len(link.hyper)
         return placed
 
@@ -333,16 +346,29 @@ class Rule(Record):
         """
         wiring = (
             (formula(part.function, len(part.reads) + len(part.hyper)), part.reads, part.writes, part.packed, places)
-            for part, places in self._placed_parts()
+            for part, places, _ in self._placed_parts()
         )
-        return *wiring, self.slots, len(self.hyper)
+        return *wiring, self.slots, len(self.hyper), *map(_structure_of_sums, enumerate(self.links))
 
-    def _program(self) -> tuple[list[str], list[Call], list[str]]:
-        """Return the arguments, the calls and the results of the scalar function."""
-        values = ("p", *self.slots, "g")
-        names = identifiers((*values, *self.hyper, "x"))
-        variables = dict(zip((*values, "x"), (*names[: len(values)], names[-1])))
-        hyper = names[len(values) : -1]
+    @cached_property
+    def summing_links(self) -> tuple[Record, ...]:
+        """The links that sum over arrays, or keep numbers from step to step, in the order in which they run."""
+        links = dict.fromkeys(link for _, _, link in self._placed_parts())
+        return tuple(link for link in links if link.sums or link.memory)
+
+    def program(self, until: Record | None = None) -> tuple[list[str], list[Call], list[str]]:
+        """Return the arguments, the calls and the results of the scalar function, as variables.
+
+        With `until`, a link, the calls are those before its first part, and the results the values that it reads.
+        """
+        values, placed = ("p", *self.slots, "g"), self._placed_parts()
+        passing = dict.fromkeys(value for part, _, _ in placed for value in part.writes if value not in values)
+        names = identifiers((*values, *self.hyper, *passing))
+        arguments, others = names[: len(values) + len(self.hyper)], names[len(values) + len(self.hyper) :]
+        variables, hyper = (
+            dict(zip((*values, *passing), (*arguments[: len(values)], *others))),
+            arguments[len(values) :],
+        )
         calls = [
             Call(
                 part.function,
@@ -350,14 +376,17 @@ class Rule(Record):
                 tuple(variables[value] for value in part.writes),
                 part.packed,
             )
-            for part, places in self._placed_parts()
+            for part, places, _ in itertools.takewhile(lambda each: each[-1] is not until, placed)
         ]
-        return names[:-1], calls, names[: len(values) - 1]
+        if until is None:
+            return arguments, calls, arguments[: len(values) - 1]
+        reads = until.parts[0].reads if isinstance(until, Stage) else values
+        return arguments, calls, [variables[value] for value in reads]
 
     @property
     def source(self) -> str:
         """The text of the scalar function ``update(p, *state, g, *hyper)``, as it is assembled from the parts."""
-        return write_source("update", *self._program())
+        return write_source("update", *self.program())
 
     def build(self, wrap: Wrap = identity) -> Function:
         """Return the scalar function ``(p, *state, g, *hyper) -> (p, *state)``, its parts put through `wrap`.
@@ -369,7 +398,7 @@ class Rule(Record):
         (0.25, 0.75)
         """
         if self._is_assembled:
-            return wrap(assemble("update", *self._program(), wrap))
+            return wrap(assemble("update", *self.program(), wrap))
         (part,) = self.parts
         return wrap(self.update, len(part.reads) + len(part.hyper))
 
@@ -392,3 +421,33 @@ class Rule(Record):
 def results_of(part: Part) -> int | None:
     """Return the length of the tuple that the part's function returns; None if it returns one value."""
     return len(part.writes) if part.packed or len(part.writes) > 1 else None
+
+
+def _structure_of_sums(numbered: tuple[int, Record]) -> tuple[Any, ...]:
+    """Return the key of the sums of a link."""
+    number, link = numbered
+    names = [tuple(signature(function).parameters) for function in link.sums.values()]
+    functions = zip(names, link.sums.values())
+    return (
+        (number, link.scope, *[(taken, formula(function, len(taken))) for taken, function in functions])
+        if names
+        else ()
+    )
+
+
+def check_sum_functions(record: Record, reads: Sequence[str]) -> None:
+    """Check that functions of sums take these values and then names of hyper-parameters that do not depend on sums.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one takes other arguments, or does more than a rule may.
+    """
+    for name, function in record.sums.items():
+        taken = tuple(signature(function).parameters)
+        if len(taken) < len(reads) or not {*taken[len(reads) :]} <= {*record.hyper} - record.late:
+            raise TypeError(
+                f"sums: expected for {name} a function of {', '.join(reads)}, then names of hyper-parameters that "
+                f"depend on no sum; got one of {', '.join(taken)}"
+            )
+        evaluate(function, taken)

@@ -22,8 +22,9 @@ from fastmomentum.rules.stages import leading_scales
 def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
     """Return one update rule, composed of elementwise stages and a rule.
 
-    Stages run in the order given: gradient and parameter stages before the rule, parameter stages also after it, state
-    stages after it. Proximal maps run inside a position rule, after its gradient step and before its extrapolation.
+    Stages run in the order given: gradient stages, filters and parameter stages before the rule, parameter stages also
+    after it, state stages after it. The state has the rule's slots first. Proximal maps run inside a position rule,
+    after its gradient step and before its extrapolation.
 
     Parameters
     ----------
@@ -66,8 +67,10 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
     after = [link for link in links[at:] if isinstance(link, Stage) and link.kind != "prox"]
     proximal = [link for link in links if isinstance(link, Stage) and link.kind == "prox"]
     for stage in after:
-        if stage.kind == "gradient":
-            raise ValueError(f"chain: the gradient stage {stage} must stand before the rule, which uses the gradient")
+        if stage.kind in ("gradient", "filter"):
+            raise ValueError(
+                f"chain: the {stage.kind} stage {stage} must stand before the rule, which uses the gradient"
+            )
     for stage in before:
         if stage.kind == "state":
             raise ValueError(f"chain: the state stage {stage} must stand after the rule, whose result it reads")
@@ -94,7 +97,7 @@ def compose_links(rule: Rule, links: Sequence[Rule | Stage], name: str | None, n
     return Rule(
         name=name,
         composed_of=tuple(links),
-        state=tuple(slot for link in links for slot in link.state),
+        state=tuple(slot for link in sorted(links, key=lambda link: isinstance(link, Stage)) for slot in link.state),
         hyper=tuple(hyper for link in links for hyper in link.hyper),
         defaults=defaults,
         ranges=merge_ranges(links),

@@ -25,7 +25,7 @@ import numpy as np
 from fastmomentum.rules.assemble import Call, Function, identifiers
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.cache import kept_with_rule
-from fastmomentum.rules.record import STEP
+from fastmomentum.rules.record import STEP, Record
 from fastmomentum.rules.symbolic import Symbol
 
 MASK, LR_SCALE = "mask", "lr_scale"
@@ -100,16 +100,16 @@ class ElementwiseRule(Rule):
         """The key of the compiled code, the treatment of the hyper-parameters included."""
         return *super().structure, tuple(self.given), tuple(scalings(self) if LR_SCALE in self.given else ())
 
-    def _program(self) -> tuple[list[str], list[Call], list[str]]:
-        """Return the arguments, the calls and the results of the scalar function."""
-        arguments, calls, results = super()._program()
-        at = 1 + len(results)
+    def program(self, until: Record | None = None) -> tuple[list[str], list[Call], list[str]]:
+        """Return the arguments, the calls and the results of the scalar function, or of what runs before a link."""
+        arguments, calls, results = super().program(until)
+        at = 2 + len(self.slots)
         hyper = arguments[at:]
         taken = {*arguments, *(name for call in calls for name in call.sets)}
         given = dict(zip(self.given, _free_names(self.given, taken)))
         first: list[Call] = []
         last: list[Call] = []
-        if MASK in given:
+        if MASK in given and until is None:
             written = {name for call in calls for name in call.sets}
             kept = [name for name in results if name in written]
             before = dict(zip(kept, _free_names([f"{name}_before" for name in kept], taken)))

@@ -166,7 +166,7 @@ def resolve(
         if name in chosen and (lookahead or (correct and name == "lr_next")):
             option = "lookahead" if lookahead else "correct"
             raise ValueError(f"{name}: expected no value with {option}=True, which computes it; got {chosen[name]!r}")
-    if chosen["max_norm"] is not None and "max_norm" in update.parameters:
+    if chosen["max_norm"] is not None and "max_norm" in update.core.parameters:
         raise ValueError(f"max_norm: expected None, as {update} has a hyper-parameter of this name")
     for name, off in OFF.items():
         value = chosen[name]
@@ -178,8 +178,6 @@ def resolve(
     stages = {str(stage.name) for stage in OPTIONS if stage.name in chosen and stage.name not in update.parameters}
     has_momentum = not frozen_at_zero or bool(chosen.get("momentum", full.defaults.get("momentum", 1.0)))
     update = with_options(find(rule), frozenset(stages | {"maximize"} if maximize else stages), *form, has_momentum)
-    for name in NORMS:
-        chosen.pop(name, None)
     for name in ("lr", "momentum"):
         if name in chosen and name not in update.parameters:
             checks.number(name, chosen.pop(name), RANGES[name])

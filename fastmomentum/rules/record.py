@@ -45,6 +45,16 @@ class Record:
         An entry for a derived hyper-parameter limits its value in the arrays' dtype.
     first : mapping of str to float
         Values of hyper-parameters for an array's first step after a reset; optimisers use them, step() does not.
+    sums : mapping of str to callable
+        Functions whose values are summed over all elements of an array before the update, in double precision and in a
+        fixed order. A function takes what the update function takes before its hyper-parameters, and after them any
+        hyper-parameters by name. Functions of `derived` may have the sums among their arguments.
+    scope : {"array", "all"}
+        Whether a sum is that of each array, or that of all arrays of an optimiser.
+    memory : mapping of str to float
+        Names and first values of numbers that an optimiser keeps from step to step: for each array, or with the scope
+        "all" once. Functions of `derived` may have them among their arguments. A derived number with the name of an
+        entry is its next value.
     name : str, optional
         The name in messages and in saved states.
     """
@@ -54,6 +64,9 @@ class Record:
     defaults: Mapping[str, float | str] = field(default_factory=dict)
     ranges: Mapping[str, Range | tuple[float, float]] = field(default_factory=dict)
     first: Mapping[str, float] = field(default_factory=dict)
+    sums: Mapping[str, Function] = field(default_factory=dict)
+    scope: str = "array"
+    memory: Mapping[str, float] = field(default_factory=dict)
     name: str | None = None
 
     @cached_property
@@ -69,8 +82,30 @@ class Record:
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """The hyper-parameters that users give, in order, each once."""
-        names = (link.sources.get(hyper, (hyper,)) for link in self.links for hyper in link.hyper)
-        return tuple(dict.fromkeys(name for sources in names for name in sources))
+        return tuple(
+            dict.fromkeys(
+                name
+                for link in self.links
+                for hyper in dict.fromkeys((*link.hyper, *link.memory))
+                for name in link.sources.get(hyper, (hyper,))
+                if name not in link.sums and name not in link.memory
+            )
+        )
+
+    @cached_property
+    def late(self) -> frozenset[str]:
+        """The names of this record's own derived numbers that depend on sums or memory."""
+        known = {*self.sums, *self.memory}
+        return frozenset(name for name, sources in self.sources.items() if known.intersection((name, *sources)))
+
+    @cached_property
+    def late_parameters(self) -> tuple[str, ...]:
+        """The values that users give, and the step, that numbers derived from sums or memory depend on."""
+        sources = [
+            source for link in self.links for name in link.derived if name in link.late for source in link.sources[name]
+        ]
+        own = {name for link in self.links for name in (*link.sums, *link.memory)}
+        return tuple(dict.fromkeys(source for source in sources if source not in own))
 
     def range_of(self, parameter: str) -> Range:
         """Return the values that users may give for `parameter`.
@@ -91,11 +126,25 @@ class Record:
         >>> import fastmomentum as fm
         >>> fm.rules.ema.hyper, fm.rules.ema.arguments({"lr": 0.1, "momentum": 0.75})
         (('lr', 'momentum', 'keep'), (0.1, 0.75, 0.25))
+
+        Raises
+        ------
+        TypeError
+            If a number depends on sums or memory, which only an optimiser has.
         """
+        if any(link.late for link in self.links):
+            raise TypeError(
+                f"rule {self} sums over arrays, or keeps numbers from step to step: use it in an optimiser, "
+                "fastmomentum.Optimizer(params, rule=...)"
+            )
+        return self.early_arguments(given)
+
+    def early_arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
+        """Return :meth:`arguments` as they are before sums are known: numbers that depend on them are 1."""
         return tuple(
             [
                 given[name] if derive is None else derive(*[given[source] for source in sources])
-                for name, derive, sources in self.entries
+                for name, derive, sources in self.early_entries
             ]
         )
 
@@ -107,6 +156,12 @@ class Record:
             for link in self.links
             for name in link.hyper
         ]
+
+    @cached_property
+    def early_entries(self) -> Sequence[tuple[str, Callable[..., float] | None, tuple[str, ...]]]:
+        """The :attr:`entries`, in which numbers that depend on sums or memory are 1."""
+        late = [name in link.late for link in self.links for name in link.hyper]
+        return [(entry[0], _one, ()) if is_late else entry for entry, is_late in zip(self.entries, late)]
 
     @cached_property
     def allowed(self) -> Mapping[str, Range]:
@@ -133,7 +188,10 @@ class Record:
         """The description of this record's own hyper-parameters."""
         title = self.name or " ".join(function.__qualname__ for function in self.functions)
         defaults = {name: value if isinstance(value, str) else float(value) for name, value in self.defaults.items()}
-        return f"{title}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
+        text = f"{title}({', '.join(self.hyper)}) from {dict(self.sources)}, defaults {defaults}"
+        if self.sums or self.memory:
+            text += f", sums {list(self.sums)} of {self.scope}, memory {dict(self.memory)}"
+        return text
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != KEPT}
@@ -141,6 +199,11 @@ class Record:
     def __str__(self) -> str:
         made_of = ", ".join(function.__name__.lstrip("_") for function in self.functions)
         return repr(self.name) if self.name else f"{type(self).__name__}({made_of})"
+
+
+def _one() -> float:
+    """Return 1."""
+    return 1.0
 
 
 def check_record(record: Record) -> None:
@@ -156,7 +219,12 @@ def check_record(record: Record) -> None:
     if record.name is not None and not isinstance(record.name, str):
         raise TypeError(f"name: expected a str; got {record.name!r}")
     named = (*record.parameters, *record.hyper)
-    for field_name, known in (("derived", record.hyper), ("defaults", record.parameters), ("ranges", named)):
+    check_sums(record)
+    for field_name, known in (
+        ("derived", (*record.hyper, *record.memory)),
+        ("defaults", record.parameters),
+        ("ranges", named),
+    ):
         for name in getattr(record, field_name):
             if name not in known:
                 raise ValueError(f"{field_name}: expected names among {', '.join(known) or 'none'}; got {name!r}")
@@ -165,6 +233,28 @@ def check_record(record: Record) -> None:
             raise ValueError(f"defaults: expected for {name} a number or another name without default; got {default!r}")
         if not isinstance(default, str) and float(default) not in record.range_of(name):
             raise ValueError(f"defaults: expected for {name} {record.range_of(name)}; got {default!r}")
+
+
+def check_sums(record: Record) -> None:
+    """Check the sums and the memory of a record.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the scope is unknown, a name is taken, or a first value is no number.
+    """
+    if record.scope not in ("array", "all"):
+        raise ValueError(f"scope: expected 'array' or 'all'; got {record.scope!r}")
+    for field_name in ("sums", "memory"):
+        for name in getattr(record, field_name):
+            taken = (*record.parameters, *record.hyper, STEP, *(record.memory if field_name == "sums" else ()))
+            allowed = record.derived if field_name == "memory" else ()
+            if not isinstance(name, str) or not name.isidentifier() or (name in taken and name not in allowed):
+                raise ValueError(f"{field_name}: expected names of their own; got {name!r}")
+    for name, value in record.memory.items():
+        checks.number(f"memory[{name!r}]", value, FINITE)
+        if name not in record.derived:
+            raise ValueError(f"memory: expected a function of derived for the next value of {name!r}; got none")
 
 
 def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[np.floating[Any], ...]:
@@ -180,8 +270,14 @@ def hyper_row(record: Record, given: Mapping[str, object], dtype: np.dtype[Any])
     return tuple([dtype.type(value) for value in check_hyper(record, given, dtype)])
 
 
-def check_hyper(record: Record, given: Mapping[str, object], dtype: np.dtype[Any]) -> tuple[float, ...]:
-    """Return the hyper-parameters in double precision, after the checks of :func:`hyper_row`."""
+def check_hyper(
+    record: Record, given: Mapping[str, object], dtype: np.dtype[Any], early: bool = False
+) -> tuple[float, ...]:
+    """Return the hyper-parameters in double precision, after the checks of :func:`hyper_row`.
+
+    With `early` those that depend on sums or memory are 1, and after all of them come the values of
+    :attr:`Record.late_parameters`, from which they will be derived.
+    """
     values, cast = resolve_values(record, given), dtype.type
     with np.errstate(over="ignore"):
         for name, value in values.items():
@@ -189,7 +285,7 @@ def check_hyper(record: Record, given: Mapping[str, object], dtype: np.dtype[Any
                 raise ValueError(
                     f"{name}: expected {record.allowed[name]}; got {value!r}, which is {cast(value)} in {dtype}"
                 )
-        arguments = record.arguments(values)
+        arguments = record.early_arguments(values) if early else record.arguments(values)
         row = [float(cast(value)) for value in arguments]
     for name, value, number in zip(record.hyper, arguments, row, strict=True):
         lost = math.isnan(number) or (math.isinf(number) and not any(map(math.isinf, values.values())))
@@ -197,7 +293,7 @@ def check_hyper(record: Record, given: Mapping[str, object], dtype: np.dtype[Any
             lost = lost or number not in record.range_of(name) or (number == 0 != value)
         if lost:
             raise ValueError(f"{name}: expected a number that {dtype} can hold; got {value!r}, derived from {values}")
-    return arguments
+    return (*arguments, *[values[name] for name in record.late_parameters])
 
 
 def resolve_values(

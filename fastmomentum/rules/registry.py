@@ -28,6 +28,8 @@ from fastmomentum.rules.momentum import (
     pytorch_nesterov,
     sgd,
 )
+from fastmomentum.rules.schedule_free import schedule_free_adamw, schedule_free_sgd
+from fastmomentum.rules.summing import clipup, fire, lamb, lars, nadam
 from fastmomentum.rules.variants import aggmo, ema_corrected, lion, quasi_hyperbolic, signum
 
 _named: dict[str, Rule] = {
@@ -36,8 +38,9 @@ _named: dict[str, Rule] = {
         *(sgd, pytorch, pytorch_nesterov, classical, classical_nesterov),
         *(ema, ema_nesterov, heavy_ball, nesterov_positions),
         *(ema_corrected, quasi_hyperbolic, aggmo, signum, lion),
-        *(adam, adamw, amsgrad, radam, adamax, yogi, ademamix),
+        *(adam, adamw, amsgrad, radam, nadam, adamax, yogi, ademamix),
         *(rmsprop, rmsprop_momentum, rmsprop_centered, rmsprop_centered_momentum, adagrad, adadelta),
+        *(schedule_free_sgd, schedule_free_adamw, lars, lamb, clipup, fire),
     )
 }
 

@@ -17,7 +17,10 @@ from fastmomentum.rules.cache import bounded, kept_with_rule
 from fastmomentum.rules.record import STEP, Record
 
 RowFunction = Callable[[Sequence[float], int], tuple[float, ...] | None]
-"""``row(values, step)`` returns the hyper-parameters in double precision; None if a value must be checked exactly."""
+"""``row(values, step)`` returns the hyper-parameters in double precision; None if a value must be checked exactly.
+
+Those that depend on sums or memory are 1; after all come the values from which they will be derived.
+"""
 
 
 Input = tuple[str, float | None, float | None]
@@ -49,7 +52,7 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
     names = [name for name, _, _ in inputs]
     every = tuple(dict.fromkeys((*names, *record.parameters, STEP)))
     *variables, values = identifiers(
-        (*every, "values"), taken=("inf", *(f"derived_{i}" for i in range(len(record.entries))))
+        (*every, "values"), taken=("inf", *(f"derived_{i}" for i in range(len(record.early_entries))))
     )
     known = dict(zip(every, variables))
     namespace: dict[str, Any] = {"inf": inf}
@@ -60,7 +63,7 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
         for name, value in defaults.items()
     ]
     row, derived = [], []
-    for place, (name, derive, sources) in enumerate(record.entries):
+    for place, (name, derive, sources) in enumerate(record.early_entries):
         if derive is None:
             row.append(f"{known[name]} + 0.0, ")  # which turns -0 into +0
             continue
@@ -84,7 +87,7 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
         *([f"if not ({' and '.join(given)}):", "    return None"] if given else []),
         *lines,
         *([f"if not ({' and '.join(derived)}):", "    return None"] if derived else []),
-        f"return ({''.join(row)})",
+        f"return ({''.join(row)}{''.join(f'{known[name]}, ' for name in record.late_parameters)})",
     ]
     text = "\n    ".join([f"def row({values}, {known[STEP]}):", *body]) + "\n"
     row_function: RowFunction = define("row", text, namespace)

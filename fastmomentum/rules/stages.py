@@ -15,11 +15,12 @@ array([1.5])
 """
 
 from itertools import takewhile
+from math import sqrt
 from typing import Any
 
 import numpy as np
 
-from fastmomentum.checks import ANY_BOUND, AT_LEAST_ZERO
+from fastmomentum.checks import ANY_BOUND, AT_LEAST_ZERO, BELOW_ONE, UNIT_INTERVAL
 from fastmomentum.rules.base import Rule, Stage
 
 
@@ -78,9 +79,23 @@ def upper_bound(low: float, high: float) -> float:
     return high
 
 
-def unit_factor() -> float:
-    """Return 1, the factor that Momentum replaces by the one for the norm of the gradients."""
-    return 1.0
+def _square(g: Any, p: Any) -> Any:
+    return g * g
+
+
+def at_most_one(factor: float) -> float:
+    """Return min(1, factor); unlike min(), this keeps a NaN."""
+    return 1.0 if factor > 1.0 else factor
+
+
+def array_factor(clip_norm: float, square: float) -> float:
+    """Return min(1, c/‖g‖), from ‖g‖² of one array."""
+    return at_most_one(clip_norm / sqrt(square)) if square else 1.0
+
+
+def norm_factor(max_norm: float, square: float) -> float:
+    """Return min(1, c/(‖g‖ + 1e-6)), from ‖g‖² of all arrays."""
+    return at_most_one(max_norm / (sqrt(square) + 1e-6))
 
 
 def positive_zero() -> float:
@@ -140,13 +155,88 @@ soft_threshold = Stage(
 
 The state of nesterov_positions has exact zeros. To zeros of the parameter momentum adds a number that decays."""
 
-clip_norm = Stage(_scale, name="clip_norm", hyper=("array_factor",), derived={"array_factor": unit_factor})
-"""g ← f·g, with a factor f = min(1, clip_norm / ‖g‖) for each array, which Momentum computes at each step, as Keras's
-clipnorm does."""
+clip_norm = Stage(
+    _scale,
+    name="clip_norm",
+    hyper=("array_factor",),
+    derived={"array_factor": array_factor},
+    sums={"square": _square},
+)
+"""g ← f·g, with a factor f = min(1, clip_norm/‖g‖) for each array, as Keras's clipnorm has it."""
 
-clip_global_norm = Stage(_scale, name="max_norm", hyper=("norm_factor",), derived={"norm_factor": unit_factor})
-"""g ← f·g, with the factor f = min(1, max_norm / (‖g‖ + 1e-6)) that Momentum computes at each step, as torch's
-clip_grad_norm_ does."""
+clip_global_norm = Stage(
+    _scale,
+    name="max_norm",
+    hyper=("norm_factor",),
+    derived={"norm_factor": norm_factor},
+    sums={"square": _square},
+    scope="all",
+)
+"""g ← f·g, with the factor f = min(1, max_norm/(‖g‖ + 1e-6)) from the norm over all arrays, as torch's clip_grad_norm_
+has it."""
+
+
+def _grokfast(g: Any, mean: Any, decay: Any, keep: Any, gain: Any) -> tuple[Any, Any]:
+    mean = decay * mean + keep * g
+    return g + gain * mean, mean
+
+
+def keep_filtered(filter_decay: float) -> float:
+    """Return 1 − α."""
+    return 1.0 - filter_decay
+
+
+grokfast = Stage(
+    _grokfast,
+    kind="filter",
+    reads=("g", "filtered"),
+    writes=("g", "filtered"),
+    state=(("filtered", "zero"),),
+    name="grokfast",
+    hyper=("filter_decay", "filter_keep", "filter_gain"),
+    derived={"filter_keep": keep_filtered},
+    defaults={"filter_decay": 0.98, "filter_gain": 2.0},
+    ranges={"filter_decay": UNIT_INTERVAL},
+    first={"filter_decay": 0.0},
+)
+"""h ← αh + (1 − α)g, from the first g on; g ← g + λh: the gradient with its slow part amplified (Lee et al. 2024,
+Grokfast-EMA). α is filter_decay, λ filter_gain."""
+
+
+def mars_factor(momentum: float, mars_gamma: float) -> float:
+    """Return γ·β₁/(1 − β₁)."""
+    return mars_gamma * momentum / (1.0 - momentum)
+
+
+def mars_scale(square: float) -> float:
+    """Return 1/max(1, ‖c‖), from ‖c‖²."""
+    return 1.0 / max(1.0, sqrt(square))
+
+
+def _mars(g: Any, last: Any, factor: Any, scale: Any) -> tuple[Any, Any]:
+    return scale * (g + factor * (g - last)), g
+
+
+def _square_of_corrected(g: Any, last: Any, mars_factor: Any) -> Any:
+    c = g + mars_factor * (g - last)
+    return c * c
+
+
+mars = Stage(
+    _mars,
+    kind="filter",
+    reads=("g", "last_gradient"),
+    writes=("g", "last_gradient"),
+    state=(("last_gradient", "zero"),),
+    name="mars",
+    hyper=("mars_factor", "mars_scale"),
+    derived={"mars_factor": mars_factor, "mars_scale": mars_scale},
+    sums={"square": _square_of_corrected},
+    defaults={"mars_gamma": 0.025},
+    ranges={"momentum": BELOW_ONE},
+)
+"""c = g + γ·β₁/(1 − β₁)·(g − g₋₁), with g₋₁ the last gradient of the array, at first 0; g ← c/max(1, ‖c‖), the norm of
+each array (Yuan et al. 2024, MARS-approx, Algorithms 1 and 2, before AdamW or Lion). γ is mars_gamma, β₁ momentum."""
 
 
 def leading_scales(rule: Rule) -> list[Stage]:

@@ -218,7 +218,7 @@ def test_second_optimiser_gets_the_serial_kernels(any_number):
     opt = fm.Momentum(p := np.zeros(1000), lr=1.0, momentum=0.0, max_norm=1e9, threads=3)
     opt.step(np.ones(1000))
     executor, done = opt._engine._executor, []
-    for calls in (executor.run.__self__, executor._squares):
+    for calls in (executor.run.__self__, executor._sums[0, False][1]):
         for name in ("serial", "threaded"):
             (call,) = getattr(calls, name)
             setattr(calls, name, [lambda grads, call=call, name=name: done.append(name) or call(grads)])

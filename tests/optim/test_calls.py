@@ -72,8 +72,8 @@ CASES = {
     "a step with a schedule as lr": (lambda: stepping(lr=fm.schedules.Cosine(0.1, 0.0, steps=1000)), 10, 20),
     "a step with a function as lr": (lambda: stepping(lr=lambda t: 0.1 / (1 + t)), 8, 20),
     "lr assigned": (assigning, 8, 20),
-    "an optimiser made": (lambda: lambda folder: fm.Momentum(np.ones(8), lr=0.1), 23, 225),
-    "a run loaded": (loading, 30, 640),
+    "an optimiser made": (lambda: lambda folder: fm.Momentum(np.ones(8), lr=0.1), 24, 230),
+    "a run loaded": (loading, 31, 640),
     "a reset": (resetting, 10, 60),
 }
 

@@ -24,10 +24,11 @@ from fastmomentum.backends.cpu import dlpack, threads
 from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, HEADER, OBJECTS, SIZE, dtype_code
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import sums_kernel
-from fastmomentum.backends.step_sums import WIDTH, StepSums, make_square, make_step_summands
+from fastmomentum.backends.step_sums import WIDTH, StepSums, make_step_summands
+from fastmomentum.backends.sums import Columns, make_round_summands, plan_rounds
 from fastmomentum.backends.tensors import counted, tensor_of
 from fastmomentum.checks import address
-from fastmomentum.rules.assemble import Function, Wrap
+from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import symbolic
 
@@ -119,11 +120,12 @@ class HyperBlock:
     def __init__(self, row: int, hyper: npt.NDArray[Any], members: list[int], rule: Rule) -> None:
         self.row, self.hyper, self.members, self.rule = row, hyper, members, rule
         pack = partial(Struct(f"{hyper.shape[1]}{hyper.dtype.char}").pack_into, hyper[:1].reshape(-1).data, 0)
-        self.write: Callable[..., None] = pack if len(hyper) == 1 else partial(_write_all, pack, hyper)
+        is_plain = len(hyper) == 1 and not rule.late_parameters
+        self.write: Callable[..., None] = pack if is_plain else partial(_write_all, pack, hyper)
 
 
 def _write_all(pack: Callable[..., None], hyper: npt.NDArray[Any], *numbers: float) -> None:
-    pack(*numbers)
+    pack(*numbers[: hyper.shape[1]])
     hyper[1:] = hyper[0]
 
 
@@ -149,6 +151,7 @@ class CpuExecutor(HostExecutor):
         rows = [_table_row(i, *each, given) for i, each in enumerate(zip(jobs, self._headers))]
         self._table = np.array(rows, np.int64) if rows else np.zeros((0, OBJECTS), np.int64)
         self._key, self._order = group_by_code(jobs)
+        self._rounds = plan_rounds([job.update for job in jobs])
 
     def select(self, row_of: Sequence[int]) -> None:
         """Update the parameters that have a row of hyper-parameters until the next call."""
@@ -157,7 +160,8 @@ class CpuExecutor(HostExecutor):
         table[len(rows) :, SIZE], table[len(rows) :, HEADER] = NO_GRADIENT, id(None)
         self._blocks: list[HyperBlock] = []
         self._parts: list[Part] = []
-        self._squares: KernelCalls | None = None
+        self._row_of, self._active = row_of, [i for i, row in enumerate(row_of) if row != NO_ROW]
+        self._sums: dict[tuple[int, bool], tuple[npt.NDArray[np.float64], KernelCalls]] = {}
         self._measures: KernelCalls | None = None
         updates, start = self._calls_after_check(table), 0
         checked = table[:0] if self.reads_tensors else table
@@ -196,22 +200,26 @@ class CpuExecutor(HostExecutor):
         return partial(kernel, part.checked, self._written, part.rows, part.hyper, ends, count)
 
     def _reductions(
-        self, make_summands: Callable[[Rule, Wrap], Function], sums: npt.NDArray[np.float64]
+        self, make_summands: Callable[[ArrayUpdate], Function | None], sums: npt.NDArray[np.float64]
     ) -> KernelCalls:
-        """Return calls that add the sums of all parts to the rows of `sums`."""
+        """Return calls that add the sums of all parts with summands to the rows of `sums`."""
         calls = self._calls_after_check(self._checked)
+        checked = self._parts[0].checked if self._parts else self._checked[:0]
         for part in self._parts:
-            given, sizes = (part.checked, self._written, part.rows, part.hyper), part.rows[:, SIZE]
+            summands = make_summands(part.job)
+            if summands is None:
+                continue
+            given, sizes = (checked, self._written, part.rows, part.hyper), part.rows[:, SIZE]
             count = threads.worthwhile(int(sizes.sum()), self._threads)
             lanes, threaded = np.empty((count, sums.shape[1] * LANES)), None
             rule, dtype = part.job.update, part.job.dtype
-            summands = make_summands(rule, symbolic)
             if count > 1:
                 ends = np.cumsum(-(-sizes // CHUNK))
                 chunk_sums, shares = np.empty((ends[-1], sums.shape[1])), _shares(sizes, count)
                 kernel = sums_kernel(rule, summands, dtype, parallel=True)
                 threaded = partial(kernel, *given, ends, shares, lanes, chunk_sums, sums)
             calls.add(partial(sums_kernel(rule, summands, dtype), *given, lanes[0], sums), threaded)
+            checked = checked[:0]
         return calls
 
     def _by_row(self, hyper: npt.NDArray[Any], members: list[int], row_of: Sequence[int]) -> list["HyperBlock"]:
@@ -225,34 +233,50 @@ class CpuExecutor(HostExecutor):
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
+        self._rows = rows
         numbers = rows.numbers
         for block in self._blocks:
             block.write(*numbers[block.row])
 
-    def sum_squares(self, grads: list[Any]) -> list[float] | None:
-        """Return the sum of squares of each gradient, or None if the update cannot be done."""
-        if self._squares is None:
-            self._square_sums = np.zeros((len(self._jobs), 1))
-            self._squares = self._reductions(make_square, self._square_sums)
-        self._square_sums[:] = 0.0
-        return self._square_sums[:, 0].tolist() if self._squares.run(grads) else None
+    def sum_round(self, number: int, with_square: bool, grads: list[Any]) -> list[list[float]] | None:
+        """Return the sums of a round for each parameter, or None if the update cannot be done."""
+        found = self._sums.get((number, with_square))
+        if found is None:
+            found = self._sums[number, with_square] = self._make_round(number, with_square)
+        sums, calls = found
+        sums[:] = 0.0
+        return sums.tolist() if calls.run(grads) else None
+
+    def _make_round(self, number: int, with_square: bool) -> tuple[npt.NDArray[np.float64], KernelCalls]:
+        """Return the array for the sums of a round, and the calls that add them."""
+        links = self._rounds[number] if self._rounds else {}
+        link_of = {id(self._jobs[i]): link for i, link in links.items()}
+
+        def make_summands(job: ArrayUpdate) -> Function | None:
+            link = link_of.get(id(job))
+            return make_round_summands(with_square, link)(job.update, symbolic) if with_square or link else None
+
+        width = with_square + max([len(link.sums) for link in links.values()], default=0)
+        sums = np.zeros((len(self._jobs), width))
+        return sums, self._reductions(make_summands, sums)
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
         """Return the sums of the next step, or None if it cannot be done."""
         if self._measures is None:
             self._step_sum_rows = np.zeros((len(self._jobs), WIDTH))
-            self._measures = self._reductions(make_step_summands, self._step_sum_rows)
+            self._measures = self._reductions(lambda job: make_step_summands(job.update, symbolic), self._step_sum_rows)
         self._step_sum_rows[:] = 0.0
         if not self._measures.run(grads):
             return None
         rows = self._step_sum_rows.tolist()
         return {i: self._step_sums(i, sums) for i, sums in enumerate(rows) if grads[i] is not None}
 
-    def set_factors(self, name: str, factors: Sequence[float]) -> None:
-        """Set the hyper-parameter `name` of each parameter whose rule has it."""
-        for block in self._blocks:
-            if name in block.rule.hyper:
-                block.hyper[:, block.rule.hyper.index(name)] = [factors[i] for i in block.members]
+    def set_columns(self, columns: Columns) -> None:
+        """Set single hyper-parameters of single parameters."""
+        for place, values in columns.items():
+            for block in self._blocks:
+                if block.members[0] in values:
+                    block.hyper[:, place] = [values[i] for i in block.members]
 
 
 def _count_step(counter: StepCounter, grads: list[Any]) -> bool:

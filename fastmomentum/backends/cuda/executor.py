@@ -12,7 +12,6 @@ from fastmomentum.backends.base import (
     CHUNK,
     NO_ROW,
     ArrayUpdate,
-    NormLimits,
     Observer,
     StepCounter,
     StepRows,
@@ -26,6 +25,7 @@ from fastmomentum.backends.cuda.reductions import SUM_COUNT
 from fastmomentum.backends.cuda.scalars import DeviceScalar, view
 from fastmomentum.backends.cuda.tables import LaunchTable, address_of
 from fastmomentum.backends.interrupts import uninterrupted
+from fastmomentum.backends.sums import Skips
 from fastmomentum.backends.tensors import increment_versions
 
 
@@ -176,17 +176,22 @@ class CudaExecutor:
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
         self._table.set_hyper(rows, self._row_of)
+        self._max_norm = np.inf
+        for job, row in zip(self._jobs, self._row_of):
+            if row != NO_ROW and job.update.late_parameters:  # of max_norm, the only sum on a device
+                (self._max_norm,) = rows.numbers[row][len(job.update.hyper) :]
+                break
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update by these gradients."""
         return self._run(grads, None, False)
 
-    def run_clipped(self, grads: list[Any], limits: NormLimits) -> bool:
-        """Do one update by gradients clipped to this norm, or skip it; the device counts the updates it skips."""
-        if limits.skip and not self._device_counts:
+    def run_summed(self, grads: list[Any], skips: Skips) -> bool:
+        """Do one update by gradients clipped to max_norm, or skip it; the device counts the updates it skips."""
+        if skips.skip and not self._device_counts:
             self._counter.count_on_device(partial(_read_counts, self._device, self._memory["done"]))
             self._device_counts = True
-        return self._run(grads, np.inf if limits.max_norm is None else limits.max_norm, limits.skip)
+        return self._run(grads, self._max_norm, skips.skip)
 
     def _run(self, grads: list[Any], limit: float | None, skip: bool) -> bool:
         table = self._table

@@ -202,7 +202,7 @@ class LaunchTable:
         self.derived_rows = []
         for part in self.parts:
             job, members = part.job, self.members[part.rows]
-            table = np.array([rows.numbers[row_of[i]] for i in members], job.dtype)
+            table = np.array([rows.numbers[row_of[i]][: len(job.update.hyper)] for i in members], job.dtype)
             numbers[part.hyper : part.hyper + table.nbytes] = table.reshape(-1).view(np.uint8)
             offset = part.hyper
             for row, same_row in groupby(members, row_of.__getitem__):

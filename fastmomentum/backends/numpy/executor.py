@@ -8,9 +8,11 @@ from fastmomentum.backends.host_arrays import flat_view
 from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.numpy.kernels import results_of, write
 from fastmomentum.backends.numpy.reductions import measure, sum_up
-from fastmomentum.backends.step_sums import StepSums, make_square
+from fastmomentum.backends.step_sums import StepSums
+from fastmomentum.backends.sums import Columns, make_round_summands, plan_rounds
 from fastmomentum.backends.tensors import counted
 from fastmomentum.backends.weak import weakly
+from fastmomentum.rules.assemble import identity
 
 
 class NumpyExecutor(HostExecutor):
@@ -21,6 +23,7 @@ class NumpyExecutor(HostExecutor):
 
     def __init__(self, jobs: Sequence[ArrayUpdate], counter: StepCounter) -> None:
         self._jobs, self._counter = jobs, counter
+        self._rounds = plan_rounds([job.update for job in jobs])
         self._results = [results_of(job.update) for job in jobs]
         self._flat = [tuple(map(flat_view, job.arrays)) for job in jobs]
 
@@ -33,22 +36,26 @@ class NumpyExecutor(HostExecutor):
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
-        self._hyper = {i: list(rows.numbers[self._row_of[i]]) for i in self._active}
+        self._rows = rows
+        self._hyper = {i: list(rows.numbers[self._row_of[i]][: len(self._jobs[i].update.hyper)]) for i in self._active}
 
-    def sum_squares(self, grads: list[Any]) -> list[float]:
-        """Return the sum of squares of each gradient."""
-        found = [0.0] * len(self._jobs)
+    def sum_round(self, number: int, with_square: bool, grads: list[Any]) -> list[list[float]]:
+        """Return the sums of a round for each parameter."""
+        found: list[list[float]] = [[] for _ in self._jobs]
+        links = self._rounds[number] if self._rounds else {}
         for i in self._active:
             job = self._jobs[i]
-            (found[i],) = sum_up(make_square(job.update), self._flat[i], flat_view(grads[i]), (), job.given)
+            row = tuple([job.dtype.type(value) for value in self._hyper[i]])
+            summands = make_round_summands(with_square, links.get(i))(job.update, identity)
+            if with_square or i in links:
+                found[i] = sum_up(summands, self._flat[i], flat_view(grads[i]), row, job.given)
         return found
 
-    def set_factors(self, name: str, factors: Sequence[float]) -> None:
-        """Set the hyper-parameter `name` of each parameter whose rule has it."""
-        for i, row in self._hyper.items():
-            job = self._jobs[i]
-            if name in job.update.hyper:
-                row[job.update.hyper.index(name)] = factors[i]
+    def set_columns(self, columns: Columns) -> None:
+        """Set single hyper-parameters of single parameters."""
+        for place, values in columns.items():
+            for i, value in values.items():
+                self._hyper[i][place] = value
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums]:
         """Return the sums of the next step."""

@@ -51,9 +51,10 @@ def sums(summands: Callable[[slice], Sequence[Array]], size: int) -> list[float]
         for start in range(0, max(size, 1), CHUNK):
             found = summands(slice(start, start + CHUNK))
             totals = totals or [0.0] * len(found)
+            count = min(CHUNK, size - start)
             for k, values in enumerate(found):
-                rows = np.zeros((max(1, -(-values.size // LANES)), LANES))
-                rows.reshape(-1)[: values.size] = values
+                rows = np.zeros((max(1, -(-count // LANES)), LANES))
+                rows.reshape(-1)[:count] = values
                 lanes = np.add.accumulate(rows)[-1]  # accumulate adds row by row in order; np.sum need not
                 while lanes.size > 1:
                     lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]

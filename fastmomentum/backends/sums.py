@@ -1,0 +1,182 @@
+"""Plan the sums that a step needs before its update, and derive numbers from them.
+
+A link of a rule may sum over arrays (see :class:`fastmomentum.rules.record.Record`). Its sums are added in one pass
+over the arrays. What is summed is computed from the values that the link reads, so all numbers that links before it
+derive from their own sums must be known: each link of a rule has a round of its own. A sum over all arrays is added
+when every rule with this link has come so far.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from inspect import signature
+from operator import add
+from typing import Any, NamedTuple
+
+from fastmomentum.backends.step_sums import make_square
+from fastmomentum.rules.assemble import Function, Wrap, identity
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.cache import kept_with_rule
+from fastmomentum.rules.elementwise import MASK, moving, widen
+from fastmomentum.rules.record import Record
+
+Round = Mapping[int, Record]
+"""For each parameter the link whose sums a round adds; parameters that have none in this round are left out."""
+
+Columns = dict[int, dict[int, float]]
+"""For each place in a row of hyper-parameters new values, by parameter."""
+
+
+class Skips(NamedTuple):
+    """Hold when an update is skipped.
+
+    Attributes
+    ----------
+    skip : bool
+        Whether to skip an update if a gradient holds a NaN or an infinity.
+    most : int
+        The number of updates in a row that are skipped at most.
+    """
+
+    skip: bool
+    most: int
+
+
+def sum_in_order(values: Any) -> float:
+    """Return the sum of the values, added one after another; the sum of Python 3.12 and later compensates errors."""
+    return reduce(add, values, 0.0)
+
+
+def plan_rounds(rules: Sequence[Rule]) -> list[Round]:
+    """Return the rounds of sums of parameters with these rules.
+
+    Raises
+    ------
+    ValueError
+        If two rules sum over all arrays in different orders.
+    """
+    waiting = {i: list(rule.summing_links) for i, rule in enumerate(rules) if rule.summing_links}
+    rounds: list[Round] = []
+    while waiting:
+        heads = {i: links[0] for i, links in waiting.items()}
+        blocked = {link_key(link) for links in waiting.values() for link in links[1:] if link.scope == "all"}
+        ready = {i: link for i, link in heads.items() if link.scope == "array" or link_key(link) not in blocked}
+        if not ready:
+            raise ValueError("sums: expected links that sum over all arrays in the same order in every group")
+        rounds.append(ready)
+        for i in ready:
+            del waiting[i][0]
+        waiting = {i: links for i, links in waiting.items() if links}
+    return rounds
+
+
+def link_key(link: Record) -> tuple[Any, ...]:
+    """Return what links that share their sums over all arrays have in common."""
+    return link.name, tuple(link.sums.items())
+
+
+def make_summands(rule: Rule, link: Record, wrap: Wrap = identity) -> Function:
+    """Return ``summands(p, *state, g, *given, *hyper)``: what each sum of a link adds of one element.
+
+    The values that the link reads are computed in the dtype of the arrays; they and the hyper-parameters are then
+    converted to double precision. A frozen element counts as 0.
+    """
+    arguments, calls, reads = rule.program(until=link)
+    start = next(place for place, other in _placed(rule) if other is link)
+    hyper = dict(zip(link.hyper, arguments[len(arguments) - len(rule.hyper) + start :]))
+    takes = [
+        [hyper[name] for name in [*signature(function).parameters][len(reads) :]] for function in link.sums.values()
+    ]
+    functions, wide = [wrap(call.function, len(call.takes)) for call in calls], wrap(widen, 1)
+    choose = wrap(moving, 2)
+
+    def summands(*values: Any) -> tuple[Any, ...]:
+        known = dict(zip(arguments, values))
+        for call, function in zip(calls, functions):
+            found = function(*[known[name] for name in call.takes])
+            known.update(zip(call.sets, found if call.packed or len(call.sets) > 1 else (found,)))
+        given = [wide(known[name]) for name in reads]
+        sums = [
+            function(*given, *[wide(known[name]) for name in others])
+            for function, others in zip(link.sums.values(), takes)
+        ]
+        if MASK in rule.given:
+            mask = values[2 + len(rule.slots) + rule.given.index(MASK)]
+            sums = [choose(mask, value) for value in sums]
+        return tuple(sums)
+
+    return summands
+
+
+def _placed(rule: Rule) -> list[tuple[int, Record]]:
+    """Return the links of a rule, each with the place in `hyper` where its hyper-parameters begin."""
+    starts, start = [], 0
+    for link in rule.links:
+        starts.append((start, link))
+        start += len(link.hyper)
+    return starts
+
+
+def make_round_summands(with_square: bool, link: Record | None) -> Callable[[Rule, Wrap], Function]:
+    """Return the function that makes the summands of one rule in one round: g² first if asked for, then the link's."""
+
+    def make(rule: Rule, wrap: Wrap = identity) -> Function:
+        parts = [make_square(rule, wrap)] if with_square else []
+        parts += [] if link is None else [make_summands(rule, link, wrap)]
+        return lambda *values: tuple(summand for part in parts for summand in part(*values))
+
+    return make
+
+
+class Late(NamedTuple):
+    """Hold the numbers that a link of a rule derives from sums and memory.
+
+    Attributes
+    ----------
+    entries : list of (int or None, int or None, callable, tuple of str)
+        For each number its place in the row of hyper-parameters, its index in the memory, the function that derives it,
+        and the names of its arguments.
+    ranges : mapping of str to Range
+        The values that are allowed.
+    """
+
+    link: Record
+    entries: list[tuple[str, int | None, int | None, Function, tuple[str, ...]]]
+
+    def derive(self, known: Mapping[str, float]) -> tuple[dict[int, float], dict[int, float]]:
+        """Return the derived numbers by place in the row, and those by index in the memory.
+
+        Raises
+        ------
+        ValueError
+            If a number is not in its range.
+        """
+        row: dict[int, float] = {}
+        memory: dict[int, float] = {}
+        for name, place, index, function, sources in self.entries:
+            value = float(function(*[known[source] for source in sources]))
+            if name in self.link.ranges and value not in self.link.range_of(name):
+                given = {source: known[source] for source in sources}
+                raise ValueError(f"{name}: expected {self.link.range_of(name)}; got {value!r}, derived from {given}")
+            if place is not None:
+                row[place] = value
+            if index is not None:
+                memory[index] = value
+        return row, memory
+
+
+@kept_with_rule
+def late_of(rule: Rule, link: Record) -> Late:
+    """Return the numbers that a link of this rule derives from sums and memory."""
+    start = next(place for place, other in _placed(rule) if other is link)
+    hyper, memory = list(link.hyper), list(link.memory)
+    return Late(
+        link,
+        [
+            (
+                *(name, start + hyper.index(name) if name in hyper else None),
+                *(memory.index(name) if name in memory else None, function, link.sources[name]),
+            )
+            for name, function in link.derived.items()
+            if name in link.late
+        ],
+    )
