@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from fastmomentum.optim.trace import Trace
     from fastmomentum.rules import stages
     from fastmomentum.rules.averages import averaged
-    from fastmomentum.rules.base import Rule, Stage
+    from fastmomentum.rules.base import Rule
     from fastmomentum.rules.cache import clear_cache
     from fastmomentum.rules.cautious import cautious
     from fastmomentum.rules.compose import chain
     from fastmomentum.rules.convert import convert
+    from fastmomentum.rules.stage import Stage
     from fastmomentum.solvers import minimize
 
 __version__ = "0.1.0"
@@ -34,7 +35,7 @@ _modules = {
     "Optimizer": "optim.optimizer",
     "Rule": "rules.base",
     "SparseRows": "optim.sparse",
-    "Stage": "rules.base",
+    "Stage": "rules.stage",
     "Trace": "optim.trace",
     "averaged": "rules.averages",
     "cautious": "rules.cautious",

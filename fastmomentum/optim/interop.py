@@ -21,11 +21,11 @@ from fastmomentum.optim.checkpoint import copies_of, load_dict, plain_number, to
 from fastmomentum.optim.engine import Engine
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.params import to_list
-from fastmomentum.rules.base import LR_CORRECTION
 from fastmomentum.rules.convert import same_method
 from fastmomentum.rules.elementwise import GIVEN
 from fastmomentum.rules.options import OFF
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.stage import LR_CORRECTION
 
 BUFFER = "momentum_buffer"
 NUMBERS = ("lr", "momentum", "dampening", "weight_decay")

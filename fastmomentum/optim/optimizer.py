@@ -1,7 +1,6 @@
 """The class Optimizer: its public methods, which check arguments and leave the work to the engine and other modules."""
 
 from collections.abc import Callable, Mapping
-from inspect import signature
 from os import PathLike
 from typing import Any, Never, Self
 
@@ -9,6 +8,7 @@ from fastmomentum import checks
 from fastmomentum.backends.interrupts import one_caller
 from fastmomentum.optim import changes, checkpoint, conversion, run_file
 from fastmomentum.optim.engine import Engine
+from fastmomentum.optim.evaluation import evaluation_points
 from fastmomentum.optim.group_settings import GroupSettings, SettingAttribute, grads_in_order, set_settings
 from fastmomentum.optim.groups import SHARED
 from fastmomentum.optim.params import Layout, parse_params, with_group
@@ -174,19 +174,7 @@ class Optimizer:
         >>> opt.params, opt.evaluate()
         (array([0.125]), array([0.25]))
         """
-        engine = self._engine
-        params, slots = engine.state.fetch_params(), engine.state.fetch_slots()
-        names, evaluation = engine.update.slots, engine.update.core.evaluation
-        if evaluation is None:
-            found = [own[names.index("average")] for own in slots] if "average" in names else params
-            return self._one_or_all(found)
-        found = []
-        for number, p, own in zip(engine.group_of, params, slots):
-            known = {"p": p, **dict(zip(names, own))}
-            taken = signature(evaluation).parameters
-            group = engine.groups[number]
-            found.append(evaluation(**{name: known[name] if name in known else group.number(name) for name in taken}))
-        return self._one_or_all(found)
+        return self._one_or_all(evaluation_points(self._engine))
 
     @property
     def point(self) -> Any:

@@ -299,6 +299,8 @@ def _form(
     try:
         _refuse_momentum_options(rule, hyper)
         update, used = resolve_options(rule, nesterov=nesterov, maximize=maximize, **given)
+        if update.summing_links:
+            return None
         resolve_values(update, used, lambda name, value, allowed: value)
         name = backends.choose(backend, ())
         checks.threads(threads)

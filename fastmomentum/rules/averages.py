@@ -5,9 +5,10 @@ from typing import Any
 
 from fastmomentum import checks
 from fastmomentum.checks import UNIT_INTERVAL
-from fastmomentum.rules.base import Rule, Stage
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import compose_links
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.stage import Stage
 from fastmomentum.rules.variants import one
 
 

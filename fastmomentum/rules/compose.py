@@ -12,10 +12,11 @@ from typing import Any
 from fastmomentum import checks
 from fastmomentum.checks import AT_LEAST_ZERO
 from fastmomentum.rules.assemble import Function
-from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule, Stage
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.record import merge_ranges, resolve_values
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.stage import LOOK_AHEAD, LR_CORRECTION, Stage
 from fastmomentum.rules.stages import leading_scales
 
 

@@ -25,8 +25,9 @@ import numpy as np
 from fastmomentum import checks
 from fastmomentum.checks import RANGES
 from fastmomentum.rules.averages import is_observer
-from fastmomentum.rules.base import LOOK_AHEAD, LR_CORRECTION, Rule
+from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.stage import LOOK_AHEAD, LR_CORRECTION
 
 
 class Convention(NamedTuple):

@@ -137,9 +137,9 @@ class Record:
                 f"rule {self} sums over arrays, or keeps numbers from step to step: use it in an optimiser, "
                 "fastmomentum.Optimizer(params, rule=...)"
             )
-        return self.early_arguments(given)
+        return self._early_arguments(given)
 
-    def early_arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
+    def _early_arguments(self, given: Mapping[str, float]) -> tuple[float, ...]:
         """Return :meth:`arguments` as they are before sums are known: numbers that depend on them are 1."""
         return tuple(
             [
@@ -285,7 +285,7 @@ def check_hyper(
                 raise ValueError(
                     f"{name}: expected {record.allowed[name]}; got {value!r}, which is {cast(value)} in {dtype}"
                 )
-        arguments = record.early_arguments(values) if early else record.arguments(values)
+        arguments = record._early_arguments(values) if early else record.arguments(values)
         row = [float(cast(value)) for value in arguments]
     for name, value, number in zip(record.hyper, arguments, row, strict=True):
         lost = math.isnan(number) or (math.isinf(number) and not any(map(math.isinf, values.values())))

@@ -38,9 +38,9 @@ _named: dict[str, Rule] = {
         *(sgd, pytorch, pytorch_nesterov, classical, classical_nesterov),
         *(ema, ema_nesterov, heavy_ball, nesterov_positions),
         *(ema_corrected, quasi_hyperbolic, aggmo, signum, lion),
-        *(adam, adamw, amsgrad, radam, nadam, adamax, yogi, ademamix),
+        *(adam, adamw, amsgrad, radam, adamax, yogi, ademamix),
         *(rmsprop, rmsprop_momentum, rmsprop_centered, rmsprop_centered_momentum, adagrad, adadelta),
-        *(schedule_free_sgd, schedule_free_adamw, lars, lamb, clipup, fire),
+        *(nadam, schedule_free_sgd, schedule_free_adamw, lars, lamb, clipup, fire),
     )
 }
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from fastmomentum.checks import ANY_BOUND, AT_LEAST_ZERO, BELOW_ONE, UNIT_INTERVAL
-from fastmomentum.rules.base import Rule, Stage
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.stage import Stage
 
 
 def _scale(g: Any, p: Any, factor: Any) -> Any:

@@ -16,9 +16,9 @@ from fastmomentum.backends.cpu.kernel_cache import kept_on_disk
 from fastmomentum.backends.cpu.kernels import STRICT
 from fastmomentum.backends.cpu.loops import compiled_part, inlined, make_cast, make_function, make_load, make_store
 from fastmomentum.rules.assemble import Function
-from fastmomentum.rules.base import Stage
 from fastmomentum.rules.cache import bounded
 from fastmomentum.rules.compose import chain
+from fastmomentum.rules.stage import Stage
 from fastmomentum.rules.stages import box, negative_threshold, positive_zero, soft_threshold, threshold_of
 
 Floats = npt.NDArray[np.floating]

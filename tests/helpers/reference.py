@@ -21,6 +21,7 @@ ADAPTIVE_RULES = (
     *("adam", "adamw", "amsgrad", "radam", "adamax", "yogi", "ademamix"),
     *("rmsprop", "rmsprop_momentum", "rmsprop_centered", "rmsprop_centered_momentum", "adagrad", "adadelta"),
 )
+SUMMING_RULES = ("nadam", "schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "clipup", "fire")
 POSITIONS = ("heavy_ball", "nesterov_positions")
 LOOKAHEADS = ("classical", "pytorch", "ema")
 DTYPES = (np.float32, np.float64)
@@ -100,22 +101,27 @@ def soft_threshold(x, threshold):
     return np.sign(x) * np.maximum(abs(x) - threshold, 0)
 
 
-def sum_of_squares(values, lanes=32, chunk=65_536):
-    """Return the sum of squares as the package promises to form it, in plain Python and double precision.
+def ordered_sum(values, lanes=32, chunk=65_536):
+    """Return the sum of an array as the package promises to form it, in plain Python and double precision.
 
     Each chunk has 32 lanes, element i goes to lane i mod 32, and halves of the lanes are added until one is left. The
     sums of the chunks are added in order.
     """
-    total = 0.0
+    total, values = 0.0, np.asarray(values).reshape(-1).tolist()
     for start in range(0, len(values), chunk):
         sums = [0.0] * lanes
         for i, x in enumerate(values[start : start + chunk]):
-            sums[i % lanes] += float(x) * float(x)
+            sums[i % lanes] += x
         while len(sums) > 1:
             half = len(sums) // 2
             sums = [sums[i] + sums[half + i] for i in range(half)]
         total += sums[0]
     return total
+
+
+def sum_of_squares(values):
+    """Return the sum of squares, as :func:`ordered_sum` forms it."""
+    return ordered_sum(np.asarray(values, np.float64) ** 2)
 
 
 def bits(array):

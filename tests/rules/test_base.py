@@ -7,13 +7,26 @@ import fastmomentum as fm
 from tests.helpers.arrays import gradients, random_arrays
 from tests.helpers.ids import label
 from tests.helpers.quadratics import AGGREGATED
-from tests.helpers.reference import ADAPTIVE_RULES, BACKENDS, DTYPES, RULES, VARIANTS, assert_same_bits
+from tests.helpers.reference import (
+    ADAPTIVE_RULES,
+    BACKENDS,
+    DTYPES,
+    RULES,
+    SUMMING_RULES,
+    VARIANTS,
+    assert_same_bits,
+)
 
 
 def test_every_rule_has_its_record():
     assert fm.rules.names()[: len(RULES)] == RULES
     ours = [name for name in fm.rules.names() if hasattr(fm.rules, name)]
-    assert ours == [*RULES, *VARIANTS, *ADAPTIVE_RULES]  # what is not listed there no test of bits takes up
+    assert ours == [
+        *RULES,
+        *VARIANTS,
+        *ADAPTIVE_RULES,
+        *SUMMING_RULES,
+    ]  # what is not listed there no test of bits takes up
     for name in RULES:
         rule = fm.rules.find(name)
         assert rule is getattr(fm.rules, name)
