@@ -115,7 +115,10 @@ class State:
             else:
                 self.slots = [tuple(self._arrays.view("state", slot) for slot in slots) for slots in layout.slots]
         self.params: list[Any] = params
-        self.memory = first_memory(layout.groups[0].update, len(params))
+        core = layout.groups[0].update.core
+        self._first_memory, self._shares_memory = [*map(float, core.memory.values())], core.scope == "all"
+        one = self._first_memory.copy()
+        self.memory = [one if self._shares_memory else one.copy() for _ in params]
         self.counter = StepCounter()
         self._tally = [0] * len(params), 0, [False] * len(params)  # updates, the step when they were counted, and which
         self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
@@ -169,8 +172,8 @@ class State:
         found._grad_names = _names_of_grads(layout)
         found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
         found.elements = [*self.elements, *new.elements]
-        is_shared = layout.groups[0].update.core.scope == "all"
-        found.memory = [*self.memory, *(self.memory[:1] * len(new.memory) if is_shared and count else new.memory)]
+        shared = self.memory[:1] * len(new.memory) if self._shares_memory else []
+        found.memory = [*self.memory, *(shared or new.memory)]
         counts = [*self._tally[2], *[False] * len(new.params)]
         found._tally = [*self.updates, *new.updates], self.counter.steps, counts
         return found
@@ -264,10 +267,10 @@ class State:
                         self._arrays.copy(values, self.params[i], rows)
                     else:
                         self._arrays.zero(values, rows)
-        core, all_of_them = rule.core, {*which} >= {*range(len(self.params))}
-        if core.memory and rows is ALL_ROWS and (core.scope == "array" or all_of_them):
-            for i in which:
-                self.memory[i][:] = core.memory.values()
+        if self._first_memory and rows is ALL_ROWS:
+            is_whole = not self._shares_memory or {*which} >= {*range(len(self.params))}
+            for i in which if is_whole else ():
+                self.memory[i][:] = self._first_memory
 
     def is_moving(self, i: int, rule: Rule) -> bool:
         """Return whether a slot of this parameter that starts from zero is not zero."""
@@ -353,12 +356,6 @@ class State:
         for i, param in enumerate(self.given):
             if is_tensor(param):  # pickle keeps its layout, but turns an array that is like it into one in C order
                 self.__dict__.update(self.with_param(i, param).__dict__)
-
-
-def first_memory(rule: Rule, count: int) -> list[list[float]]:
-    """Return the first values of what a rule keeps from step to step, for this number of parameters."""
-    values = [float(value) for value in rule.core.memory.values()]
-    return [values] * count if rule.core.scope == "all" else [values.copy() for _ in range(count)]
 
 
 def _check_unchanged(name: str, new: Any, old: Any, any_layout: bool = False) -> None:

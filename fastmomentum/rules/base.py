@@ -265,6 +265,13 @@ class Rule(Record):
         """Return the arguments, the calls and the results of the scalar function, as variables.
 
         With `until`, a link, the calls are those before its first part, and the results the values that it reads.
+
+        Examples
+        --------
+        >>> import fastmomentum as fm
+        >>> arguments, calls, results = fm.rules.pytorch.program()
+        >>> arguments, results
+        (['p', 'velocity', 'g', 'lr', 'momentum', 'keep'], ['p', 'velocity'])
         """
         values, placed = ("p", *self.slots, "g"), self._placed_parts()
         passing = dict.fromkeys(value for part, _, _ in placed for value in part.writes if value not in values)

@@ -244,7 +244,7 @@ def resolve_rule(rule: str | Rule, hyper: Mapping[str, Setting]) -> ResolvedRule
                 f"{name}: expected no value, as this function varies {name} itself; got {hyper[name]!r}. Leave it out"
             )
     composed, values = resolve_options(rule, lr=0.0, momentum=0.0, **hyper)
-    if STEP in composed.parameters:
+    if STEP in composed.parameters or composed.summing_links:
         raise ValueError(f"rule: expected one that is linear in p, state and g at every step; got {composed}")
     return ResolvedRule(composed, {name: value for name, value in values.items() if name not in ("lr", "momentum")})
 

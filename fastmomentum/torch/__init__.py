@@ -23,10 +23,11 @@ try:
 except ImportError as error:
     raise ImportError("fastmomentum.torch needs torch: pip install 'fastmomentum[torch]'") from error
 
-from fastmomentum.torch.adam import Adam, Adamax, AdamW, AdEMAMix, RAdam
+from fastmomentum.torch.adam import Adam, Adamax, AdamW, AdEMAMix, NAdam, RAdam
 from fastmomentum.torch.adaptive import Adadelta, Adagrad, RMSprop
 from fastmomentum.torch.named import QHM, SGD, Lion, Signum
 from fastmomentum.torch.optimizer import Optimizer
+from fastmomentum.torch.schedule_free import AdamWScheduleFree, SGDScheduleFree
 
 __all__ = [
     "QHM",
@@ -36,10 +37,13 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AdamWScheduleFree",
     "Adamax",
     "Lion",
+    "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "SGDScheduleFree",
     "Signum",
 ]

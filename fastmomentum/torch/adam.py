@@ -185,6 +185,60 @@ class RAdam(Optimizer):
     translated = staticmethod(with_betas)
 
 
+class NAdam(Optimizer):
+    """Adam with Nesterov momentum, the drop-in for torch.optim.NAdam.
+
+    :class:`Adam` with (1−μ_t)g/(1−Πμ_1…μ_t) + μ_(t+1)m/(1−Πμ_1…μ_(t+1)) in place of m/(1−β₁^t)
+
+    Parameters
+    ----------
+    params, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay, maximize
+        As for torch.optim.NAdam, with its defaults.
+    **options
+        As for :class:`Adam`.
+
+    Notes
+    -----
+    Dozat 2016, Algorithm 8, with μ_t = β₁·(1 − 0.96^(t·momentum_decay)/2). Equivalent to torch.optim.NAdam, with
+    interchangeable state; the product of all μ_t so far is kept in double precision, under "memory", and as torch has
+    it.
+
+    Examples
+    --------
+    >>> import torch, fastmomentum.torch
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> opt = fastmomentum.torch.NAdam([weight], lr=0.5)
+    >>> weight.grad = torch.tensor([1.0])
+    >>> opt.step()
+    >>> weight.detach()
+    tensor([0.4718])
+    """
+
+    ignored: ClassVar[tuple[str, ...]] = IGNORED
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Number = 2e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        check_options(self, options)
+        check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay)
+        check_betas(betas)
+        options |= {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        options |= {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        super().__init__(params, "nadam", **options)
+
+    translated = staticmethod(with_betas)
+
+
 class Adamax(Optimizer):
     """Adam by the largest gradient, the drop-in for torch.optim.Adamax.
 

@@ -37,6 +37,9 @@ SLOT_NAMES: dict[str | None, dict[str, str]] = {
     "adamw": {"velocity": "exp_avg", "square": "exp_avg_sq"},
     "amsgrad": {"velocity": "exp_avg", "square": "exp_avg_sq", "largest": "max_exp_avg_sq"},
     "radam": {"velocity": "exp_avg", "square": "exp_avg_sq"},
+    "nadam": {"velocity": "exp_avg", "square": "exp_avg_sq"},
+    "schedule_free_sgd": {"base": "z"},
+    "schedule_free_adamw": {"base": "z", "square": "exp_avg_sq"},
     "adamax": {"velocity": "exp_avg", "largest": "exp_inf"},
     "ademamix": {"velocity": "exp_avg_fast", "slow": "exp_avg_slow", "square": "exp_avg_sq"},
     "adagrad": {"total": "sum"},
@@ -48,6 +51,15 @@ SLOT_NAMES: dict[str | None, dict[str, str]] = {
 Slots of other rules have their own names there.
 """
 
+
+MEMORY = "memory"
+"""The name under which the state of a parameter holds what the rule keeps from step to step: a dict of floats.
+
+torch rounds tensors of a state to the parameter's dtype when it loads them, and leaves floats as they are.
+"""
+
+TORCH_MEMORY: dict[str | None, dict[str, str]] = {"nadam": {"product": "mu_product"}}
+"""For each rule the names under which torch stores such numbers, as tensors of one number."""
 
 COUNTED = (*RMSPROP, "adadelta")
 """The rules that do not use the number of the update, though torch has it in their state."""
@@ -188,6 +200,8 @@ class Run:
         self.engine = Engine(layout, None, threads, optimizer.skip_nonfinite, read=reader)
         self.engine.state.counter.steps, self.engine.state.updates = optimizer.steps, updates
         uses_step = any([group.uses_step for group in self.engine.groups])
+        self._memory_names = [*self._rule.core.memory]
+        self._take_memory()
         self._counts = self._counters(updates) if uses_step or self._full_rule.name in COUNTED else []
         self._seen, self._watched_groups = settings, [*map(Entries, groups)]
         self._is_direct = all([self._translated(group) is group for group in groups]) and self._rule is self._full_rule
@@ -201,7 +215,7 @@ class Run:
     @property
     def is_one_call(self) -> bool:
         """Whether a step writes in one call of compiled code, which no signal interrupts."""
-        return not (self._new or self._copies or self._counts)
+        return not (self._new or self._copies or self._counts or self._memory_names)
 
     def _take_state(self) -> tuple[list[int], list[list[Any]], list[int]]:
         """Return the number of updates and the slots of each parameter, and which parameters have new slots.
@@ -230,6 +244,29 @@ class Run:
             updates.append(0 if is_missing and all(is_missing) else int(entry.get(STEP, 1)))
             found.append(slots)
         return updates, found, new
+
+    def _take_memory(self) -> None:
+        """Let the engine go on with what the state holds of the numbers that the rule keeps from step to step."""
+        in_torch = TORCH_MEMORY.get(self._full_rule.name, {})
+        for param, memory in zip(self._params, self.engine.state.memory if self._memory_names else ()):
+            entry = self._state.get(param, {})
+            kept = entry.get(MEMORY, {})
+            for place, name in enumerate(self._memory_names):
+                value = kept.get(name)
+                other = entry.get(in_torch.get(name))
+                if other is not None and (value is None or torch.tensor(value, dtype=other.dtype) != other):
+                    value = other  # torch's own optimiser has gone on since
+                if value is not None:
+                    memory[place] = float(value)
+
+    def _write_memory(self, grads: Sequence[Any]) -> None:
+        """Make the numbers that the rule keeps from step to step part of the state of the updated parameters."""
+        in_torch = TORCH_MEMORY.get(self._full_rule.name, {})
+        for param, memory, grad in zip(self._params, self.engine.state.memory, grads):
+            if grad is not None and param in self._state:
+                entry, values = self._state[param], dict(zip(self._memory_names, memory))
+                entry[MEMORY] = values
+                entry.update({other: torch.tensor(values[name]) for name, other in in_torch.items()})
 
     def _settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a group."""
@@ -338,7 +375,10 @@ class Run:
         if counts:
             torch._foreach_add_(counts, 1.0)
             self._versions = [count._version for count in self._counts]
-        return bool(self._new) and self._publish(own)
+        has_new = bool(self._new) and self._publish(own)
+        if self._memory_names:
+            self._write_memory(own)
+        return has_new
 
     def _publish(self, grads: Sequence[Any]) -> bool:
         """Make the slots of parameters that have had their first update part of the state."""

@@ -10,7 +10,7 @@ from tests.helpers.ids import label
 from tests.helpers.optim_db import optim_db
 from tests.helpers.tensors import copies_of, make_params, set_gradients
 
-NAMES = ("Adam", "AdamW", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
+NAMES = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 INFOS = {info.optim_cls.__name__: info for info in optim_db if info.optim_cls.__name__ in NAMES}
 IGNORED = ("foreach", "fused", "capturable", "differentiable")
 
@@ -42,13 +42,22 @@ def take_steps(runs, numbers):
             opt.step()
 
 
+@pytest.fixture
+def in_double():
+    """Let torch's NAdam keep the product of its factors in double precision, as the rule does."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 @every_case
-def test_steps_and_state_are_those_of_torch_and_go_on_in_the_other_one(name, settings, numpy_backend):
+def test_steps_and_state_are_those_of_torch_and_go_on_in_the_other_one(name, settings, numpy_backend, in_double):
     (theirs, other), (ours, opt) = pair_of(name, make_params(dtype=torch.float64), settings)
     start = copies_of(ours)
     take_steps([(theirs, other), (ours, opt)], range(6))
     saved, foreign = copy.deepcopy(opt.state_dict()), copy.deepcopy(other.state_dict())
-    assert {key: {*value} for key, value in saved["state"].items()} == {
+    assert {key: {*value} - {"memory"} for key, value in saved["state"].items()} == {
         key: {*value} for key, value in foreign["state"].items()
     }
     assert saved["param_groups"][0].keys() == foreign["param_groups"][0].keys()
