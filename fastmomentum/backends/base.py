@@ -1,8 +1,7 @@
 """Define the interface of the three backends, and the code that they share."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.step_sums import StepSums
-from fastmomentum.backends.sums import Columns, Round, Skips, late_of, link_key, sum_in_order
+from fastmomentum.backends.sums import Derivation, Round, Skips, plan_derivations, sum_in_order
 from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import MASK
@@ -202,6 +201,9 @@ class HostExecutor:
     _row_of: Sequence[int]
     _active: Sequence[int]
     _rows: StepRows
+    _hyper_of: Mapping[int, Any]
+    """For each active parameter its row of hyper-parameters, in which single numbers can be set."""
+    _derivations: list[list[Derivation]] | None = None
     reads_tensors = False
 
     def observe_with(self, observers: Sequence[Observer]) -> None:
@@ -237,71 +239,71 @@ class HostExecutor:
         """
         raise NotImplementedError
 
-    def set_columns(self, columns: Columns) -> None:
-        """Set single hyper-parameters of single parameters, which were derived from sums."""
-        raise NotImplementedError
-
     def run(self, grads: list[Any]) -> bool:
         """Do one update."""
         raise NotImplementedError
 
     def run_summed(self, grads: list[Any], skips: Skips) -> bool:
         """Do one update after the sums that its rules need, or skip it."""
-        counter, finite = self._counter, True
-        kept: list[tuple[list[float], dict[int, float]]] = []
-        for number in range(max(1, len(self._rounds))):
+        counter, finite, remembering = self._counter, True, []
+        derivations = self._plan_derivations()
+        for number in range(len(derivations) or 1):
             asks = skips.skip and number == 0
             sums = self.sum_round(number, asks, grads)
             if sums is None:
                 return False
             if asks:
-                total = sum_in_order([sums[i][0] for i in self._active])
-                finite = is_finite(total, grads, self._jobs)
+                finite = is_finite(sum_in_order([sums[i][0] for i in self._active]), grads, self._jobs)
                 if not finite and counter.in_a_row < skips.most:
                     counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
                     return True
-            if self._rounds:
-                kept += self._derive(self._rounds[number], sums, int(asks))
-        with uninterrupted() if kept else nullcontext():
+            if derivations:
+                remembering += self._derive(derivations[number], sums, int(asks))
+        if remembering:
+            with uninterrupted():
+                done = self.run(grads)
+                for derivation in remembering if done else ():
+                    derivation.remember()
+        else:
             done = self.run(grads)
-            if done:
-                for memory, values in kept:
-                    for index, value in values.items():
-                        memory[index] = value
         if done and finite:
             counter.in_a_row = 0
         return done
 
+    def _plan_derivations(self) -> list[list[Derivation]]:
+        """Return for each round what is derived from its sums; it is planned once for each selection of parameters."""
+        if self._derivations is None:
+            rules, memories = [job.update for job in self._jobs], [job.memory for job in self._jobs]
+            self._derivations = [
+                plan_derivations(links, rules, self._row_of, memories, self._active) for links in self._rounds
+            ]
+        return self._derivations
+
     def _derive(
-        self, links: Round, sums: Sequence[Sequence[float]], first: int
-    ) -> list[tuple[list[float], dict[int, float]]]:
-        """Set the hyper-parameters that follow from the sums of a round; return the next values of memory.
+        self, derivations: Sequence[Derivation], sums: Sequence[Sequence[float]], first: int
+    ) -> list[Derivation]:
+        """Set the hyper-parameters that follow from the sums of a round; return the derivations that keep numbers.
 
         The sums of the links begin with the entry `first` of each parameter.
         """
-        active = [i for i in self._active if i in links]
-        totals: dict[Any, tuple[float, ...]] = {}
-        for i in active:
-            if links[i].scope == "all" and link_key(links[i]) not in totals:
-                members = [sums[j][first:] for j in active if link_key(links[j]) == link_key(links[i])]
-                totals[link_key(links[i])] = tuple([sum_in_order(column) for column in zip(*members)])
-        columns: Columns = {}
-        kept: dict[int, tuple[list[float], dict[int, float]]] = {}
-        derived: dict[Any, tuple[dict[int, float], dict[int, float]]] = {}
-        for i in active:
-            link, job, row = links[i], self._jobs[i], self._row_of[i]
-            own = totals[link_key(link)] if link.scope == "all" else tuple(sums[i][first:])
-            found = derived.get(key := (row, id(link), *own, *job.memory))
-            if found is None:
-                late = self._rows.numbers[row][len(job.update.hyper) :]
-                names = (*job.update.late_parameters, *link.sums, *link.memory)
-                found = derived[key] = late_of(job.update, link).derive(dict(zip(names, (*late, *own, *job.memory))))
-            for place, value in found[0].items():
-                columns.setdefault(place, {})[i] = value
-            if found[1]:
-                kept[id(job.memory)] = job.memory, found[1]
-        self.set_columns(columns)
-        return list(kept.values())
+        totals: dict[Any, Sequence[float]] = {}
+        numbers, hyper_of, remembering = self._rows.numbers, self._hyper_of, []
+        for derivation in derivations:
+            key, members = derivation.key, derivation.members
+            if key is None:
+                own = sums[members[0]][first:]
+            elif key in totals:
+                own = totals[key]
+            else:
+                all_members = [i for each in derivations if each.key == key for i in each.members]
+                columns = zip(*[sums[i][first:] for i in sorted(all_members)])
+                own = totals[key] = [sum_in_order(column) for column in columns]
+            for place, value in derivation.derive(own, numbers):
+                for i in members:
+                    hyper_of[i][place] = value
+            if derivation.next:
+                remembering.append(derivation)
+        return remembering
 
     def use_stream(self, stream: object) -> None:
         """Refuse any stream, as the host has none."""

@@ -15,15 +15,11 @@ from typing import Any, NamedTuple
 from fastmomentum.backends.step_sums import make_square
 from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.cache import kept_with_rule
 from fastmomentum.rules.elementwise import MASK, moving, widen
 from fastmomentum.rules.record import Record
 
 Round = Mapping[int, Record]
 """For each parameter the link whose sums a round adds; parameters that have none in this round are left out."""
-
-Columns = dict[int, dict[int, float]]
-"""For each place in a row of hyper-parameters new values, by parameter."""
 
 
 class Skips(NamedTuple):
@@ -127,56 +123,75 @@ def make_round_summands(with_square: bool, link: Record | None) -> Callable[[Rul
     return make
 
 
-class Late(NamedTuple):
-    """Hold the numbers that a link of a rule derives from sums and memory.
+class Derivation:
+    """Derive the numbers of one link from sums and memory, for parameters that share them.
 
     Attributes
     ----------
-    entries : list of (int or None, int or None, callable, tuple of str)
-        For each number its place in the row of hyper-parameters, its index in the memory, the function that derives it,
-        and the names of its arguments.
-    ranges : mapping of str to Range
-        The values that are allowed.
+    members : list of int
+        The parameters: several if the sums are over all arrays.
+    key : tuple or None
+        What identifies the sums over all arrays; None if the sums are those of the one member.
     """
 
-    link: Record
-    entries: list[tuple[str, int | None, int | None, Function, tuple[str, ...]]]
+    def __init__(self, rule: Rule, link: Record, row: int, member: int, memory: list[float]) -> None:
+        start = next(place for place, other in _placed(rule) if other is link)
+        hyper, kept = list(link.hyper), list(link.memory)
+        known = (*rule.late_parameters, *link.sums, *link.memory)
+        self.members, self.key = [member], link_key(link) if link.scope == "all" else None
+        self._link, self._row, self._first, self._memory = link, row, len(rule.hyper), memory if kept else []
+        self._entries = [
+            (
+                *(name, start + hyper.index(name) if name in hyper else None),
+                *(kept.index(name) if name in kept else None, function),
+                *([known.index(source) for source in link.sources[name]], link.ranges and name in link.ranges),
+            )
+            for name, function in link.derived.items()
+            if name in link.late
+        ]
 
-    def derive(self, known: Mapping[str, float]) -> tuple[dict[int, float], dict[int, float]]:
-        """Return the derived numbers by place in the row, and those by index in the memory.
+    def derive(self, sums: Sequence[float], numbers: Sequence[Sequence[float]]) -> list[tuple[int, float]]:
+        """Return place and value of each number in the row of hyper-parameters; keep those of memory.
+
+        `numbers` holds the rows, each with the values that users give at its end. Values of memory are kept in
+        :attr:`next` until the update is done.
 
         Raises
         ------
         ValueError
             If a number is not in its range.
         """
-        row: dict[int, float] = {}
-        memory: dict[int, float] = {}
-        for name, place, index, function, sources in self.entries:
+        known = (*numbers[self._row][self._first :], *sums, *self._memory)
+        found = []
+        self.next: list[tuple[int, float]] = []
+        for name, place, index, function, sources, is_limited in self._entries:
             value = float(function(*[known[source] for source in sources]))
-            if name in self.link.ranges and value not in self.link.range_of(name):
-                given = {source: known[source] for source in sources}
-                raise ValueError(f"{name}: expected {self.link.range_of(name)}; got {value!r}, derived from {given}")
+            if is_limited and value not in self._link.range_of(name):
+                given = dict(zip(self._link.sources[name], [known[source] for source in sources]))
+                raise ValueError(f"{name}: expected {self._link.range_of(name)}; got {value!r}, derived from {given}")
             if place is not None:
-                row[place] = value
+                found.append((place, value))
             if index is not None:
-                memory[index] = value
-        return row, memory
+                self.next.append((index, value))
+        return found
+
+    def remember(self) -> None:
+        """Let the memory have its next values."""
+        for index, value in self.next:
+            self._memory[index] = value
 
 
-@kept_with_rule
-def late_of(rule: Rule, link: Record) -> Late:
-    """Return the numbers that a link of this rule derives from sums and memory."""
-    start = next(place for place, other in _placed(rule) if other is link)
-    hyper, memory = list(link.hyper), list(link.memory)
-    return Late(
-        link,
-        [
-            (
-                *(name, start + hyper.index(name) if name in hyper else None),
-                *(memory.index(name) if name in memory else None, function, link.sources[name]),
-            )
-            for name, function in link.derived.items()
-            if name in link.late
-        ],
-    )
+def plan_derivations(
+    links: Round, rules: Sequence[Rule], row_of: Sequence[int], memories: Sequence[list[float]], active: Sequence[int]
+) -> list[Derivation]:
+    """Return what is derived in a round for these active parameters; ``row_of[i]`` is the row of parameter i."""
+    found: dict[Any, Derivation] = {}
+    for i in active:
+        if i in links:
+            link = links[i]
+            shared = (row_of[i], id(link), id(memories[i]) if link.memory else None) if link.scope == "all" else i
+            if shared in found:
+                found[shared].members.append(i)
+            else:
+                found[shared] = Derivation(rules[i], link, row_of[i], i, memories[i])
+    return list(found.values())

@@ -25,7 +25,7 @@ from fastmomentum.backends.cpu.headers import ALIGNED, C_CONTIGUOUS, HEADER, OBJ
 from fastmomentum.backends.cpu.kernels import many_kernel
 from fastmomentum.backends.cpu.reductions import sums_kernel
 from fastmomentum.backends.step_sums import WIDTH, StepSums, make_step_summands
-from fastmomentum.backends.sums import Columns, make_round_summands, plan_rounds
+from fastmomentum.backends.sums import make_round_summands, plan_rounds
 from fastmomentum.backends.tensors import counted, tensor_of
 from fastmomentum.checks import address
 from fastmomentum.rules.assemble import Function
@@ -161,6 +161,7 @@ class CpuExecutor(HostExecutor):
         self._blocks: list[HyperBlock] = []
         self._parts: list[Part] = []
         self._row_of, self._active = row_of, [i for i, row in enumerate(row_of) if row != NO_ROW]
+        self._derivations = None
         self._sums: dict[tuple[int, bool], tuple[npt.NDArray[np.float64], KernelCalls]] = {}
         self._measures: KernelCalls | None = None
         updates, start = self._calls_after_check(table), 0
@@ -176,6 +177,7 @@ class CpuExecutor(HostExecutor):
             self._parts.append(part)
             self._blocks += self._by_row(hyper, numbers, row_of)
             checked, start = table[:0], start + len(numbers)
+        self._hyper_of = {i: block.hyper[k] for block in self._blocks for k, i in enumerate(block.members)}
         self._counter.expect_calls(len(self._parts))
         run = self._observed(updates.runner() if rows else partial(_count_step, self._counter))
         written = [array for i in rows for array in self._jobs[i].arrays]
@@ -270,13 +272,6 @@ class CpuExecutor(HostExecutor):
             return None
         rows = self._step_sum_rows.tolist()
         return {i: self._step_sums(i, sums) for i, sums in enumerate(rows) if grads[i] is not None}
-
-    def set_columns(self, columns: Columns) -> None:
-        """Set single hyper-parameters of single parameters."""
-        for place, values in columns.items():
-            for block in self._blocks:
-                if block.members[0] in values:
-                    block.hyper[:, place] = [values[i] for i in block.members]
 
 
 def _count_step(counter: StepCounter, grads: list[Any]) -> bool:

@@ -9,7 +9,7 @@ from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.numpy.kernels import results_of, write
 from fastmomentum.backends.numpy.reductions import measure, sum_up
 from fastmomentum.backends.step_sums import StepSums
-from fastmomentum.backends.sums import Columns, make_round_summands, plan_rounds
+from fastmomentum.backends.sums import make_round_summands, plan_rounds
 from fastmomentum.backends.tensors import counted
 from fastmomentum.backends.weak import weakly
 from fastmomentum.rules.assemble import identity
@@ -29,7 +29,7 @@ class NumpyExecutor(HostExecutor):
 
     def select(self, row_of: Sequence[int]) -> None:
         """Update the parameters that have a row of hyper-parameters until the next call."""
-        self._row_of = row_of
+        self._row_of, self._derivations = row_of, None
         self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
         run = self._observed(weakly(self._update))
         self.run = counted(run, [array for i in self._active for array in self._jobs[i].arrays])
@@ -37,7 +37,9 @@ class NumpyExecutor(HostExecutor):
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
         self._rows = rows
-        self._hyper = {i: list(rows.numbers[self._row_of[i]][: len(self._jobs[i].update.hyper)]) for i in self._active}
+        self._hyper_of = {
+            i: list(rows.numbers[self._row_of[i]][: len(self._jobs[i].update.hyper)]) for i in self._active
+        }
 
     def sum_round(self, number: int, with_square: bool, grads: list[Any]) -> list[list[float]]:
         """Return the sums of a round for each parameter."""
@@ -45,24 +47,18 @@ class NumpyExecutor(HostExecutor):
         links = self._rounds[number] if self._rounds else {}
         for i in self._active:
             job = self._jobs[i]
-            row = tuple([job.dtype.type(value) for value in self._hyper[i]])
+            row = tuple([job.dtype.type(value) for value in self._hyper_of[i]])
             summands = make_round_summands(with_square, links.get(i))(job.update, identity)
             if with_square or i in links:
                 found[i] = sum_up(summands, self._flat[i], flat_view(grads[i]), row, job.given)
         return found
-
-    def set_columns(self, columns: Columns) -> None:
-        """Set single hyper-parameters of single parameters."""
-        for place, values in columns.items():
-            for i, value in values.items():
-                self._hyper[i][place] = value
 
     def measure(self, grads: list[Any]) -> dict[int, StepSums]:
         """Return the sums of the next step."""
         found = {}
         for i in self._active:
             job = self._jobs[i]
-            row = tuple([job.dtype.type(number) for number in self._hyper[i]])
+            row = tuple([job.dtype.type(number) for number in self._hyper_of[i]])
             found[i] = self._step_sums(i, measure(job.update, self._flat[i], flat_view(grads[i]), row, job.given))
         return found
 
@@ -70,7 +66,7 @@ class NumpyExecutor(HostExecutor):
         """Compute the results of all parameters, then write them: a rule's function that raises has written nothing."""
         found = []
         for i in self._active:
-            results = self._results[i](self._flat[i], flat_view(grads[i]), self._hyper[i], self._jobs[i].given)
+            results = self._results[i](self._flat[i], flat_view(grads[i]), self._hyper_of[i], self._jobs[i].given)
             if results is None:
                 return False
             found.append(results)
