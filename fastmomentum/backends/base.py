@@ -191,12 +191,11 @@ class Observer(Protocol):
         """Return the function to call after the update by these gradients; None if the update cannot be done."""
 
 
-class HostExecutor:
-    """Implement what both executors on the host share: the norm of the gradients is known before the update."""
+class SummingExecutor:
+    """Implement updates that need sums before them, for an executor that can add up what a rule sums."""
 
     _counter: StepCounter
     _jobs: Sequence[ArrayUpdate]
-    _observers: Sequence[Observer] = ()
     _rounds: Sequence[Round]
     _row_of: Sequence[int]
     _active: Sequence[int]
@@ -204,33 +203,6 @@ class HostExecutor:
     _hyper_of: Mapping[int, Any]
     """For each active parameter its row of hyper-parameters, in which single numbers can be set."""
     _derivations: list[list[Derivation]] | None = None
-    reads_tensors = False
-
-    def observe_with(self, observers: Sequence[Observer]) -> None:
-        """Let these observers observe every update, from the next :meth:`Executor.select` on."""
-        self._observers = observers
-
-    def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
-        """Return `run` with calls of the observers; `run` itself if there are none."""
-        for observer in self._observers:
-            run = partial(_run_observed, ref(self), observer, run)
-        return run
-
-    def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
-        """Return the sums of the step that :meth:`Executor.run` would do now, by parameter; nothing is written.
-
-        Parameters without a gradient have no entry. The sums are computed in one pass, with the hyper-parameters of
-        this update, the clip factor included. With the stage `maximize` the gradient counts as −g, the gradient of the
-        function that is minimised. The result is None if the update cannot be done.
-        """
-        raise NotImplementedError
-
-    def _step_sums(self, i: int, sums: Iterable[float]) -> StepSums:
-        """Return the sums of a parameter, with the opposite sign of its gradient if its rule has `maximize`."""
-        found = StepSums(*sums)
-        if maximises(self._jobs[i].update):
-            return found._replace(along=-found.along, slope=-found.slope)
-        return found
 
     def sum_round(self, number: int, with_square: bool, grads: list[Any]) -> list[list[float]] | None:
         """Return the sums of a round for each parameter, that of g² first if asked for; None if it cannot be done.
@@ -253,7 +225,7 @@ class HostExecutor:
             if sums is None:
                 return False
             if asks:
-                finite = is_finite(sum_in_order([sums[i][0] for i in self._active]), grads, self._jobs)
+                finite = self._is_finite(sum_in_order([sums[i][0] for i in self._active]), grads)
                 if not finite and counter.in_a_row < skips.most:
                     counter.skipped, counter.in_a_row = counter.skipped + 1, counter.in_a_row + 1
                     return True
@@ -305,6 +277,50 @@ class HostExecutor:
                 remembering.append(derivation)
         return remembering
 
+    def _is_finite(self, squares: float, grads: list[Any]) -> bool:
+        """Return whether all gradients are finite, frozen elements aside.
+
+        They are if their sum of squares is. If the sum overflowed, each element is looked at.
+        """
+        return math.isfinite(squares) or are_finite(map(self._fetch, grads), self._jobs)
+
+    def _fetch(self, grad: Any) -> Any:
+        """Return a gradient as a NumPy array; None for None."""
+        return None if grad is None else read("grads", grad)
+
+
+class HostExecutor(SummingExecutor):
+    """Implement what both executors on the host share: observers, and no streams."""
+
+    _observers: Sequence[Observer] = ()
+    reads_tensors = False
+
+    def observe_with(self, observers: Sequence[Observer]) -> None:
+        """Let these observers observe every update, from the next :meth:`Executor.select` on."""
+        self._observers = observers
+
+    def _observed(self, run: Callable[[list[Any]], bool]) -> Callable[[list[Any]], bool]:
+        """Return `run` with calls of the observers; `run` itself if there are none."""
+        for observer in self._observers:
+            run = partial(_run_observed, ref(self), observer, run)
+        return run
+
+    def measure(self, grads: list[Any]) -> dict[int, StepSums] | None:
+        """Return the sums of the step that :meth:`Executor.run` would do now, by parameter; nothing is written.
+
+        Parameters without a gradient have no entry. The sums are computed in one pass, with the hyper-parameters of
+        this update, the clip factor included. With the stage `maximize` the gradient counts as −g, the gradient of the
+        function that is minimised. The result is None if the update cannot be done.
+        """
+        raise NotImplementedError
+
+    def _step_sums(self, i: int, sums: Iterable[float]) -> StepSums:
+        """Return the sums of a parameter, with the opposite sign of its gradient if its rule has `maximize`."""
+        found = StepSums(*sums)
+        if maximises(self._jobs[i].update):
+            return found._replace(along=-found.along, slope=-found.slope)
+        return found
+
     def use_stream(self, stream: object) -> None:
         """Refuse any stream, as the host has none."""
         if stream is not None:
@@ -340,13 +356,8 @@ def group_by_code(jobs: Sequence[ArrayUpdate]) -> tuple[Callable[[int], int], li
     return keys.__getitem__, sorted(range(len(jobs)), key=lambda i: (keys[i], jobs[i].group, i))
 
 
-def is_finite(squares: float, grads: Sequence[Any], jobs: Sequence[ArrayUpdate]) -> bool:
-    """Return whether all gradients are finite, frozen elements aside.
-
-    They are if their sum of squares is. If the sum overflowed, each element is looked at.
-    """
-    if math.isfinite(squares):
-        return True
-    given = [(flat_view(read("grads", grad)), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
+def are_finite(grads: Iterable[Any], jobs: Sequence[ArrayUpdate]) -> bool:
+    """Return whether all elements of these arrays are finite, frozen elements aside."""
+    given = [(flat_view(grad), job.mask) for grad, job in zip(grads, jobs) if grad is not None]
     pairs = [(np.isfinite(grad), mask) for grad, mask in given]
     return all([bool((finite if mask is None else finite | (mask == 0)).all()) for finite, mask in pairs])

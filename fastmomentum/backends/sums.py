@@ -17,6 +17,7 @@ from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import MASK, moving, widen
 from fastmomentum.rules.record import Record
+from fastmomentum.rules.stages import clip_global_norm
 
 Round = Mapping[int, Record]
 """For each parameter the link whose sums a round adds; parameters that have none in this round are left out."""
@@ -68,6 +69,15 @@ def plan_rounds(rules: Sequence[Rule]) -> list[Round]:
 def link_key(link: Record) -> tuple[Any, ...]:
     """Return what links that share their sums over all arrays have in common."""
     return link.name, tuple(link.sums.items())
+
+
+def clips_on_device(rule: Rule) -> bool:
+    """Return whether the only sum of a rule is the norm of all gradients as they are, which a device uses itself."""
+    links = rule.summing_links
+    if not links:
+        return True
+    is_norm = links[0].sums == clip_global_norm.sums and links[0].scope == clip_global_norm.scope
+    return is_norm and len(links) == 1 and not rule.program(until=links[0])[1]
 
 
 def make_summands(rule: Rule, link: Record, wrap: Wrap = identity) -> Function:

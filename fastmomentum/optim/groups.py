@@ -342,7 +342,7 @@ class ParamGroup:
                     "lr: expected a number or a function of the step with correct=True, as a change of a number in "
                     f"device memory cannot be noticed; got {value.array}"
                 )
-            if name in NORMS:
+            if name in NORMS or name in self.update.late_parameters:
                 raise TypeError(f"{name}: expected a number or a function of the step; got {value.array}")
 
 

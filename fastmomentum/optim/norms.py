@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from fastmomentum.optim.groups import ParamGroup
 from fastmomentum.optim.restart import GRADIENT, check_restart
-from fastmomentum.rules.stages import clip_global_norm
 
 
 class SettingsPlan(NamedTuple):
@@ -38,27 +37,6 @@ def plan_settings(groups: list[ParamGroup], skip_nonfinite: bool | int) -> Setti
     return SettingsPlan(groups, restart, skip_nonfinite)
 
 
-def check_sums_on_device(group: ParamGroup) -> None:
-    """Check that a group of arrays on a device needs no sums but the norm of all gradients as they are.
-
-    Raises
-    ------
-    TypeError
-        If it does.
-    """
-    for number, link in enumerate(group.update.summing_links):
-        if link.sums != clip_global_norm.sums or link.scope != clip_global_norm.scope:
-            raise TypeError(
-                f"{link.name}: expected arrays on the host, as it sums over arrays or keeps numbers from step to step; "
-                "on a device max_norm alone does"
-            )
-        if number or group.update.program(until=link)[1]:
-            raise TypeError(
-                "max_norm: expected None with a chain that begins with a scale, as the arrays are on a device, where "
-                "norms are those of the gradients themselves"
-            )
-
-
 def check_groups(backend: str, groups: Sequence[ParamGroup]) -> None:
     """Check that the kernels of all arrays can take these settings.
 
@@ -72,8 +50,6 @@ def check_groups(backend: str, groups: Sequence[ParamGroup]) -> None:
     for group in groups:
         group.check()
         group.check_device_scalars(backend != "cuda")
-        if backend == "cuda":
-            check_sums_on_device(group)
 
 
 def check_on_host(name: str, backend: str) -> None:

@@ -243,7 +243,11 @@ def evaluate(function: Callable[..., Any], arguments: Sequence[str], results: in
     return outcome
 
 
-def formula(function: Callable[..., Any], count: int) -> tuple[tuple[Any, ...], ...]:
+Formula = tuple[tuple[Any, ...], ...]
+"""The operations of a function: for each its name and the numbers of its operands; at last those of the results."""
+
+
+def formula(function: Callable[..., Any], count: int) -> Formula:
     """Return the operations of a function of `count` scalars that :func:`evaluate` accepts, for comparison.
 
     Two functions that have equal ones compute the same bits, whatever names they use. An operation is its name and the
@@ -273,6 +277,21 @@ def formula(function: Callable[..., Any], count: int) -> tuple[tuple[Any, ...], 
                 numbers[symbol] = known.setdefault(operation, count + len(known))
         waiting += missing
     return *known, tuple(numbers[result] for result in results)
+
+
+def follow(formula: Formula, arguments: Sequence[Any], apply: Callable[..., Any]) -> list[Any]:
+    """Return the results of a :func:`formula` for these arguments; ``apply(name, *operands)`` does one operation.
+
+    Examples
+    --------
+    >>> follow(formula(lambda p, g, lr: p - lr * g, 3), ("p", "g", "lr"), lambda name, a, b: f"({a} {name} {b})")
+    ['(p - (lr * g))']
+    """
+    *operations, results = formula
+    values = list(arguments)
+    for name, *operands in operations:
+        values.append(apply(name, *[values[i] for i in operands]))
+    return [values[i] for i in results]
 
 
 TEXTS = dict.fromkeys(("+", "-", "*", "/", *COMPARISONS), "{0} {operation} {1}") | {"negative": "-{0}"}

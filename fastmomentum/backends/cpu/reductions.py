@@ -18,11 +18,11 @@ from fastmomentum.backends.base import CHUNK, LANES
 from fastmomentum.backends.cpu.headers import INDEX, OBJECTS, SIZE, arrays_unchanged, make_views
 from fastmomentum.backends.cpu.kernels import ENDS, TABLES, compiled, find_row, table_kinds
 from fastmomentum.backends.cpu.loops import inlined, make_cut
-from fastmomentum.backends.cpu.vector_code import Formula, broadcast, emit, load
+from fastmomentum.backends.cpu.vector_code import broadcast, emit, load
 from fastmomentum.rules.assemble import Function
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.cache import cached_kernel
-from fastmomentum.rules.symbolic import formula
+from fastmomentum.rules.symbolic import Formula, formula
 
 _DOUBLES = types.Array(types.float64, 1, "C")
 _ROWS = types.Array(types.float64, 2, "C")

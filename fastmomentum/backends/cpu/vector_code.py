@@ -5,14 +5,10 @@ partial sums, which it loads and stores again for every row of elements, at a th
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from llvmlite import ir
 
-from fastmomentum.rules.symbolic import COMPARISONS, WHERE
-
-Formula = tuple[tuple[Any, ...], ...]
-"""The operations of a function, as :func:`fastmomentum.rules.symbolic.formula` returns them."""
+from fastmomentum.rules.symbolic import COMPARISONS, WHERE, Formula, follow
 
 
 def _intrinsic(name: str) -> Callable[..., ir.Value]:
@@ -98,11 +94,7 @@ OPERATIONS: dict[str, Callable[..., ir.Value]] = {
 
 def emit(builder: ir.IRBuilder, formula: Formula, arguments: Sequence[ir.Value]) -> list[ir.Value]:
     """Emit the operations of a formula, and return the values of its results."""
-    *operations, results = formula
-    values = list(arguments)
-    for name, *operands in operations:
-        values.append(OPERATIONS[name](builder, *[values[i] for i in operands]))
-    return [values[i] for i in results]
+    return follow(formula, arguments, lambda name, *operands: OPERATIONS[name](builder, *operands))
 
 
 def load(builder: ir.IRBuilder, pointer: ir.Value, width: int) -> ir.Value:

@@ -26,7 +26,7 @@ from numba.cuda.typing import signature
 
 from fastmomentum.backends.cuda.scalars import DerivedScalar
 from fastmomentum.rules.base import Rule
-from fastmomentum.rules.symbolic import COMPARISONS, WHERE, Node, Symbol, evaluate
+from fastmomentum.rules.symbolic import COMPARISONS, WHERE, Formula, Node, Symbol, evaluate, follow
 
 Operation = Callable[..., ir.Value]
 """``operation(builder, *operands) -> value``: emits one operation."""
@@ -242,48 +242,48 @@ def make_derive(
     return _device_function(derive)
 
 
-TERMS: dict[str, Operation] = {
-    "x": lambda builder, x: x,
-    "x²": lambda builder, x: STRICT["*"](builder, x, x),
-    "0·x": lambda builder, x: STRICT["*"](builder, x, ir.Constant(x.type, 0.0)),
-}
-"""The functions of x that :func:`make_sums` can sum."""
-
 UNROLLED = 16
 """The number of loads that :func:`make_sums` starts at a time: unlike additions, loads need not wait for each other."""
 
+SUMMED = STRICT | {"widen": lambda builder, a: a if a.type == ir.DoubleType() else builder.fpext(a, ir.DoubleType())}
+"""The operations of what is summed."""
 
-def make_sums(dtype: np.dtype, stride: int, terms: Sequence[str]) -> DeviceFunction:
-    """Return ``sums(address, count)``, which sums each of these :data:`TERMS` over `count` numbers.
 
-    The numbers are `stride` elements apart, and are added in order and in double precision.
+def make_sums(dtype: np.dtype, stride: int, program: Formula, arrays: int, n_hyper: int) -> DeviceFunction:
+    """Return ``sums(addresses, first, count, values)``, which adds up the summands of `count` elements of `arrays`.
+
+    The elements begin at `first`, are `stride` apart, and are added in order and in double precision. `program` has the
+    operations of the summands of one element of (p, *state, g), then of the hyper-parameters `values`.
     """
-    double, kind = ir.DoubleType(), LLVM_TYPES[dtype]
+    double, kind, width = ir.DoubleType(), LLVM_TYPES[dtype], len(program[-1])
+    unrolled = max(1, UNROLLED // arrays)
 
     @intrinsic
-    def sums(typing_context: Any, address: Any, count: Any) -> Any:
+    def sums(typing_context: Any, addresses: Any, first: Any, count: Any, values: Any) -> Any:
         def codegen(context: Any, builder: Any, types_of: Any, arguments: Any) -> Any:
-            start, number = pointer_to(builder, arguments[0], kind), arguments[1]
-            totals = [cgutils.alloca_once_value(builder, ir.Constant(double, 0.0)) for _ in terms]
+            starts = [pointer_to(builder, builder.extract_value(arguments[0], j), kind) for j in range(arrays)]
+            hyper = [builder.extract_value(arguments[3], j) for j in range(n_hyper)]
+            totals = [cgutils.alloca_once_value(builder, ir.Constant(double, 0.0)) for _ in range(width)]
 
-            def add(first: Any, elements: int) -> None:
-                steps = [builder.add(first, ir.Constant(INT64, i)) for i in range(elements)]
-                pointers = [builder.gep(start, [builder.mul(step, ir.Constant(INT64, stride))]) for step in steps]
-                for loaded in [builder.load(pointer) for pointer in pointers]:
-                    x = loaded if kind == double else builder.fpext(loaded, double)
-                    for total, term in zip(totals, terms):
-                        new_total = STRICT["+"](builder, builder.load(total), TERMS[term](builder, x))
-                        builder.store(new_total, total)
+            def add(step: Any, elements: int) -> None:
+                steps = [builder.add(step, ir.Constant(INT64, i)) for i in range(elements)]
+                places = [builder.add(arguments[1], builder.mul(i, ir.Constant(INT64, stride))) for i in steps]
+                loaded = [[builder.load(builder.gep(start, [place])) for start in starts] for place in places]
+                for element in loaded:
+                    apply: Any = lambda name, *operands: SUMMED[name](builder, *operands)  # noqa: E731
+                    for total, summand in zip(totals, follow(program, [*element, *hyper], apply)):
+                        builder.store(STRICT["+"](builder, builder.load(total), summand), total)
 
-            whole = builder.sdiv(number, ir.Constant(INT64, UNROLLED))
+            whole = builder.sdiv(arguments[2], ir.Constant(INT64, unrolled))
             with cgutils.for_range(builder, whole) as loop:
-                add(builder.mul(loop.index, ir.Constant(INT64, UNROLLED)), UNROLLED)
-            done = builder.mul(whole, ir.Constant(INT64, UNROLLED))
-            with cgutils.for_range(builder, builder.sub(number, done)) as loop:
+                add(builder.mul(loop.index, ir.Constant(INT64, unrolled)), unrolled)
+            done = builder.mul(whole, ir.Constant(INT64, unrolled))
+            with cgutils.for_range(builder, builder.sub(arguments[2], done)) as loop:
                 add(builder.add(done, loop.index), 1)
             return context.make_tuple(builder, types_of.return_type, [builder.load(total) for total in totals])
 
-        return signature(types.UniTuple(types.float64, len(terms)), types.int64, types.int64), codegen
+        given = (addresses, types.int64, types.int64, values)
+        return signature(types.UniTuple(types.float64, width), *given), codegen
 
     return _device_function(sums)
 

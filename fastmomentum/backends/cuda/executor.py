@@ -15,6 +15,7 @@ from fastmomentum.backends.base import (
     Observer,
     StepCounter,
     StepRows,
+    SummingExecutor,
     group_by_code,
 )
 from fastmomentum.backends.cuda import arrays as device_arrays
@@ -25,8 +26,9 @@ from fastmomentum.backends.cuda.reductions import SUM_COUNT
 from fastmomentum.backends.cuda.scalars import DeviceScalar, view
 from fastmomentum.backends.cuda.tables import LaunchTable, address_of
 from fastmomentum.backends.interrupts import uninterrupted
-from fastmomentum.backends.sums import Skips
+from fastmomentum.backends.sums import Skips, clips_on_device, make_round_summands, plan_rounds, sum_in_order
 from fastmomentum.backends.tensors import increment_versions
+from fastmomentum.rules.elementwise import symbolic
 
 
 class GradientCheck:
@@ -127,8 +129,12 @@ CACHED_TABLES = 16
 """The number of sets of active parameters whose tables are cached."""
 
 
-class CudaExecutor:
-    """Run updates by one launch for all arrays that share code and dtype. Ctrl-C waits until all launches are made."""
+class CudaExecutor(SummingExecutor):
+    """Run updates by one launch for all arrays that share code and dtype. Ctrl-C waits until all launches are made.
+
+    A step waits for the device only if its rule sums over arrays: the host derives numbers from the sums. The norm for
+    max_norm, and whether a gradient is finite, the device finds out itself, so that such a step can be captured.
+    """
 
     checks, reads_tensors = True, False
     _counter: StepCounter
@@ -139,6 +145,9 @@ class CudaExecutor:
         self._counter = counter
         self._jobs, self._device = jobs, device
         self._key, self._order = group_by_code(jobs)
+        self._rounds = (
+            [] if all([clips_on_device(job.update) for job in jobs]) else plan_rounds([job.update for job in jobs])
+        )
         self._check = GradientCheck(jobs, written, device)
         self._stream: int | None = None
         self._cache: dict[tuple[bool, ...], LaunchTable] = {}
@@ -162,40 +171,81 @@ class CudaExecutor:
 
     def select(self, row_of: Sequence[int]) -> None:
         """Update the parameters that have a row of hyper-parameters until the next call."""
-        active = [row != NO_ROW for row in row_of]
-        self._row_of, self._active = row_of, tuple(active)
-        if self._active not in self._cache:
+        active = tuple([row != NO_ROW for row in row_of])
+        self._row_of, self._is_active, self._derivations = row_of, active, None
+        self._active = [i for i, row in enumerate(row_of) if row != NO_ROW]
+        if active not in self._cache:
             if len(self._cache) == CACHED_TABLES:
                 del self._cache[next(iter(self._cache))]
-            self._cache[self._active] = LaunchTable(self._jobs, [i for i in self._order if active[i]], self._key)
-        self._table = self._cache[self._active]
+            self._cache[active] = LaunchTable(self._jobs, [i for i in self._order if active[i]], self._key)
+        self._table = self._cache[active]
         owners = [job.arrays[0].owner for job, is_active in zip(self._jobs, active) if is_active]
         self._tensors = [owner for owner in owners if is_tensor(owner)]
         self._check.forget()
 
     def set_hyper(self, rows: StepRows) -> None:
         """Use these hyper-parameters."""
-        self._table.set_hyper(rows, self._row_of)
-        self._max_norm = np.inf
-        for job, row in zip(self._jobs, self._row_of):
-            if row != NO_ROW and job.update.late_parameters:  # of max_norm, the only sum on a device
-                (self._max_norm,) = rows.numbers[row][len(job.update.hyper) :]
-                break
+        self._rows, self._max_norm = rows, np.inf
+        self._hyper_of = self._table.set_hyper(rows, self._row_of)
+        late = [rows.numbers[self._row_of[i]][len(self._jobs[i].update.hyper) :] for i in self._active]
+        if not self._rounds and any(late):  # of max_norm, the only sum that the device uses itself
+            ((self._max_norm,), *_) = [values for values in late if values]
 
     def run(self, grads: list[Any]) -> bool:
         """Do one update by these gradients."""
         return self._run(grads, None, False)
 
     def run_summed(self, grads: list[Any], skips: Skips) -> bool:
-        """Do one update by gradients clipped to max_norm, or skip it; the device counts the updates it skips."""
+        """Do one update after the sums that its rules need, or skip it; the device may count the updates it skips."""
+        if self._rounds:
+            return super().run_summed(grads, skips)
         if skips.skip and not self._device_counts:
             self._counter.count_on_device(partial(_read_counts, self._device, self._memory["done"]))
             self._device_counts = True
         return self._run(grads, self._max_norm, skips.skip)
 
+    def sum_round(self, number: int, with_square: bool, grads: list[Any]) -> list[list[float]] | None:
+        """Return the sums of a round for each parameter, after waiting for the device; None if it cannot be done."""
+        table, links = self._table, self._rounds[number]
+        array_streams = self._check.compare(grads, self._is_active, table)
+        if array_streams is None:
+            return None
+        found: list[list[float]] = [[] for _ in self._jobs]
+        with device_arrays.on(self._device):
+            stream, others = streams.streams_for(self._stream, array_streams, self._device)
+            if streams.is_capturing(stream):
+                raise RuntimeError("a step of a rule that sums over arrays waits for the device; it cannot be captured")
+            for other in others:
+                streams.let_wait(stream, other)
+            table.words.upload(stream, False)
+            table.update_hyper(stream)
+            for part in table.parts:
+                members = table.members[part.rows]
+                link = links.get(members[0])
+                if link is None and not with_square:
+                    continue
+                rule, dtype = part.job.update, part.job.dtype
+                summands = make_round_summands(with_square, link)(rule, symbolic)
+                width = with_square + (len(link.sums) if link is not None else 0)
+                if width:
+                    kernel = reductions.sums_kernel(rule, summands, dtype, self._device)
+                    sums = device_arrays.empty(max(part.chunks * width, 1), np.float64)
+                    given = table.row(part), table.address(part.chunk_ends), part.arrays
+                    hyper = table.hyper.address + part.hyper
+                    kernels.launch(kernel, part.chunks, stream, *given, hyper, address_of(sums), threads=kernels.WARP)
+                    chunks = iter(_fetch_rows(sums, stream, part.chunks, width))
+                    for i in members:
+                        own = [next(chunks) for _ in range(-(-self._jobs[i].arrays[0].size // CHUNK))]
+                        found[i] = [sum_in_order(column) for column in zip(*own)] or [0.0] * width
+        return found
+
+    def _fetch(self, grad: Any) -> Any:
+        """Return a gradient as a NumPy array; None for None."""
+        return None if grad is None else device_arrays.fetch(device_arrays.view("grads", grad))
+
     def _run(self, grads: list[Any], limit: float | None, skip: bool) -> bool:
         table = self._table
-        array_streams = self._check.compare(grads, self._active, table)
+        array_streams = self._check.compare(grads, self._is_active, table)
         if array_streams is None:
             return False
         array_streams += [self._check_scalar(name, scalar) for name, scalar in table.scalars()]
@@ -210,8 +260,8 @@ class CudaExecutor:
                     self._captured.append(table)
                     self._counter.keep_alive((table, self._memory, self._jobs))
                 table.words.upload(stream, capturing)
-                table.hyper.upload(stream, capturing)
-                self._derive(stream)
+                table.update_hyper(stream, capturing)
+                self._derive_from_scalars(stream)
                 if limit is not None and table.members:
                     self._measure(limit, stream)
                 counts = table.tiles if skip else table.counts
@@ -241,7 +291,7 @@ class CudaExecutor:
             scalar.array, self._scalars[scalar] = array, header
         return stream
 
-    def _derive(self, stream: Any) -> None:
+    def _derive_from_scalars(self, stream: Any) -> None:
         """Compute the hyper-parameters that depend on scalars in device memory."""
         for job, scalars, values, hyper, rows in self._table.derived_rows:
             dtypes = {name: scalar.array.dtype for name, scalar in scalars.items()}
@@ -254,9 +304,10 @@ class CudaExecutor:
         table, arrays = self._table, len(self._jobs[0].arrays) + 1
         address = self._address
         for part in table.parts:
-            kernel = reductions.squares_kernel(part.job.dtype, arrays, self._device)
-            sums = address["sums"] + part.first_chunk * SUM_COUNT * WORD
-            given = table.row(part), table.address(part.chunk_ends), part.arrays, sums
+            rule, summands = part.job.update, reductions.make_norm_summands(arrays)
+            kernel = reductions.sums_kernel(rule, summands, part.job.dtype, self._device)
+            sums, hyper = address["sums"] + part.first_chunk * SUM_COUNT * WORD, table.hyper.address + part.hyper
+            given = table.row(part), table.address(part.chunk_ends), part.arrays, hyper, sums
             kernels.launch(kernel, part.chunks, stream, *given, threads=kernels.WARP)
         ends, index = table.address(table.chunk_ends), table.address(table.index)
         counts, tiles = table.address(table.counts), table.address(table.tiles)
@@ -272,3 +323,9 @@ class CudaExecutor:
                 unused = (0.0,) * (len(part.job.update.parameters) + 1)  # of the parameters and of norm_factor itself
                 hyper = table.hyper.address + part.hyper
                 kernels.launch(kernel, 1, stream, (address["factor"],), unused, hyper, part.arrays)
+
+
+def _fetch_rows(sums: Any, stream: Any, rows: int, width: int) -> list[list[float]]:
+    """Return the sums of all chunks, after waiting for the stream."""
+    found: list[list[float]] = sums.copy_to_host(stream=stream)[: rows * width].reshape(rows, width).tolist()
+    return found

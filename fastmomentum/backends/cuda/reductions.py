@@ -1,9 +1,9 @@
-"""Compute the norm of all gradients on the device, and from it the clip factor and the number of tiles to update.
+"""Add up sums over arrays on the device; from the norm of all gradients compute the clip factor there, too.
 
-The sums are added in the order of :mod:`fastmomentum.backends.numpy.reductions`, in two kernels, so that no bit depends
-on which block is first. In the first kernel a warp sums a chunk, and lane j adds the squares of column j. In the second
-kernel one block adds chunks and arrays in order, and writes what the update reads: the clip factor, and the number of
-tiles, which is 0 if the update is to be skipped.
+The sums are added in the order of :mod:`fastmomentum.backends.numpy.reductions`, so that no bit depends on which block
+is first. In one kernel a warp sums a chunk, and lane j adds what is summed of column j. The host adds the sums of the
+chunks in order. For max_norm alone a second kernel of one block adds those of chunks and arrays in order, and writes
+what the update reads: the clip factor, and the number of tiles, which is 0 if the update is to be skipped.
 """
 
 import math
@@ -25,22 +25,45 @@ from fastmomentum.backends.cuda.kernels import (
     find_row,
     load_word,
 )
+from fastmomentum.rules.assemble import Function
+from fastmomentum.rules.base import Rule
+from fastmomentum.rules.elementwise import symbolic, widen
+from fastmomentum.rules.symbolic import Formula, formula
 
 DOUBLE = np.dtype(np.float64)
 
-SUMS = ("x²", "0·x")
-"""The two sums of each chunk. The second is NaN if an element is not finite, and 0 if squares merely overflow."""
+SUM_COUNT = 2
+"""The number of sums of each chunk that the norm needs, those of :func:`make_norm_summands`."""
 
-SUM_COUNT = len(SUMS)
+
+def make_norm_summands(arrays: int) -> Function:
+    """Return ``summands(p, *state, g, *hyper)``: g², and a number that is NaN if g is not finite, and else 0."""
+
+    def summands(*values: Any) -> tuple[Any, ...]:
+        g = symbolic(widen)(values[arrays - 1])
+        return g * g, g - g
+
+    return summands
+
 
 load_double, store_double = device_functions.make_loads(DOUBLE, 1), device_functions.make_store(DOUBLE)
 store_word = device_functions.make_store(INT64)
-add_chunks = device_functions.make_sums(DOUBLE, SUM_COUNT, ("x",))
+_add_chunks = device_functions.make_sums(DOUBLE, SUM_COUNT, ((0,),), 1, 0)
 
 
-def squares_kernel(dtype: np.dtype, arrays: int, device: int) -> Any:
-    """Return the kernel of :func:`make_squares_kernel`, compiled for this device on first use."""
-    return cached_on_device(device, lambda: make_squares_kernel(dtype, arrays), "squares", dtype, arrays)
+@cuda.jit(device=True, inline="always")
+def add_chunks(address: Any, count: Any) -> Any:
+    """Return the sum of `count` doubles from this address, each SUM_COUNT apart, added in order."""
+    return _add_chunks((address,), 0, count, ())
+
+
+def sums_kernel(rule: Rule, summands: Function, dtype: np.dtype, device: int) -> Any:
+    """Return the kernel of :func:`make_sums_kernel` for ``summands(p, *state, g, *hyper)``, on this device."""
+    arrays, n_hyper = 2 + len(rule.state), len(rule.hyper)
+    program = formula(summands, arrays + n_hyper)
+    return cached_on_device(
+        device, lambda: make_sums_kernel(program, dtype, arrays, n_hyper), "sums", program, dtype, arrays, n_hyper
+    )
 
 
 def finish_kernel(device: int) -> Any:
@@ -48,39 +71,42 @@ def finish_kernel(device: int) -> Any:
     return cached_on_device(device, make_finish_kernel, "finish")
 
 
-def make_squares_kernel(dtype: np.dtype, arrays: int) -> Kernel:
-    """Return ``kernel(table, ends, rows, sums)``, which writes the sums of every chunk of each row's gradient.
+def make_sums_kernel(program: Formula, dtype: np.dtype, arrays: int, n_hyper: int) -> Kernel:
+    """Return ``kernel(table, ends, rows, hyper, sums)``, which writes the sums of every chunk of each row's arrays.
 
     `arrays` is the number of arrays in a row, the last of which is the gradient. `ends` counts chunks, while `ends` of
     an update kernel counts tiles. A block must have one thread for each lane.
     """
-    squares = device_functions.make_sums(dtype, LANES, SUMS)
+    width, itemsize = len(program[-1]), dtype.itemsize
+    add_columns = device_functions.make_sums(dtype, LANES, program, arrays, n_hyper)
     load_row = device_functions.make_loads(INT64, ADDRESSES + arrays)
-    itemsize = dtype.itemsize
+    load_hyper = device_functions.make_loads(dtype, n_hyper)
 
-    def kernel(table: Any, ends: Any, rows: Any, sums: Any) -> None:
-        lanes = cuda.shared.array((SUM_COUNT, LANES), types.float64)
+    def kernel(table: Any, ends: Any, rows: Any, hyper: Any, sums: Any) -> None:
+        lanes = cuda.shared.array((width, LANES), types.float64)
         lane = cuda.threadIdx.x
         for chunk in range(cuda.blockIdx.x, load_word(ends + WORD * rows)[0], cuda.gridDim.x):
             row = find_row(ends, rows, chunk)
             columns = load_row(table + row * (WORD * (ADDRESSES + arrays)))
             start = (chunk - load_word(ends + WORD * row)[0]) * CHUNK
-            count = min(CHUNK, columns[SIZE] - start)
-            sums_of_lane = squares(columns[-1] + (start + lane) * itemsize, (count - lane + LANES - 1) // LANES)
-            lanes[0, lane], lanes[1, lane] = sums_of_lane
+            count = (min(CHUNK, columns[SIZE] - start) - lane + LANES - 1) // LANES
+            values = load_hyper(hyper + row * (itemsize * n_hyper))
+            sums_of_lane = add_columns(columns[ADDRESSES:], start + lane, count, values)
+            for k in range(width):
+                lanes[k, lane] = sums_of_lane[k]
             cuda.syncthreads()
             half = LANES // 2
             while half > 0:
                 if lane < half:
-                    lanes[0, lane] += lanes[0, half + lane]
-                    lanes[1, lane] += lanes[1, half + lane]
+                    for k in range(width):
+                        lanes[k, lane] += lanes[k, half + lane]
                 cuda.syncthreads()
                 half //= 2
-            if lane < SUM_COUNT:
-                store_double(sums + (chunk * SUM_COUNT + lane) * WORD, lanes[lane, 0])
+            for k in range(lane, width, LANES):
+                store_double(sums + (chunk * width + k) * WORD, lanes[k, 0])
             cuda.syncthreads()
 
-    return kernel, types.void(*[types.int64] * 4)
+    return kernel, types.void(*[types.int64] * 5)
 
 
 def finish(

@@ -5,6 +5,7 @@ The simulator cannot run LLVM code. Its device memory is host memory, and its th
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from operator import add, ge, gt, le, lt, mul, neg, sub, truediv
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from fastmomentum.backends.cuda.scalars import DerivedScalar
 from fastmomentum.rules.base import Rule
+from fastmomentum.rules.symbolic import COMPARISONS, FUNCTIONS, WHERE, Formula, follow
 
 
 def _view_memory(address: int, dtype: np.dtype, count: int) -> npt.NDArray[Any]:
@@ -96,23 +98,32 @@ def make_derive(
     return derive
 
 
-TERMS: dict[str, Callable[[np.float64], np.float64]] = {
-    "x": lambda x: x,
-    "x²": lambda x: x * x,
-    "0·x": lambda x: x * np.float64(0.0),
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    **dict(zip(("+", "-", "*", "/", *COMPARISONS), (add, sub, mul, truediv, lt, le, gt, ge))),
+    **{name: function for function, name in FUNCTIONS.items()},
+    "negative": neg,
+    "widen": np.float64,
+    WHERE: np.where,
 }
-"""The functions of x that :func:`make_sums` can sum."""
+"""The operations of what :func:`make_sums` adds up."""
 
 
-def make_sums(dtype: np.dtype, stride: int, terms: Sequence[str]) -> Callable[[int, int], tuple[np.float64, ...]]:
-    """Return ``sums(address, count)``, which sums each of these :data:`TERMS` over `count` numbers, in order."""
+def make_sums(
+    dtype: np.dtype, stride: int, program: Formula, arrays: int, n_hyper: int
+) -> Callable[..., tuple[np.float64, ...]]:
+    """Return ``sums(addresses, first, count, values)``, which adds up the summands of `count` elements, in order."""
 
-    def sums(address: int, count: int) -> tuple[np.float64, ...]:
-        step, totals = stride * dtype.itemsize, [np.float64(0.0)] * len(terms)
+    def apply(name: str, *operands: Any) -> Any:
+        return OPERATIONS[name](*operands)
+
+    def sums(addresses: Sequence[int], first: int, count: int, values: Sequence[Any]) -> tuple[np.float64, ...]:
+        totals = [np.float64(0.0)] * len(program[-1])
         with np.errstate(all="ignore"):
             for i in range(count):
-                x = np.float64(_view_memory(address + i * step, dtype, 1)[0])
-                totals = [total + TERMS[term](x) for total, term in zip(totals, terms)]
+                offset = (first + i * stride) * dtype.itemsize
+                element = [_view_memory(address + offset, dtype, 1)[0] for address in addresses]
+                summands = follow(program, [*element, *values[:n_hyper]], apply)
+                totals = [total + summand for total, summand in zip(totals, summands)]
         return tuple(totals)
 
     return sums

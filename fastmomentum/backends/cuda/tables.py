@@ -196,14 +196,23 @@ class LaunchTable:
         self._table[:, HEAD] = np.where(aligned, -offsets[:, 0] % VECTOR_BYTES // self._itemsizes, TILE)
         self.words.set(np.concatenate([self._table.reshape(-1), self._after_table]))
 
-    def set_hyper(self, rows: StepRows, row_of: Sequence[int]) -> None:
-        """Set the hyper-parameters of all rows; ``row_of[i]`` is the number in `rows` of those of array i."""
-        numbers = np.zeros(self._bytes, np.uint8)
+    def set_hyper(self, rows: StepRows, row_of: Sequence[int]) -> dict[int, npt.NDArray[Any]]:
+        """Set the hyper-parameters of all rows; ``row_of[i]`` is the number in `rows` of those of array i.
+
+        Returns
+        -------
+        dict of int to ndarray
+            The row of each array, in which single numbers can be set before :meth:`update_hyper`.
+        """
+        self._numbers = numbers = np.zeros(self._bytes, np.uint8)
         self.derived_rows = []
+        hyper_of: dict[int, npt.NDArray[Any]] = {}
         for part in self.parts:
             job, members = part.job, self.members[part.rows]
             table = np.array([rows.numbers[row_of[i]][: len(job.update.hyper)] for i in members], job.dtype)
-            numbers[part.hyper : part.hyper + table.nbytes] = table.reshape(-1).view(np.uint8)
+            own = numbers[part.hyper : part.hyper + table.nbytes].view(job.dtype).reshape(table.shape)
+            own[:] = table
+            hyper_of |= dict(zip(members, own))
             offset = part.hyper
             for row, same_row in groupby(members, row_of.__getitem__):
                 values, count = rows.values(row), len(list(same_row))
@@ -212,7 +221,12 @@ class LaunchTable:
                     given = tuple(float(values[name]) for name in job.update.parameters)
                     self.derived_rows.append(DerivedRows(job, scalars, given, offset, count))
                 offset += count * len(job.update.hyper) * job.dtype.itemsize
-        self.hyper.set(numbers)
+        return hyper_of
+
+    def update_hyper(self, stream: Any, capturing: bool = False) -> None:
+        """Copy the hyper-parameters to the device in this stream, if they have changed since the last time."""
+        self.hyper.set(self._numbers)
+        self.hyper.upload(stream, capturing)
 
     def scalars(self) -> list[tuple[str, DeviceScalar]]:
         """Return the scalars in device memory, each with the name of its hyper-parameter."""

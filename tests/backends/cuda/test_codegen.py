@@ -10,6 +10,9 @@ from fastmomentum.backends.cuda import codegen, kernels, reductions
 from fastmomentum.backends.cuda.codegen import CONTRACTED
 from fastmomentum.backends.cuda.scalars import derived_from
 from fastmomentum.backends.numpy import kernels as numpy_kernels
+from fastmomentum.backends.sums import make_summands
+from fastmomentum.rules.elementwise import symbolic
+from fastmomentum.rules.symbolic import formula
 from tests.helpers.reference import RULES, VARIANTS, assert_all_same_bits, assert_same_bits
 
 pytest.importorskip("numba_cuda", reason="the extra cuda is not installed")
@@ -102,13 +105,45 @@ def test_many_array_kernel_code_has_the_bits_of_numpy_when_run_on_the_processor(
             assert_same_bits(np.where(both, 0, found), np.where(both, 0, theirs))
 
 
+def made_sums(summands, arrays, n_hyper):
+    return reductions.make_sums_kernel(formula(summands, arrays + n_hyper), SINGLE, arrays, n_hyper)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars", "fire"])
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+def test_sums_of_rules_have_the_bits_of_numpy_when_run_on_the_processor(name, dtype):
+    rule = fm.rules.find(name)
+    (link,) = rule.summing_links
+    arrays, n_hyper, width = 2 + len(rule.state), len(rule.hyper), len(link.sums)
+    program = formula(make_summands(rule, link, symbolic), arrays + n_hyper)
+    sums, store = codegen.make_sums(dtype, 1, program, arrays, n_hyper), codegen.make_store(DOUBLE)
+    load_row, load_hyper = codegen.make_loads(np.dtype(np.int64), arrays), codegen.make_loads(dtype, n_hyper)
+
+    def kernel(row, count, hyper, out):
+        totals = sums(load_row(row), 0, count, load_hyper(hyper))
+        for k in range(width):
+            store(out + 8 * k, totals[k])
+
+    rng = np.random.default_rng(0)
+    values = [np.abs(rng.standard_normal(37)).astype(dtype) for _ in range(arrays)]
+    row, hyper = np.array([x.ctypes.data for x in values]), np.linspace(0.1, 0.9, n_hyper).astype(dtype)
+    out = np.empty(width)
+    OnProcessor((kernel, types.void(*[types.int64] * 4)))(1, 1, row.ctypes.data, 37, hyper.ctypes.data, out.ctypes.data)
+    expected = [0.0] * width
+    for i in range(37):
+        summands = make_summands(rule, link)(*[x[i] for x in values], *hyper)
+        expected = [total + summand for total, summand in zip(expected, summands)]
+    assert_same_bits(out, np.array(expected))
+
+
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
 @pytest.mark.parametrize("stride", [1, 2, 32])
 def test_sums_are_added_in_order_when_run_on_the_processor(dtype, stride):
-    sums, store = codegen.make_sums(dtype, stride, reductions.SUMS), codegen.make_store(DOUBLE)
+    program = formula(reductions.make_norm_summands(1), 1)
+    sums, store = codegen.make_sums(dtype, stride, program, 1, 0), codegen.make_store(DOUBLE)
 
     def kernel(address, count, out):
-        squares, zeros = sums(address, count)
+        squares, zeros = sums((address,), 0, count, ())
         store(out, squares)
         store(out + 8, zeros)
 
@@ -181,7 +216,8 @@ def test_contraction_is_detected_by_these_tests(capability):
         pytest.param(lambda: kernels.make_kernel(fm.rules.pytorch, SINGLE), 64, id="one"),
         pytest.param(lambda: kernels.make_many_kernel(fm.rules.pytorch, SINGLE), 64, id="many"),
         pytest.param(lambda: kernels.make_many_kernel(EVERY, DOUBLE), 96, id="every stage"),
-        pytest.param(lambda: reductions.make_squares_kernel(SINGLE, 3), 96, id="squares"),
+        pytest.param(lambda: made_sums(reductions.make_norm_summands(3), 3, 1), 96, id="squares"),
+        pytest.param(lambda: made_sums(make_summands(fm.rules.lamb, fm.rules.lamb, symbolic), 4, 9), 160, id="lamb"),
         pytest.param(reductions.make_finish_kernel, 128, id="finish"),
     ],
 )

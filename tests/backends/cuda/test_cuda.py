@@ -15,7 +15,15 @@ import pytest
 import fastmomentum as fm
 from tests.helpers.arrays import random_arrays
 from tests.helpers.jit import given, rule_arrays
-from tests.helpers.reference import DTYPES, RULES, as_state, assert_all_same_bits, assert_same_bits, slots_of
+from tests.helpers.reference import (
+    DTYPES,
+    RULES,
+    SUMMING_RULES,
+    as_state,
+    assert_all_same_bits,
+    assert_same_bits,
+    slots_of,
+)
 from tests.helpers.rules import ADAPTIVE
 
 cuda = pytest.importorskip("numba.cuda")
@@ -178,6 +186,49 @@ def test_skip_nonfinite_keeps_finite_gradients_whose_squares_overflow():
     opt.step(cuda.to_device(np.array([1e200, -1e200, 1.0])))
     assert (opt.steps, opt.skipped) == (1, 0)
     np.testing.assert_array_equal(p.copy_to_host(), [-1e200, 1e200, -1.0])
+
+
+SUMMING = {
+    **{name: ({"rule": name} | ({"max_speed": 0.2} if name == "clipup" else {})) for name in SUMMING_RULES},
+    "clip_norm": {"clip_norm": 0.5},
+    "clip_norm and max_norm": {"clip_norm": 0.5, "max_norm": 0.7, "weight_decay": 0.1},
+    "max_norm after a scale": {"rule": fm.chain(fm.stages.scale(0.5), "pytorch"), "max_norm": 0.7},
+    "max_norm and lamb": {"rule": "lamb", "max_norm": 0.7, "skip_nonfinite": True},
+    "cautious": {"rule": fm.cautious("adamw")},
+    "filters": {"rule": fm.chain(fm.stages.grokfast, fm.stages.mars, "lion")},
+    "schedule": {"rule": "lamb", "lr": fm.schedules.Cosine(0.1, 0.0, steps=9)},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("settings", SUMMING.values(), ids=SUMMING)
+def test_rules_with_sums_have_the_bits_of_numpy(settings, dtype):
+    sizes = (3, 0, 140, 70_000) if dtype == np.float32 and not SIMULATED else (3, 0, 140)
+    host = [random_arrays(size, 1, dtype, i)[0] for i, size in enumerate(sizes)]
+    there = on_device(host)
+    how = {"lr": 0.1, "momentum": 0.5} | settings
+    ours, theirs = fm.Optimizer(there, **how), fm.Optimizer(host, backend="numpy", **how)
+    for step in range(4):
+        grads = [random_arrays(size, 1, dtype, 9 + i + step)[0] for i, size in enumerate(sizes)]
+        grads[0] = None if step == 1 else grads[0]
+        if step == 2 and "skip_nonfinite" in settings:
+            grads[2][5] = np.nan
+        theirs.step(grads)
+        ours.step([None if g is None else cuda.to_device(g) for g in grads])
+        assert_equal(there, host)
+    assert ours._engine.state.memory == theirs._engine.state.memory
+    assert (ours.steps, ours.skipped) == (theirs.steps, theirs.skipped)
+
+
+def test_rules_with_sums_keep_a_finite_step_whose_squares_overflow_and_go_on_after_it():
+    p, host = cuda.to_device(np.zeros(3)), np.zeros(3)
+    how = {"lr": 1.0, "clip_norm": 1e300, "skip_nonfinite": True}
+    runs = [fm.Optimizer(p, "sgd", **how), fm.Optimizer(host, "sgd", backend="numpy", **how)]
+    for grad in ([1e200, -1e200, 1.0], [np.inf, 0.0, 0.0], [1.0, 2.0, 3.0]):
+        runs[0].step(cuda.to_device(np.array(grad)))
+        runs[1].step(np.array(grad))
+        assert_same_bits(p.copy_to_host(), host)
+    assert [(run.steps, run.skipped) for run in runs] == [(2, 1), (2, 1)]
 
 
 def test_max_norm_propagates_nan_as_the_host_does():
