@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, terminal: Terminal) -> int:
         from fastmomentum.cli import demo
 
         check_picture("--picture", options.picture)
-        return demo.run(options.picture, terminal)
+        return demo.run(options.picture, terminal, options.rule)
     if not cpu.has_compiler():
         raise Failure(
             "expected Numba's compiler, as compiled kernels are measured; the variable NUMBA_DISABLE_JIT switches it "

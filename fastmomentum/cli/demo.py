@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,30 @@ RUNS: dict[str, Settings] = {
     "Nesterov": {"rule": "pytorch", "nesterov": True, "lr": LR},
 }
 WITHOUT_MOMENTUM = "gradient descent"
+OTHER_LR = 0.001
+"""The lr of a rule that is not among the usual ones, unless one is given."""
+
+
+def chosen_runs(names: list[str] | None) -> dict[str, Settings]:
+    """Return the usual runs, or gradient descent and a run for each NAME or NAME=LR that was asked for.
+
+    Raises
+    ------
+    UsageError
+        If there is no such rule, or its lr is not a number ≥ 0, or it needs other settings.
+    """
+    found = dict(list(RUNS.items())[: 1 if names else None])
+    for text in names or ():
+        name, _, rate = text.partition("=")
+        try:
+            usual = next(
+                (own["lr"] for own in RUNS.values() if own["rule"] == name and "nesterov" not in own), OTHER_LR
+            )
+            found[text] = {"rule": name, "lr": float(rate) if rate else usual}
+            fm.Optimizer(np.zeros(1, np.float32), momentum=MOMENTUM, **found[text])
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--rule {text}: {str(error).removeprefix('rule: ')}") from error
+    return found
 
 
 class Digits(NamedTuple):
@@ -137,10 +161,10 @@ def train(settings: Settings, data: Digits, advance: Callable[[], object]) -> Ru
     network = Network()
     x, y = data.train
     params, grad = network.start(), np.empty(network.size, np.float32)
-    opt = fm.Momentum(params, momentum=MOMENTUM, **settings)
+    opt = fm.Optimizer(params, momentum=MOMENTUM, **settings)
     reference = params.copy()
-    state = None if opt.state is None else opt.state.copy()
-    opt.step(np.zeros_like(grad))  # compiles the kernel; a zero gradient changes neither parameters nor zero state
+    by_numpy = fm.Optimizer(reference, momentum=MOMENTUM, backend="numpy", **settings)
+    fm.Optimizer(params.copy(), momentum=MOMENTUM, **settings).step(grad)  # compiles the kernels
     steps = list(batches(len(y)))
     losses: list[float] = []
     seconds, seconds_numpy, same = 0.0, 0.0, True
@@ -149,15 +173,20 @@ def train(settings: Settings, data: Digits, advance: Callable[[], object]) -> Ru
         begin = perf_counter()
         opt.step(grad)
         middle = perf_counter()
-        fm.step(reference, state, grad, momentum=MOMENTUM, backend="numpy", **settings)
+        by_numpy.step(grad)
         seconds, seconds_numpy = seconds + middle - begin, seconds_numpy + perf_counter() - middle
-        same = same and params.tobytes() == reference.tobytes()
-        same = same and (state is None or opt.state.tobytes() == state.tobytes())
+        same = same and [params.tobytes(), *_bytes(opt.state)] == [reference.tobytes(), *_bytes(by_numpy.state)]
         if number * 10 // len(steps) > len(losses):
             losses.append(network.loss(params, x, y))
         advance()
     accuracy = float((network.forward(params, data.test[0])[1].argmax(axis=1) == data.test[1]).mean())
     return Run(losses, accuracy, seconds, seconds_numpy, same)
+
+
+def _bytes(state: Any) -> list[bytes]:
+    """Return the bytes of all slots of an array's state."""
+    slots = state if isinstance(state, tuple) else () if state is None else (state,)
+    return [slot.tobytes() for slot in slots]
 
 
 def table(runs: dict[str, Run]) -> Table:
@@ -181,27 +210,28 @@ def picture(runs: dict[str, Run], path: Path) -> None:
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     curves = {name: run.losses for name, run in runs.items()}
     axis = losses(curves, figure.add_subplot(), times=dict.fromkeys(runs, percent))
-    axis.set(xlabel="part of the run [%]", ylabel="training loss", title="Digits: gradient descent and momentum")
+    axis.set(xlabel="part of the run [%]", ylabel="training loss", title="Digits: training loss by rule")
     with system_errors(f"--picture {path}", UsageError):
         figure.savefig(path, dpi=120)
 
 
-def run(path: Path, terminal: Terminal) -> int:
-    """Train by all rules, print the results, and save the loss curves to `path`.
+def run(path: Path, terminal: Terminal, names: list[str] | None = None) -> int:
+    """Train by all rules, or by those with these names, print the results, and save the loss curves to `path`.
 
     Returns
     -------
     int
-        0 if every form of momentum beats gradient descent and all bits are those of the NumPy backend, else 1.
+        0 if every form of momentum beats gradient descent and all bits are those of the NumPy backend, else 1. Rules
+        that were asked for need not beat gradient descent.
     """
-    data = load()
+    chosen, data = chosen_runs(names), load()
     total = EPOCHS * (len(data.train[1]) // BATCH)
     terminal.show(
         f"{len(data.train[1])} images, {Network.size:,} parameters in one float32 array, {total} updates with each rule"
     )
     runs = {}
     with terminal.progress() as progress:
-        for name, settings in RUNS.items():
+        for name, settings in chosen.items():
             task = progress.add_task(name, total=total)
             runs[name] = train(settings, data, partial(progress.advance, task))
     terminal.show(table(runs))
@@ -211,7 +241,7 @@ def run(path: Path, terminal: Terminal) -> int:
     failed = [
         f"{name} does not beat gradient descent"
         for name, loss in last_loss.items()
-        if name != WITHOUT_MOMENTUM and not loss < last_loss[WITHOUT_MOMENTUM]
+        if name != WITHOUT_MOMENTUM and not names and not loss < last_loss[WITHOUT_MOMENTUM]
     ]
     failed += [
         f"the bits of {name} are not those of the NumPy backend" for name, run in runs.items() if not run.same_bits

@@ -81,7 +81,8 @@ DEMO = """\
 Train a small network on handwritten digits (packaged with scikit-learn) by five
 rules, one after the other. Each update is repeated by the NumPy backend, to
 compare times and bits. Takes seconds. Fails if a form of momentum does not beat
-gradient descent, or if one bit differs from NumPy's.
+gradient descent, or if one bit differs from NumPy's. With --rule it trains by
+gradient descent and by the given rules, and compares their bits alone.
 """
 
 VALIDATE = """\
@@ -171,6 +172,12 @@ def make_parser() -> argparse.ArgumentParser:
         default=Path("fastmomentum-demo.png"),
         metavar="FILE",
         help="the file for the loss curves (default %(default)s)",
+    )
+    demo.add_argument(
+        "--rule",
+        action="append",
+        metavar="NAME[=LR]",
+        help="train by this rule, with this learning rate (default: that of the usual run, or 0.001); may be repeated",
     )
     for name, description, flag, flag_help in (
         ("bench", BENCH, "--smoke", "run each case once, to check that it works"),

@@ -1,5 +1,7 @@
 """The demo succeeds, and fails when momentum does not win or bits differ."""
 
+import json
+
 import numpy as np
 
 from fastmomentum import cli
@@ -24,16 +26,29 @@ def test_the_demo_fails_where_momentum_does_not_win(tmp_path, capsys, monkeypatc
 
 def test_the_demo_fails_where_bits_differ(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 1)
-    right = demo.fm.step
+    right = demo.Network.loss
 
-    def wrong(param, *rest, **settings):
-        right(param, *rest, **settings)
-        param[0] = np.nextafter(param[0], np.float32(9))
+    def wrong(network, flat, *data):  # after a tenth of the run, outside of the updates
+        flat[0] = np.nextafter(flat[0], np.float32(9))
+        return right(network, flat, *data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo.fm, "step", wrong)
+        patch.setattr(demo.Network, "loss", wrong)
         assert cli.main(["demo", "--picture", str(tmp_path / "curves.png")]) == 1
     assert "FAILED: the bits of" in capsys.readouterr().out
+
+
+def test_the_demo_trains_by_the_rules_that_are_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    rules = [*(f"--rule={name}" for name in ("adam", "lamb=0.01", "schedule_free_sgd=0.5", "pytorch"))]
+    assert cli.main(["demo", "--json", *rules, "--picture", str(tmp_path / "curves.png")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["runs"]) == ["gradient descent", "adam", "lamb=0.01", "schedule_free_sgd=0.5", "pytorch"]
+    assert all(run["same_bits"] for run in told["runs"].values())
+    for wrong, words in (("addam", "did you mean"), ("adam=fast", "could not convert"), ("adam=-1", "lr")):
+        assert cli.main(["demo", "--rule", wrong]) == 2
+        assert f"--rule {wrong}" in (text := capsys.readouterr().err)
+        assert words in text
 
 
 def test_the_network_s_gradient_is_that_of_its_loss():
