@@ -54,9 +54,7 @@ def chosen_runs(names: list[str] | None) -> dict[str, Settings]:
     for text in names or ():
         name, _, rate = text.partition("=")
         try:
-            usual = next(
-                (own["lr"] for own in RUNS.values() if own["rule"] == name and "nesterov" not in own), OTHER_LR
-            )
+            usual = RUNS.get(name, {"lr": OTHER_LR})["lr"]
             found[text] = {"rule": name, "lr": float(rate) if rate else usual}
             fm.Optimizer(np.zeros(1, np.float32), momentum=MOMENTUM, **found[text])
         except (TypeError, ValueError) as error:
