@@ -50,7 +50,7 @@ def measure_in_process(threads: int, smoke: bool) -> Iterator[Line]:
         raise Failure(f"the measurement with {threads} threads ended with status {process.returncode}: see stderr")
 
 
-SEPARATE = ("torch_steps",)
+SEPARATE = ("torch_steps", "adaptive")
 """The benchmarks with a command and a record of their own that the smoke run runs, too."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import settings, solvers, torch_steps, tracing
+from benchmarks import adaptive, settings, solvers, torch_steps, tracing
 from benchmarks.summary import Summary, goal_results, regimes
 from fastmomentum.cli.validation.formulas import Row, worst
 
@@ -113,6 +113,7 @@ TABLES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[str]]]] = {
     "tried": ("benchmarks/README.md", "cpu.json", placement_table),
     "settings": ("benchmarks/README.md", "settings.json", settings.table),
     "torch": ("benchmarks/README.md", "torch_steps.json", torch_steps.show),
+    "adaptive": ("benchmarks/README.md", "adaptive.json", adaptive.show),
     "traced": ("benchmarks/README.md", "tracing.json", tracing.table),
     "solvers": ("benchmarks/README.md", "solvers.json", solvers.table),
 }
