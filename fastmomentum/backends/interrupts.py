@@ -40,10 +40,10 @@ class uninterrupted:
     """Hold SIGINT (Ctrl-C) back until the block is done.
 
     It acts in the main thread alone, the only one in which Python runs signal handlers, and only if a Python function
-    handles SIGINT. It takes 2 µs (measured), so a plain step on the CPU does without: it
-    is one call of compiled code, in which no handler runs. A handler of another signal can still raise in the block,
-    even where the block ends and before its end has given SIGINT back: the next SIGINT finds no block that holds it
-    back, then, and goes to the handler that was there before.
+    handles SIGINT. It takes 2 µs (measured), so a plain step on the CPU does without: it is one call of compiled code,
+    in which no handler runs. A handler of another signal can still raise in the block, even where the block ends and
+    before its end has given SIGINT back: the next SIGINT then finds no block that holds it back, and goes to the
+    handler that was there before.
     """
 
     def __init__(self) -> None:
