@@ -16,7 +16,7 @@ from fastmomentum.rules.base import Rule
 from fastmomentum.solvers.objective import make_objective
 from fastmomentum.solvers.passes import Floats, Limits
 from fastmomentum.solvers.run import MinimizeRun
-from fastmomentum.solvers.step_sizes import Value, choose_step_sizes
+from fastmomentum.solvers.step_sizes import SETTINGS, Value, check_accepted, choose_step_sizes, method_name
 from fastmomentum.theory.spectrum import Spectrum
 
 REPORT_SECONDS = 1.0
@@ -45,22 +45,23 @@ def minimize(
     ftol: float = 0.0,
     maxiter: float = 100_000,
     disp: bool = False,
-    **unknown: object,
+    **settings: object,
 ) -> OptimizeResult:
     """Minimise f(x) + l1·‖x‖₁ within bounds, by gradients and momentum.
 
-    x⁺ = prox(p − lr·g), then the rule's extrapolation from x⁺ to the next p
+    x⁺ = prox(p − lr·g), then the rule's extrapolation from x⁺ to the next p; with rule "fire" its own step
 
-    If Numba has compiled `fun` and `jac`, the whole loop is compiled. `minimize` can also be passed to SciPy as a
-    method: ``scipy.optimize.minimize(fun, x0, jac=..., method=fm.minimize, options={"rule": ...})``.
+    If Numba has compiled `fun` and `jac`, the whole loop is compiled; with rule "fire" it runs in Python.
+    `minimize` can also be passed to SciPy as a method:
+    ``scipy.optimize.minimize(fun, x0, jac=..., method=fm.minimize, options={"rule": ...})``.
 
     Parameters
     ----------
     fun : callable
         ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) if `jac` is True. `fun` must not write to x.
     x0 : array_like
-        The start, of one dimension. float32 stays float32, other dtypes become float64. A start outside of the bounds
-        is moved to the nearest point within, with an OptimizeWarning.
+        The start, of one dimension; with rule "fire" of any number of dimensions. float32 stays float32, other dtypes
+        become float64. A start outside of the bounds is moved to the nearest point within, with an OptimizeWarning.
     args : tuple
         Further arguments of `fun`, `jac`, `hess` and `hessp`; a single argument need not be in a tuple.
     jac : callable, True, None, "2-point" or "3-point"
@@ -78,8 +79,11 @@ def minimize(
         the next gradient is taken; StopIteration ends the run.
     tol : float, optional
         The default of `gtol`.
-    rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev"}
-        Nesterov's method, gradient descent, Polyak's heavy ball, Chebyshev's semi-iteration.
+    rule : {"nesterov_positions", "sgd", "heavy_ball", "chebyshev", "fire"}
+        Nesterov's method, gradient descent, Polyak's heavy ball, Chebyshev's semi-iteration, and FIRE, which adapts its
+        time step dt by itself and is made for the positions of atoms:
+        F = −g; v ← (1−α)v + α‖v‖F/‖F‖ if F·v > 0, else 0; v ← v + dt·F; p ← p + dt·v, at most max_step long.
+        FIRE has no bounds, l1, momentum, spectrum or restart: to give one is a ValueError.
     lr, momentum : float or callable, optional
         Numbers, or functions of the step since the last restart. The defaults depend on `rule`:
 
@@ -90,6 +94,7 @@ def minimize(
         - nesterov_positions: both from the spectrum if it is given (1/L and (√κ − 1)/(√κ + 1), proven for all convex
           functions with these curvatures); else lr by backtracking, and momentum from Nesterov's own sequence
           (:class:`fastmomentum.schedules.Nesterov`).
+        - fire: lr is the first time step, a number, 0.1 unless given.
     spectrum : (m, L), Spectrum or True, optional
         The least and the greatest curvature of f; True estimates them at x0 (:func:`fastmomentum.theory.spectrum`).
     l1 : float
@@ -108,17 +113,21 @@ def minimize(
         The greatest number of steps.
     disp : bool
         Whether to print the progress, about every second, and the result.
-    **unknown
-        Other options, which are ignored with an OptimizeWarning.
+    **settings
+        The other settings of rule "fire" (:data:`fastmomentum.rules.fire`), as :class:`fastmomentum.Optimizer` takes
+        them: max_step (0.2), the longest step, as a norm over all of x; max_dt (1.0), the greatest time step; patience
+        (5), dt_growth (1.1), dt_shrink (0.5), alpha_start (0.1) and alpha_shrink (0.99). Other options are ignored with
+        an OptimizeWarning.
 
     Returns
     -------
     scipy.optimize.OptimizeResult
         x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
         diverged, 3 no step found, 99 stopped by the callback), message, optimality (the number compared with gtol),
-        restarts (their number), lr and momentum (of the last step). After status 1, 2 or 3, x is the last or the best
-        point of the run: the one of the two with the lower objective. The best point has the lowest objective of the
-        run or, if the run does not compute objectives, the least prox-gradient.
+        restarts (their number), lr and momentum (of the last step; of rule "fire" the first time step, and 0). After
+        status 1, 2 or 3, x is the last or the best point of the run: the one of the two with the lower objective. The
+        best point has the lowest objective of the run or, if the run does not compute objectives, the least
+        prox-gradient.
 
     Raises
     ------
@@ -131,6 +140,9 @@ def minimize(
     A step costs a gradient and two passes over memory. Steps evaluate `fun` itself only for backtracking,
     restart="function", ftol, callback and disp. Compilation takes seconds, once for each pair of functions and each set
     of these options. Ctrl-C takes effect after about 0.05 seconds, or after one step if a step takes longer.
+
+    FIRE: Bitzek et al. 2006, integrated as in ase.optimize.FIRE, whose points it has if downhill_check is False.
+    lr, max_dt and max_step have the units of the problem; the defaults, those of ASE, suit forces in eV/Å.
 
     Backtracking: Beck and Teboulle 2009, but lr may grow again by 5 % a step. Restarts: O'Donoghue and Candès 2015.
     The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L this keeps Beck
@@ -153,20 +165,33 @@ def minimize(
     [ 1.2 -2.6] True
     >>> print(fm.minimize(fun, np.zeros(2), (A, b), jac=jac, bounds=[(0, None), (0, None)]).x.round(4))
     [0.3333 0.    ]
+    >>> print(fm.minimize(fun, np.zeros(2), (A, b), jac=jac, rule="fire", lr=0.2, max_step=1.0).x.round(4))
+    [ 1.2 -2.6]
     """
-    if unknown:
-        warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=2)
+    method = method_name(rule)
+    own = {name: settings.pop(name) for name in SETTINGS.get(method, ()) if name in settings}
+    if settings:
+        warnings.warn(f"Unknown solver options: {', '.join(settings)}", OptimizeWarning, stacklevel=2)
     if constraints is not None and (not isinstance(constraints, tuple | list) or len(constraints)):
         raise ValueError(
-            f"constraints: expected none; got {checks.describe(constraints)}. Only bounds are supported, by bounds="
+            f"constraints: expected none; got {checks.describe(constraints)}. Only bounds are supported, by bounds=, "
+            "except with rule 'fire'"
         )
-    start = _start(x0)
+    l1, ftol = (checks.number(name, each, AT_LEAST_ZERO) for name, each in (("l1", l1), ("ftol", ftol or 0.0)))
+    check_accepted(
+        method,
+        momentum=momentum,
+        spectrum=spectrum,
+        restart=None if restart is False else restart,
+        l1=l1 or None,
+        bounds=bounds,
+    )
+    start = _start(x0, any_shape=method == "fire")
     limits = _limits(bounds, start)
     if limits and not ((limits[0] <= start) & (start <= limits[1])).all():
         warnings.warn("Initial guess is not within the specified bounds", OptimizeWarning, stacklevel=2)
         start = np.clip(start, *limits)
     args = args if isinstance(args, tuple) else (args,)
-    l1, ftol = (checks.number(name, each, AT_LEAST_ZERO) for name, each in (("l1", l1), ("ftol", ftol or 0.0)))
     gtol = checks.number("gtol", next(each for each in (gtol, tol, 1e-5) if each is not None), AT_LEAST_ZERO)
     maxiter = checks.integer(
         "maxiter", int(maxiter) if isinstance(maxiter, float) and maxiter.is_integer() else maxiter
@@ -176,20 +201,22 @@ def minimize(
         return theory.spectrum(run.gradient, start, hessp=_hessian_product(hess, hessp, args))
 
     run = MinimizeRun(make_objective(fun, jac, limits), start, args, limits, l1, gtol, ftol)
-    step_sizes = choose_step_sizes(rule, lr, momentum, spectrum, restart, estimate)
-    status = run.run(step_sizes, maxiter, _make_callback(callback, bool(disp)), every_step=callback is not None)
+    step_sizes = choose_step_sizes(method, lr, momentum, spectrum, restart, estimate)
+    after_step = _make_callback(callback, bool(disp))
+    status = run.run(step_sizes, maxiter, after_step, every_step=callback is not None, settings=own)
     found = run.result(status)
     if disp:
         print(f"{found.message}: {found.nit:,} steps, objective {found.fun:.10g}, optimality {found.optimality:.2g}")
     return found
 
 
-def _start(x0: npt.ArrayLike) -> Floats:
-    """Return x0 as a new array of one dimension, float32 or float64."""
+def _start(x0: npt.ArrayLike, any_shape: bool) -> Floats:
+    """Return x0 as a new array of one dimension, or of more if `any_shape`, float32 or float64."""
     checks.numbers("x0", x0, FINITE)
     start = np.atleast_1d(np.array(x0))
-    if start.ndim != 1 or not start.size:
-        raise ValueError(f"x0: expected a one-dimensional array of at least one number; got shape {start.shape}")
+    if (start.ndim != 1 and not any_shape) or not start.size:
+        kind = "an array" if any_shape else "a one-dimensional array"
+        raise ValueError(f"x0: expected {kind} of at least one number; got shape {start.shape}")
     return start.astype(np.float32 if start.dtype == np.float32 else np.float64)
 
 

@@ -94,17 +94,18 @@ class Differences:
         shifts = np.where(step <= above, step, np.where(step <= below, -step, narrow))
         both_sides = self._central & (step <= above) & (step <= below)
         gradient, here = np.zeros_like(x), self._value(x, args)
-        for i in map(int, np.flatnonzero(shifts)):
+        for i in zip(*np.nonzero(shifts)):
             forward, backward, distance = self._value(x, args, i, shifts[i]), here, shifts[i]
             if both_sides[i]:
                 backward, distance = self._value(x, args, i, -shifts[i]), 2.0 * shifts[i]
             gradient[i] = (forward - backward) / distance
         return gradient
 
-    def _value(self, x: Floats, args: tuple[object, ...], i: int = 0, shift: float = 0.0) -> float:
+    def _value(self, x: Floats, args: tuple[object, ...], i: tuple[int, ...] = (), shift: float = 0.0) -> float:
         """Return f at x with x[i] moved by `shift`."""
         point = x.copy()
-        point[i] += shift
+        if shift:
+            point[i] += shift
         self.evaluations += 1
         return _as_number(self._fun(point, *args))
 

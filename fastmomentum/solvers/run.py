@@ -1,6 +1,6 @@
 """Run a minimiser in slices of about 0.05 seconds, and make its result."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult
 
 from fastmomentum.checks import ABOVE_ZERO, UNIT_INTERVAL
+from fastmomentum.solvers.fire import make_fire_loop
 from fastmomentum.solvers.loop import (
     BEST,
     CONVERGED,
@@ -38,11 +39,11 @@ ENDINGS = {
     CONVERGED: (0, "converged: the largest element of the prox-gradient is at most gtol"),
     SETTLED: (0, "converged: the objective changes by at most ftol"),
     RUNNING: (1, "maxiter steps are done"),
-    DIVERGED: (2, "diverged: fun or its gradient is not finite; a smaller lr may help, unless fun has no lower bound"),
+    DIVERGED: (2, "diverged: fun or its gradient is not finite; a smaller {} may help, unless fun has no lower bound"),
     STUCK: (3, "no shorter step decreases fun: gtol is beyond the precision of fun, or jac is not its gradient"),
     STOPPED: (99, "`callback` raised `StopIteration`"),
 }
-"""SciPy's status and the message for each status of a run."""
+"""SciPy's status and the message for each status of a run, with a place for the setting that keeps steps short."""
 
 
 class Settings(NamedTuple):
@@ -127,7 +128,7 @@ class MinimizeRun:
             raise ValueError(f"fun: expected a finite number at x0; got {value}")
         if not np.isfinite(self._g).all():
             k = int(np.argmin(np.isfinite(self._g)))
-            raise ValueError(f"jac: expected finite numbers at x0; got {self._g[k]} for parameter {k}")
+            raise ValueError(f"jac: expected finite numbers at x0; got {self._g.flat[k]} for parameter {k}")
 
     @property
     def point(self) -> Floats:
@@ -184,15 +185,21 @@ class MinimizeRun:
         maxiter: int,
         callback: Callable[["MinimizeRun"], bool] | None = None,
         every_step: bool = False,
+        settings: Mapping[str, object] | None = None,
     ) -> int:
         """Run until a condition ends the run, and return its status.
 
+        `settings` are those that the rule has besides lr and momentum.
         `callback` is called after each slice, or after each step if `every_step`; it ends the run by returning True.
         """
         rule, lr, momentum, restart = step_sizes
         valued = callback is not None or self._settings.ftol > 0.0 or lr is None or restart == "function"
-        options = LoopOptions(rule, self._terms, lr is None, restart)
-        loop = make_loop(options, self.objective.functions(valued), self.objective.compiled)
+        if rule == "fire":
+            own = {"lr": lr, **(settings or {})}
+            loop = make_fire_loop(self._array(P), own, self.objective.checked(valued))
+        else:
+            options = LoopOptions(rule, self._terms, lr is None, restart)
+            loop = make_loop(options, self.objective.functions(valued), self.objective.compiled)
         self._rule = rule
         self._lr = StepTable("lr", self.first_lr() if lr is None else lr, ABOVE_ZERO, maxiter)
         self._momentum = StepTable("momentum", momentum, UNIT_INTERVAL, maxiter)
@@ -231,7 +238,7 @@ class MinimizeRun:
             njev=0 if differences else int(self._calls[1]),
             success=code == 0,
             status=code,
-            message=message,
+            message=message.format("lr, max_dt or max_step" if self._rule == "fire" else "lr"),
             optimality=optimality,
             restarts=self._count("restarts"),
             lr=lr,
@@ -239,7 +246,10 @@ class MinimizeRun:
         )
 
     def _answer(self, status: int, lr: float) -> Answer:
-        """Return the last point or, if the run has not converged, the best point if its objective is lower."""
+        """Return the last point or, if the run has not converged, the best point if it is better.
+
+        The best point is better if its objective is lower, or if the gradient at the last point is not finite.
+        """
         last = self._answer_at(self.point, self._g, lr)
         if status == CONVERGED:
             return last._replace(optimality=self._number("norm"))
@@ -247,7 +257,7 @@ class MinimizeRun:
             return last
         x = self._array(BEST).copy()
         best = self._answer_at(x, self.gradient(x), lr)
-        return last if last.objective <= best.objective else best
+        return last if last.objective <= best.objective and np.isfinite(last.optimality) else best
 
     def _answer_at(self, x: Floats, g: Floats, lr: float) -> Answer:
         """Return the answer at x or, with a proximal map, at the result of one step of size `lr` from x."""
@@ -258,5 +268,8 @@ class MinimizeRun:
             x = new[0]
             g = self.gradient(x)
         value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._l1_term(x)
-        largest = make_measure(self._terms, frozenset())(np.empty(SCRATCH), x, g, x, x, lr, l1, self.limits)[0]
-        return Answer(x, value if np.isfinite(value) else np.inf, g, largest / lr)
+        optimality = float(np.abs(g).max())  # a NaN if one element is, which `measure` would pass over
+        if self._terms.any and np.isfinite(optimality):
+            measure = make_measure(self._terms, frozenset())
+            optimality = measure(np.empty(SCRATCH), x, g, x, x, lr, l1, self.limits)[0] / lr
+        return Answer(x, value if np.isfinite(value) else np.inf, g, optimality)

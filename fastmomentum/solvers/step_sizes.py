@@ -10,6 +10,7 @@ from fastmomentum import checks, theory
 from fastmomentum.checks import ABOVE_ZERO, UNIT_INTERVAL, Range
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.registry import find
+from fastmomentum.rules.summing import fire
 from fastmomentum.schedules.sequences import Chebyshev, Nesterov
 from fastmomentum.theory.spectrum import Spectrum, check_spectrum
 
@@ -19,6 +20,20 @@ RESTARTS = {"gradient": "gradient", "function": "function", False: "never"}
 Value = float | Callable[[int], float]
 """A number, or a function of the step since the last restart."""
 
+SETTINGS = {"fire": tuple(name for name in fire.defaults if name != "lr")}
+"""The names of a method's own settings, for each method that has some."""
+
+REFUSED = {
+    "fire": {
+        "momentum": "whose velocity is mixed with the force; alpha_start and alpha_shrink set how much",
+        "spectrum": "whose time step adapts itself; lr and max_dt are its first and its greatest value",
+        "restart": "which stops the motion itself when it goes up the gradient",
+        "l1": "which has no proximal map; other rules of minimize have one",
+        "bounds": "which has no proximal map; other rules of minimize have one",
+    }
+}
+"""The arguments of minimize that a method refuses because of what it is, each with the reason."""
+
 
 class StepSizes(NamedTuple):
     """Hold the rule, learning rate, momentum and restart scheme of a minimiser.
@@ -26,7 +41,7 @@ class StepSizes(NamedTuple):
     Attributes
     ----------
     rule : str
-        "nesterov_positions" or "heavy_ball".
+        "nesterov_positions", "heavy_ball" or "fire".
     lr, momentum : float or callable
         Numbers, or functions of the step since the last restart; lr is None if backtracking finds it.
     restart : str
@@ -39,8 +54,44 @@ class StepSizes(NamedTuple):
     restart: str = "never"
 
 
+def method_name(rule: str | Rule) -> str:
+    """Return the name of the method, one of :data:`METHODS`, that a rule stands for.
+
+    Raises
+    ------
+    ValueError
+        If no method uses this rule.
+    """
+    name = rule if isinstance(rule, str) else getattr(rule, "name", None)
+    if name not in METHODS or (rule is not name and not _are_same(find(name), find(rule))):
+        raise ValueError(
+            f"rule: expected one of {', '.join(METHODS)}; got {rule!r}. In place of pytorch, classical or ema pass "
+            "'heavy_ball', and in place of their Nesterov forms 'nesterov_positions'"
+        )
+    return name
+
+
+def _are_same(rule: Rule, other: Rule) -> bool:
+    """Return whether two rules have the same functions, names and defaults, as copies of one rule have."""
+    return rule.functions == other.functions and rule.description == other.description
+
+
+def check_accepted(method: str, **given: object) -> None:
+    """Check that each argument that the method refuses (:data:`REFUSED`) is None.
+
+    Raises
+    ------
+    ValueError
+        If one is not.
+    """
+    for name, reason in REFUSED.get(method, {}).items():
+        if given[name] is not None:
+            got = checks.describe(given[name])
+            raise ValueError(f"{name}: expected none with rule {method!r}, {reason}; got {got}")
+
+
 def choose_step_sizes(
-    rule: str | Rule,
+    method: str,
     lr: Value | None,
     momentum: Value | None,
     spectrum: Spectrum | tuple[float, float] | bool | None,
@@ -51,8 +102,8 @@ def choose_step_sizes(
 
     Parameters
     ----------
-    rule : str
-        One of :data:`METHODS`.
+    method : str
+        The name of one of :data:`METHODS`.
     lr, momentum : float, callable or None
         The values that the user gave.
     spectrum : Spectrum, (m, L), True or None
@@ -67,22 +118,16 @@ def choose_step_sizes(
     TypeError, ValueError
         If an argument has a wrong type or value, or two arguments exclude each other.
     """
-    name = rule if isinstance(rule, str) else getattr(rule, "name", None)
-    if name not in METHODS or (rule is not name and find(name).functions != find(rule).functions):
-        raise ValueError(
-            f"rule: expected one of {', '.join(METHODS)}; got {rule!r}. In place of pytorch, classical or ema pass "
-            "'heavy_ball', and in place of their Nesterov forms 'nesterov_positions'"
-        )
     for argument, value, allowed in (("lr", lr, ABOVE_ZERO), ("momentum", momentum, UNIT_INTERVAL)):
         if value is not None and not callable(value):
             checks.number(argument, value, allowed)
     if restart is not None and (not isinstance(restart, str | bool) or restart not in RESTARTS):
         raise ValueError(f"restart: expected 'gradient', 'function', False or None; got {restart!r}")
-    if lr is not None and spectrum is not None and (name != "nesterov_positions" or momentum is not None):
+    if lr is not None and spectrum is not None and (method != "nesterov_positions" or momentum is not None):
         raise ValueError("spectrum: expected None, as lr is given and the spectrum would not be used; got one")
     if spectrum is not None:
         spectrum = estimate() if spectrum is True else check_spectrum(spectrum)
-    found = METHODS[name](lr, momentum, spectrum, estimate)
+    found = METHODS[method](lr, momentum, spectrum, estimate)
     return found if restart is None else found._replace(restart=RESTARTS[restart])
 
 
@@ -126,13 +171,23 @@ def _chebyshev(lr: Value | None, momentum: Value | None, spectrum: Spectrum | No
     return StepSizes("heavy_ball", sequence.lr, sequence.momentum)
 
 
+def _fire(lr: Value | None, momentum: Value | None, spectrum: Spectrum | None, estimate: Estimate) -> StepSizes:
+    if callable(lr):
+        raise TypeError(
+            f"lr: expected a number with rule 'fire', whose first time step it is; got {checks.describe(lr)}. The time "
+            "step changes by dt_growth and dt_shrink"
+        )
+    return StepSizes("fire", float(fire.defaults["lr"]) if lr is None else lr, 0.0)
+
+
 METHODS: dict[str, Callable[[Value | None, Value | None, Spectrum | None, Estimate], StepSizes]] = {
     "sgd": _sgd,
     "heavy_ball": _heavy_ball,
     "nesterov_positions": _nesterov,
     "chebyshev": _chebyshev,
+    "fire": _fire,
 }
-"""The methods by name. They use the rules whose state is a position, as only these can contain a proximal map."""
+"""The methods by name. All except fire use rules whose state is a position, as only these can take a proximal map."""
 
 
 class StepTable:

@@ -330,6 +330,21 @@ def test_minimize_reports_no_success_when_rounding_hides_the_step():
         assert found.optimality == np.abs(jac(found.x)).max()
 
 
+@pytest.mark.parametrize("settings", [{}, {"l1": 0.1}, {"bounds": Bounds(-9.0, 9.0)}, {"rule": "fire"}])
+def test_minimize_reports_no_success_when_the_last_gradient_is_not_finite(settings):
+    asked = []
+
+    def jac(x):
+        asked.append(x)
+        return CURVATURES * x if len(asked) <= 5 else x * np.nan
+
+    settings = {"rule": "sgd", "lr": 0.1, "maxiter": 5} | settings
+    found = fm.minimize(lambda x: 0.5 * float(np.sum(CURVATURES * x * x)), X0, jac=jac, **settings)
+    assert (found.nit, found.status, found.success) == (5, 1, False)
+    assert np.isfinite(found.x).all()
+    assert np.isnan(found.optimality)  # jac has no finite value any more
+
+
 def test_large_and_small_units_are_served():
     for scale in (1e-150, 1e-30, 1e30, 1e150):
         functions = (lambda x, scale=scale: scale * float(x @ x), lambda x, scale=scale: 2 * scale * x)
@@ -464,13 +479,13 @@ class Data:
 
 def test_minimize_keeps_no_reference_to_python_functions():
     alive = []
-    for settings in ({}, {"lr": 0.5}, {"restart": "function"}):
+    for settings in ({}, {"lr": 0.5}, {"restart": "function"}, {"rule": "fire"}):
         data = Data()
         alive.append(weakref.ref(data))
         fm.minimize(lambda x, data=data: float(x @ x), X0, jac=lambda x, data=data: 2 * x, maxiter=3, **settings)
     del data
     gc.collect()
-    assert [each() for each in alive] == [None] * 3
+    assert [each() for each in alive] == [None] * 4
 
 
 INTERRUPTED = """
