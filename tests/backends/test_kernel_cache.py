@@ -1,23 +1,28 @@
 """Kernels that are kept on disk: never the wrong one, whatever happens to the folder or to the code."""
 
+import functools
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
 import time
 import warnings
+from collections import namedtuple
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import njit
-from numba.extending import overload, register_jitable
+from numba import njit, types
+from numba.core import config
+from numba.extending import overload, overload_method, register_jitable
 
 import fastmomentum as fm
 from fastmomentum.backends.cpu import kernel_cache, kernels
-from fastmomentum.backends.cpu.fingerprint import fingerprint
+from fastmomentum.backends.cpu.fingerprint import fingerprint, prepare
 
 ROOT = Path(fm.__file__).parents[1]
 
@@ -94,7 +99,8 @@ says()
 
 
 def test_second_process_loads_all_kernels_and_has_the_same_bits(tmp_path):
-    first, second = (run(EVERYTHING, tmp_path, PYTHONHASHSEED="0") for _ in range(2))
+    # The number of threads is no part of machine code.
+    first, second = (run(EVERYTHING, tmp_path, PYTHONHASHSEED="0", NUMBA_NUM_THREADS=n) for n in ("2", "1"))
     assert int(first[-1]) > 20
     assert int(second[-1]) == 0
     assert first[:-1] == second[:-1]
@@ -117,6 +123,8 @@ def test_processes_of_users_functions_of_one_name_do_not_take_each_others_code(t
         import numba
         @numba.njit
         def fun(x):
+            if x[0] > 1000:
+                raise ValueError(np.zeros(1, np.floatTARGET))  # Numba keeps the dtype beside the machine code
             total = 0.0
             for i in range(x.size):
                 total += (x[i] - TARGET) ** 2
@@ -124,16 +132,21 @@ def test_processes_of_users_functions_of_one_name_do_not_take_each_others_code(t
         @numba.njit
         def jac(x):
             return 2 * (x - TARGET)
-        fun(np.ones(2)), jac(np.ones(2))
         result = fm.minimize(fun, np.zeros(2), jac=jac, lr=0.1)
         print(round(result.x[0]))
+        try:
+            fm.minimize(fun, np.full(2, 2000.0), jac=jac, lr=0.1)
+        except ValueError as error:
+            print(error.args[0].dtype)
     """
-    codes = [textwrap.dedent(function).replace("TARGET", str(number)) for number in (3, 7)]
-    for code, found in zip(codes, ("3", "7")):
-        assert run(code, tmp_path)[-1] == found
+    codes = [textwrap.dedent(function).replace("TARGET", str(number)) for number in (32, 64)]
+    counts = []
+    for code, found in zip(codes, (["32", "float32"], ["64", "float64"])):
+        assert run(code, tmp_path)[-2:] == found
+        counts.append(len(files(tmp_path)))
+    assert counts[1] == counts[0] + 1  # they share all but the loop
     before = files(tmp_path)
-    assert run("\n".join(codes), tmp_path)[-2:] == ["3", "7"]
-    assert run("\n".join(reversed(codes)), tmp_path)[-2:] == ["7", "3"]
+    assert run("\n".join(reversed(codes)), tmp_path)[-4:] == ["64", "float64", "32", "float32"]
     assert files(tmp_path) == before
 
 
@@ -155,7 +168,7 @@ says(p[0])
 
 
 def test_changed_rule_is_compiled_again(tmp_path):
-    variants = {"mu * v": "0.25", "mu * mu * v": "0.375", "mu * v - mu * mu * v": "0.375", "mu * (v + v)": "0.0"}
+    variants = {"mu * v": "0.25", "mu * mu * v": "0.375", "mu * (v + v)": "0.0"}
     for _ in range(2):
         found = [run(USER_RULE.format(factor=1, scaled=text), tmp_path) for text in variants]
         assert [value for _, value in found] == list(variants.values())
@@ -204,9 +217,137 @@ def test_fingerprint_tells_functions_apart_by_all_that_they_hold():
     assert found[16] == fingerprint(calls(factory(3)))
 
 
+def make_all(*texts, **names):
+    """Return one function for each text, a lambda in which these names are global."""
+    return [eval(compile(text, "users.py", "eval"), {"__name__": "users", **names}) for text in texts]
+
+
+def different(functions):
+    """Return whether all functions have fingerprints, and no two have the same."""
+    found = [fingerprint(function) for function in functions]
+    return None not in found and len({*found}) == len(functions)
+
+
+def test_fingerprint_sees_a_global_with_the_name_of_a_builtin():
+    made = [make_all("lambda x: round(x)", round=factory(number))[0] for number in (1, 2)]
+    assert different([*made, *make_all("lambda x: round(x)")])
+
+
+@pytest.mark.parametrize("name", ["filter", "max", "pow"])
+def test_changed_part_of_a_rule_with_the_name_of_a_builtin_is_compiled_again(name, folder):
+    found = []
+    for text in ("g + g", "g + g + g"):
+        exec(f"def {name}(g, p): return {text}", part := {"__name__": "users"})
+        p = np.ones(3)
+        fm.step(p, None, np.ones(3), lr=0.125, rule=fm.chain(fm.Stage(part[name]), "sgd"))
+        found.append(p[0])
+    assert found == [0.75, 0.625]
+    assert len(files(folder)) == 2
+
+
+def test_fingerprint_sees_the_order_of_the_fields_of_named_tuples():
+    pairs = [namedtuple("Pair", fields)(1.0, 2.0) for fields in ("a b", "b a")]
+    assert different([*map(factory, pairs), factory((1.0, 2.0))])
+
+
+def test_fingerprint_sees_the_bits_of_numbers_and_the_layout_of_arrays():
+    nan = np.float64("nan")
+    numbers = [float(nan), float(-nan), 0.0, -0.0, complex(0, nan), complex(0, -nan), 1j, -1j, True, 1, ..., slice(2)]
+    square = np.arange(4.0).reshape(2, 2)
+    assert different([factory(held) for held in (*numbers, square, square.T, np.asfortranarray(square))])
+
+
+def test_fingerprint_sees_the_options_of_compiled_functions():
+    prepare()
+    plain = factory(5)
+    forms = [
+        njit(plain),
+        njit(plain, fastmath=True),
+        njit(plain, locals={"x": types.float32}),
+        njit("float64(float64)")(plain),
+        njit("float32(float32)")(plain),
+        njit("float64(float32)")(plain),
+        njit(plain, inline="always"),
+    ]
+    functions = []
+    for options in ({}, {"fastmath": True}, {"inline": "always"}, {"error_model": "numpy"}):
+        functions.append(factory(6))
+        register_jitable(**options)(functions[-1]) if options else register_jitable(functions[-1])
+    assert different([*map(factory, forms), *functions])
+
+
+def test_fingerprint_sees_what_a_wrapper_of_a_package_function_does():
+    def wrapper(number):
+        return functools.wraps(np.linalg.norm)(factory(number))
+
+    texts = ("lambda x: x + 1", "lambda x: x + 2")
+    assert different([wrapper(1), wrapper(2), *(functools.wraps(fm.step)(made) for made in make_all(*texts))])
+
+
+def test_fingerprint_sees_compiled_forms_that_users_give_to_numpy_functions_and_to_methods():
+    (calls, method) = make_all("lambda x: np.heaviside(x, x)", "lambda x: x.tripled()", np=np)
+    for function, add in (
+        (calls, lambda number: overload(np.heaviside)(lambda x, y: lambda x, y: x + number)),
+        (method, lambda number: overload_method(types.Float, "tripled")(lambda x: lambda x: x + number)),
+    ):
+        found = [fingerprint(function)]
+        for number in (1, 2):
+            add(number)
+            found.append(fingerprint(function))
+        assert None not in found
+        assert len({*found}) == 3
+
+
+def test_fingerprint_sees_a_registered_rule_behind_its_name(monkeypatch):
+    found = []
+    for text in ("g", "g + g"):
+        (update,) = make_all(f"lambda p, g, lr: (p - lr * ({text}),)")
+        with monkeypatch.context() as patch:
+            patch.setitem(fm.rules.registry._named, "mine", fm.Rule(update, state=(), hyper=("lr",), name="mine"))
+            found += make_all("lambda p, g: fm.jit.mine(p, g, 0.1)", fm=fm)
+            found.append(fingerprint(found.pop()))
+    assert None not in found
+    assert found[0] != found[1]
+
+
+def with_empty_cell():
+    def inner(x):
+        return later(x)
+
+    if inner is None:
+        later = inner
+    return inner
+
+
+def with_import(x):
+    import textwrap
+
+    return textwrap.dedent(x)
+
+
+class Whole(int):
+    def __repr__(self):
+        return "whole"
+
+
+class Color(IntEnum):
+    RED = 1
+
+
+endless = []
+endless.append(endless)
+
+
 @pytest.mark.parametrize(
     "held",
-    [object(), textwrap, [object()], {"key": textwrap}, Path(), memoryview(b"")],
+    [
+        *(object(), textwrap, [object()], {"key": textwrap}, Path(), memoryview(b"")),
+        *(with_empty_cell(), with_import, Whole(3), Color, endless, np.ma.ones(3)),
+        *(
+            types.NamedTuple((types.int64,), namedtuple("One", "a")),
+            types.Dispatcher(njit(with_import)),
+        ),
+    ],
     ids=lambda held: type(held).__name__,
 )
 def test_function_that_holds_something_unknown_has_no_fingerprint(held):
@@ -237,32 +378,69 @@ def test_fingerprint_does_not_depend_on_how_often_a_function_was_registered():
     assert fingerprint(function) == before is not None
 
 
-@pytest.mark.parametrize("setting", ["NUMBA_BOUNDSCHECK", "NUMBA_OPT", "NUMBA_LOOP_VECTORIZE", "NUMBA_CPU_NAME"])
-def test_other_settings_of_numba_compile_again(setting, tmp_path):
-    value = "generic" if setting == "NUMBA_CPU_NAME" else "0" if setting != "NUMBA_BOUNDSCHECK" else "1"
-    variables = {setting: value} | ({"NUMBA_CPU_FEATURES": ""} if setting == "NUMBA_CPU_NAME" else {})
+def stepped(rule, dtype=np.float64, count=1):
+    """Return the parameter after a step by a kernel for one array, or for several, that is not taken from memory."""
+    fm.clear_cache()
+    params, grads = ([np.ones(3, dtype) for _ in range(count)] for _ in range(2))
+    if count == 1:
+        fm.step(params[0], np.zeros(3, dtype), grads[0], rule=rule, lr=0.5, momentum=0.5)
+    else:
+        fm.Optimizer(params, rule=rule, lr=0.5, momentum=0.5).step(grads)
+    return float(params[0][0])
+
+
+def test_kernel_of_functions_that_have_other_globals_since_is_not_kept(folder):
+    one, other = make_all("lambda g: g", "lambda g: g + g")
+    text = "def update(p, v, g, lr, mu):\n    v = mu * v + helper(g)\n    return p - lr * v, v"
+    exec(text, made := {"__name__": "users", "helper": register_jitable(one)})
+    rule = fm.Rule(made["update"], state=(("v", "zero"),), hyper=("lr", "momentum"))
+    assert [stepped(rule), stepped(rule), stepped(rule, count=2)] == [0.5] * 3
+    before = files(folder)
+    assert len(before) == 2  # one array, and several
+    made["helper"] = register_jitable(other)
+    assert stepped(rule) == 0.5  # Numba keeps the function that it has compiled with the helper of before
+    stepped(rule, np.float32)
+    assert files(folder) == before
+    exec(text, again := {"__name__": "users", "helper": other})
+    rule = fm.Rule(again["update"], state=(("v", "zero"),), hyper=("lr", "momentum"))
+    assert stepped(rule) == 0.0
+    assert len(files(folder)) == 3
+
+
+def test_fingerprint_of_a_compiled_function_is_known_while_its_globals_are_those_it_was_compiled_with():
+    prepare()
+    text = "lambda x: K * x"
+    (function,) = make_all(text, K=1.0)
+    compiled = njit(function)
+    fresh = fingerprint(compiled)
+    compiled(2.0)
+    assert fingerprint(compiled) == fresh is not None
+    function.__globals__["K"] = 3.0
+    assert fingerprint(compiled) is None
+    assert fingerprint(njit(function)) not in (fresh, None)
+    compiled(2)  # compiled with K = 3 now, and another form with K = 1
+    assert fingerprint(compiled) is None
+    function.__globals__["K"] = 1.0
+    assert fingerprint(compiled) is None
+
+
+def test_other_settings_of_numba_compile_again(tmp_path):
     run(STEP, tmp_path)
-    assert int(run(STEP, tmp_path, **variables)[0]) > 0
-    assert run(STEP, tmp_path, **variables) == run(STEP, tmp_path) == ["0", expected_step()]
+    assert int(run(STEP, tmp_path, NUMBA_OPT="0")[0]) > 0
+    assert run(STEP, tmp_path, NUMBA_OPT="0") == run(STEP, tmp_path) == ["0", expected_step()]
 
 
-def test_changed_package_compiles_again(tmp_path):
-    copy, folder = tmp_path / "copy", tmp_path / "kernels"
-    folder.mkdir()
-    shutil.copytree(ROOT / "fastmomentum", copy / "fastmomentum", ignore=shutil.ignore_patterns("__pycache__"))
-    run(STEP, folder)
-    assert run(STEP, folder, copy)[0] == "0"
-    rule = copy / "fastmomentum/rules/momentum.py"
-    before = rule.stat()
-    text = rule.read_text()
-    assert text.count("v = mu * v + keep * g") == 1
-    rule.write_text(text.replace("v = mu * v + keep * g", "v = mu * v - keep * g"))
-    os.utime(rule, ns=(before.st_atime_ns, before.st_mtime_ns))
-    shutil.rmtree(copy / "fastmomentum/rules/__pycache__", ignore_errors=True)
-    count, bits = run(STEP, folder, copy)
-    assert int(count) > 0
-    assert bits != expected_step()
-    assert run(STEP, folder) == ["0", expected_step()]
+def test_fingerprint_sees_settings_of_numba_that_change_while_the_process_runs(monkeypatch):
+    before = fingerprint()
+    values = {"OPT": 0, "BOUNDSCHECK": 1, "LOOP_VECTORIZE": 0, "CPU_NAME": "generic", "ENABLE_AVX": 0, "USING_SVML": 3}
+    for name, value in values.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(config, name, value)
+            assert fingerprint() != before
+    for name in ("NUMBA_NUM_THREADS", "THREADING_LAYER"):
+        with monkeypatch.context() as patch:
+            patch.setattr(config, name, "other")
+            assert fingerprint() == before
 
 
 def damage(path, kind, other):
@@ -313,7 +491,7 @@ def test_folder_that_cannot_be_written_to_serves_what_it_has(folder, monkeypatch
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(kernel_cache.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(kernel_cache, "open", refuse, raising=False)
     monkeypatch.setattr(kernel_cache.os, "utime", refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -325,10 +503,77 @@ def test_folder_that_cannot_be_written_to_serves_what_it_has(folder, monkeypatch
     assert files(folder) == before
 
 
-def test_folder_that_is_removed_costs_a_warning(folder):
+def test_folder_that_is_removed_costs_one_warning(folder):
     shutil.rmtree(folder)
-    with pytest.warns(UserWarning, match="are not kept"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
         assert step_here() == expected_step()
+        fm.step(np.ones(3), np.zeros(3), np.ones(3), lr=0.5)  # Numba makes Python forget which warnings it has shown
+    assert ["are not kept" in str(warning.message) for warning in caught] == [True]
+
+
+def test_users_of_the_folder_can_read_the_kernels_of_each_other(folder):
+    before = os.umask(0o027)
+    try:
+        step_here()
+    finally:
+        os.umask(before)
+    (path,) = files(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_odd_things_in_the_folder_cost_no_warning(folder, monkeypatch):
+    (folder / "a.kernel").symlink_to("nothing")
+    (folder / "b.kernel").mkdir()
+    (folder / "c.kernel-part").symlink_to("nothing")
+    outside = folder.parent / "outside"
+    outside.write_text("x" * 10**6)
+    (folder / "d.kernel").symlink_to(outside)
+    os.utime(folder / "d.kernel", (1, 1), follow_symlinks=False)
+    monkeypatch.setattr(kernel_cache, "SIZE", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert step_here() == expected_step()
+    assert outside.exists()
+    assert {path.name for path in folder.iterdir()} == {"b.kernel", "c.kernel-part"}
+
+
+def test_kernel_that_cannot_be_pickled_is_not_kept(folder, monkeypatch):
+    def refuse(*_):
+        raise TypeError("cannot pickle")
+
+    monkeypatch.setattr(kernel_cache, "_serialize", refuse)
+    assert step_here() == expected_step()
+    assert list(folder.iterdir()) == []
+
+
+def test_folder_may_be_changed_by_another_thread_at_any_time(folder, monkeypatch):
+    def change(*parts):
+        fm.set_cache(None)
+        return fingerprint(*parts)
+
+    monkeypatch.setattr(kernel_cache, "fingerprint", change)
+    assert step_here() == expected_step()
+    fm.set_cache(folder)
+    monkeypatch.undo()
+    assert step_here() == expected_step()
+
+
+def test_package_that_is_upgraded_while_the_process_runs_keeps_nothing_for_the_new_one(tmp_path):
+    copy, folder = tmp_path / "copy", tmp_path / "kernels"
+    folder.mkdir()
+    shutil.copytree(ROOT / "fastmomentum", copy / "fastmomentum", ignore=shutil.ignore_patterns("__pycache__"))
+    upgrade = f"""
+        from fastmomentum.backends.cpu import kernels
+        rule = {str(copy / "fastmomentum/rules/momentum.py")!r}
+        text = open(rule).read()
+        open(rule, "w").write(text.replace("v = mu * v + keep * g", "v = mu * v - keep * g"))
+    """
+    run(textwrap.dedent(upgrade) + STEP, folder, copy)
+    count, bits = run(STEP, folder, copy)
+    assert int(count) > 0
+    assert bits != expected_step()
+    assert run(STEP, folder) == ["0", expected_step()]
 
 
 def test_disk_that_is_full_leaves_no_file(folder, monkeypatch):
@@ -453,17 +698,24 @@ def test_refused_folder_leaves_the_one_before(folder, tmp_path):
         fm.set_cache(tmp_path / "file" / "below")
     with pytest.raises(TypeError):
         fm.set_cache(3)
+    with pytest.raises(ValueError, match="got an empty text"):
+        fm.set_cache("")
+    with pytest.raises(RuntimeError):
+        fm.set_cache("~no-such-user/kernels")
     step_here()
     assert len(files(folder)) == 1
 
 
 def test_variable_that_names_no_folder_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
-    environ = {**os.environ, "FASTMOMENTUM_CACHE": str(tmp_path / "file"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PRELUDE + STEP]
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, check=True, timeout=300)
-    assert "FASTMOMENTUM_CACHE names no folder" in done.stderr
-    assert done.stdout.split()[1] == expected_step()
+    for name in (str(tmp_path / "file"), "~no-such-user/kernels"):
+        environ = {**os.environ, "FASTMOMENTUM_CACHE": name, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", "import fastmomentum.backends.cpu.kernels"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environ, check=True, timeout=300, cwd=tmp_path
+        )
+        assert "FASTMOMENTUM_CACHE names no folder" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_interrupt_while_a_kernel_is_written_leaves_no_file(folder, monkeypatch):

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -10,14 +9,16 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from numba.core import serialize
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.dispatcher import Dispatcher
+from numba.core.environment import Environment
 from numba.core.runtime import rtsys
 
-from fastmomentum.backends.cpu.fingerprint import fingerprint
+from fastmomentum.backends.cpu.fingerprint import fingerprint, prepare
 
 VARIABLE = "FASTMOMENTUM_CACHE"
 """The environment variable that names the folder."""
@@ -27,6 +28,9 @@ SUFFIX, UNFINISHED = ".kernel", ".kernel-part"
 
 MAGIC = b"fastmomentum kernel 1\n"
 """The first bytes of every file."""
+
+ENVIRONMENT = "_ZN08NumbaEnv"
+"""The beginning of the names of environments in machine code."""
 
 SIZE = 2**28
 """The number of bytes that the folder may hold."""
@@ -49,10 +53,10 @@ def set_cache(folder: str | os.PathLike[str] | None) -> None:
 
     Raises
     ------
-    OSError
-        If the folder cannot be made, or is a file.
-    TypeError
-        If `folder` is not a path.
+    OSError, RuntimeError
+        If the folder cannot be made, is a file, or is in the home of an unknown user.
+    TypeError, ValueError
+        If `folder` is not a path, or is empty.
 
     Notes
     -----
@@ -64,7 +68,8 @@ def set_cache(folder: str | os.PathLike[str] | None) -> None:
     of the processor. A file that is damaged, or of another origin, is compiled anew. Several processes may use one
     folder at once. It holds at most 256 MiB: those kernels go first that were not used for the longest time. A rule is
     compiled in every process if it uses an object of which the digest cannot tell what it does in compiled code, such
-    as a module of yours. Code for CUDA is not kept.
+    as a module of yours. So it is if it calls a function of yours that uses globals, and that Numba has compiled before
+    this call (with the variable, before the first kernel) or with other values of them. Code for CUDA is not kept.
 
     Examples
     --------
@@ -76,8 +81,11 @@ def set_cache(folder: str | os.PathLike[str] | None) -> None:
     if folder is None:
         _folder = None
         return
+    if not os.fspath(folder):
+        raise ValueError("folder: expected the path of a folder, or None to keep no kernels; got an empty text")
     path = Path(folder).expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
+    prepare()
     _folder = path
 
 
@@ -106,7 +114,8 @@ class KernelCache(_Cache):  # type: ignore[misc]  # Numba has no types
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """Return what is kept of this signature, or None."""
-        if _folder is None:
+        folder = _folder  # another thread may change it
+        if folder is None:
             return None
         self._function.__qualname__ = self._name
         digest = fingerprint(self._function, self._options, sig)
@@ -115,7 +124,7 @@ class KernelCache(_Cache):  # type: ignore[misc]  # Numba has no types
         # Names of functions are global in a process: this one says what the function is made of, in every process.
         self._digests[sig] = digest
         self._function.__qualname__ = f"{self._name}_{digest}"
-        content = read(_folder / (digest + SUFFIX), digest)
+        content = read(folder / (digest + SUFFIX), digest)
         if content is None:
             return None
         rtsys.initialize(target_context)  # the part of Numba's start that machine code needs; all of it takes 0.25 s
@@ -126,11 +135,14 @@ class KernelCache(_Cache):  # type: ignore[misc]  # Numba has no types
 
     def save_overload(self, sig: Any, cres: Any) -> None:
         """Keep what Numba compiled for this signature, if it means the same in another process."""
-        digest = self._digests.pop(sig, None)
-        if _folder is None or digest is None or cres.objectmode or cres.lifted or cres.library.has_dynamic_globals:
+        folder, digest = _folder, self._digests.pop(sig, None)
+        if folder is None or digest is None or cres.objectmode or cres.lifted or cres.library.has_dynamic_globals:
             return
-        (name, kind, (_, shared)), *others = cres._reduce()
-        write(_folder, digest, serialize.dumps(((name, kind, (_emit(cres, digest), shared)), *others)))
+        try:
+            content = _serialize(cres, digest)
+        except Exception:  # whatever an object of the user makes pickle raise, the kernel runs
+            return
+        write(folder, digest, content)
 
     def enable(self) -> None:
         """Do nothing: the folder decides."""
@@ -142,19 +154,39 @@ class KernelCache(_Cache):  # type: ignore[misc]  # Numba has no types
         """Do nothing: the folder is for all kernels."""
 
 
-def _emit(cres: Any, digest: str) -> bytes:
-    """Return the machine code of a compiled function, in which only names with its digest can be seen from outside.
+def _serialize(cres: Any, digest: str) -> bytes:
+    """Return a compiled function in which only names with its digest can be seen from outside.
 
-    The functions that it calls are named by a count, which starts anew in every process. Were these names seen, two
-    kernels of two processes could take each other's functions when a third process loads both.
+    The functions that it calls, and their environments, which hold Python objects for compiled code, are named by a
+    count, which starts anew in every process. Were these names seen, two kernels of two processes could take each
+    other's parts when a third process loads both.
     """
     library = cres.library
     module = library._final_module.clone()
+    for variable in module.global_variables:
+        if variable.name.startswith(ENVIRONMENT):
+            variable.name = _with_digest(variable.name, digest)
+    own = []
     for function in module.functions:
-        if not function.is_declaration and digest not in function.name:
+        if not function.is_declaration and digest in function.name:
+            own.append(function)
+        elif not function.is_declaration:
             function.linkage = "internal"
-    code: bytes = library._codegen._tm.emit_object(module)
-    return code
+    code = library._codegen._tm.emit_object(module)
+    for function in own:
+        function.linkage = "linkonce_odr"  # as Numba has it in code that other functions are linked with
+    (name, kind, _), *others, environments = cres._reduce()
+    renamed = []
+    for environment in environments:
+        copy = Environment(environment.globals)
+        copy.consts[:], copy.env_name = environment.consts, _with_digest(environment.env_name, digest)
+        renamed.append(copy)
+    content: bytes = serialize.dumps(((name, kind, (code, module.as_bitcode())), *others, tuple(renamed)))
+    return content
+
+
+def _with_digest(name: str, digest: str) -> str:
+    return name if digest in name else f"{name}_{digest}"
 
 
 def read(path: Path, digest: str) -> bytes | None:
@@ -173,19 +205,26 @@ def read(path: Path, digest: str) -> bytes | None:
 
 def write(folder: Path, digest: str, content: bytes) -> None:
     """Keep this content; warn once if the folder cannot be written to."""
+    part = folder / f"{digest}-{uuid4().hex}{UNFINISHED}"
     try:
-        file, name = tempfile.mkstemp(UNFINISHED, dir=folder)
         try:
-            with open(file, "wb") as stream:
+            with open(part, "xb") as stream:  # with the user's permissions for new files, as others may load it
                 stream.write(_head(digest, content) + content)
-            os.replace(name, folder / (digest + SUFFIX))
+            os.replace(part, folder / (digest + SUFFIX))
         except BaseException:
             with suppress(OSError):
-                os.unlink(name)
+                os.unlink(part)
             raise
         _remove_oldest(folder)
     except OSError as error:
-        warnings.warn(f"compiled kernels are not kept, and the next process compiles them anew: {error}", stacklevel=2)
+        _warn(f"and the next process compiles them anew: {folder}: {error.strerror or error}")
+
+
+def _warn(why: str) -> None:
+    """Warn once that kernels are not kept; Python forgets what it has shown whenever Numba compiles."""
+    if why not in _warned:
+        _warned.add(why)
+        warnings.warn(f"compiled kernels are not kept, {why}", stacklevel=4)
 
 
 def _head(digest: str, content: bytes) -> bytes:
@@ -195,25 +234,27 @@ def _head(digest: str, content: bytes) -> bytes:
 
 def _remove_oldest(folder: Path) -> None:
     """Remove the kernels that were not used for the longest time, if all together take more than SIZE bytes."""
+    kept, now, total = [], time.time(), 0
     with os.scandir(folder) as entries:
-        files = [(entry, entry.stat()) for entry in entries if entry.name.endswith((SUFFIX, UNFINISHED))]
-    kept = sorted((file for file in files if file[0].name.endswith(SUFFIX)), key=lambda file: -file[1].st_mtime)
-    total = 0
-    for entry, state in kept:
-        total += state.st_size
+        for entry in entries:
+            with suppress(OSError):  # another process may remove or rename a file at any time
+                if entry.name.endswith(SUFFIX):
+                    state = entry.stat(follow_symlinks=False)
+                    kept.append((state.st_mtime, state.st_size, entry.path))
+                elif entry.name.endswith(UNFINISHED) and now - entry.stat().st_mtime > ABANDONED:
+                    os.unlink(entry.path)
+    for _, size, path in sorted(kept, reverse=True):
+        total += size
         if total > SIZE:
-            with suppress(FileNotFoundError):
-                os.unlink(entry.path)
-    for entry, state in files:
-        if entry.name.endswith(UNFINISHED) and time.time() - state.st_mtime > ABANDONED:
-            with suppress(FileNotFoundError):
-                os.unlink(entry.path)
+            with suppress(OSError):
+                os.unlink(path)
 
 
 _folder: Path | None = None
+_warned: set[str] = set()
 
 if os.environ.get(VARIABLE):
     try:
         set_cache(os.environ[VARIABLE])
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         warnings.warn(f"compiled kernels are not kept, as {VARIABLE} names no folder: {error}", stacklevel=2)
