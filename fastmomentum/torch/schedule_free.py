@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastmomentum.torch.arguments import Number, check_at_least_zero, check_betas, check_options
+from fastmomentum.torch.names import MEMORY
 from fastmomentum.torch.optimizer import Optimizer
 
 RENAMED = {"warmup_steps": "warmup", "weight_lr_power": "power"}
@@ -26,11 +27,11 @@ class ScheduleFree(Optimizer):
     @torch.no_grad()
     def _switch(self, train: bool) -> None:
         for group in self.param_groups:
-            beta = group["betas"][0] if "betas" in group else group["momentum"]
-            if group["train_mode"] != train and beta:
-                for param in group["params"]:
-                    if "z" in self.state.get(param, {}):
-                        param.lerp_(self.state[param]["z"], 1.0 - beta if train else 1.0 - 1.0 / beta)
+            for param in group["params"] if group["train_mode"] != train else ():
+                state = self.state.get(param, {})
+                beta = state.get(MEMORY, {}).get("last_momentum", 0.0)  # that of the group may be another one by now
+                if beta:
+                    param.lerp_(state["z"], 1.0 - beta if train else 1.0 - 1.0 / beta)
             group["train_mode"] = train
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
