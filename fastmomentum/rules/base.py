@@ -292,7 +292,8 @@ class Rule(Record):
         ]
         if until is None:
             return arguments, calls, arguments[: len(values) - 1]
-        reads = ("p", *until.slots, "g") if isinstance(until, Rule) else until.parts[0].reads
+        placed_reads = next(part.reads for part, _, link in placed if link is until)
+        reads = ("p", *until.slots, "g") if isinstance(until, Rule) else placed_reads
         return arguments, calls, [variables[value] for value in reads]
 
     @property

@@ -98,10 +98,15 @@ def compose_links(rule: Rule, links: Sequence[Rule | Stage], name: str | None, n
         for key, value in link.defaults.items():
             if defaults.setdefault(key, value) != value:
                 raise ValueError(f"chain: two links have different defaults for {key}: {defaults[key]} and {value}")
+    state = tuple(slot for link in sorted(links, key=lambda link: isinstance(link, Stage)) for slot in link.state)
+    slots = [slot for slot, _ in state]
+    for slot in slots:
+        if slots.count(slot) > 1:
+            raise ValueError(f"chain: expected state slots with names of their own; got two links that keep {slot!r}")
     return Rule(
         name=name,
         composed_of=tuple(links),
-        state=tuple(slot for link in sorted(links, key=lambda link: isinstance(link, Stage)) for slot in link.state),
+        state=state,
         hyper=tuple(hyper for link in links for hyper in link.hyper),
         defaults=defaults,
         ranges=merge_ranges(links),

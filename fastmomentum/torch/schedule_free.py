@@ -13,6 +13,20 @@ RENAMED = {"warmup_steps": "warmup", "weight_lr_power": "power"}
 """The names of settings in groups that differ from those of the rules."""
 
 
+def check_holds_average(name: str, momentum: Any) -> None:
+    """Check that momentum is so that the average of the points follows from the parameters.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    if isinstance(momentum, int | float | torch.Tensor) and not 0.0 < momentum < 1.0:
+        raise ValueError(
+            f"{name}: expected a number in (0, 1), as the parameters would not hold the average; got {momentum}"
+        )
+
+
 class ScheduleFree(Optimizer):
     """Hold what the schedule-free optimisers share: the switch between training and evaluation."""
 
@@ -99,7 +113,9 @@ class SGDScheduleFree(ScheduleFree):
         **options: Any,
     ) -> None:
         check_options(self, options)
-        check_at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        check_at_least_zero(lr=lr, weight_decay=weight_decay)
+        check_at_least_zero(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
+        check_holds_average("momentum", momentum)
         options |= {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         options |= {"r": r, "weight_lr_power": weight_lr_power, "train_mode": True}
         super().__init__(params, "schedule_free_sgd", **options)
@@ -146,7 +162,9 @@ class AdamWScheduleFree(ScheduleFree):
     ) -> None:
         check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
+        check_at_least_zero(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
         check_betas(betas)
+        check_holds_average("betas[0]", betas[0])
         options |= {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         options |= {"r": r, "weight_lr_power": weight_lr_power, "train_mode": True}
         super().__init__(params, "schedule_free_adamw", **options)

@@ -346,3 +346,64 @@ def test_correct_is_refused_for_a_rule_with_sums_and_taken_with_stages_that_sum(
             fm.Optimizer(np.ones(2), rule, lr=0.1, momentum=0.5, correct=True, **settings)
     p = np.ones(2)
     fm.Optimizer(p, "classical", lr=0.1, momentum=0.5, correct=True, max_norm=1.0, clip_norm=1.0).step(np.ones(2))
+
+
+def normed(kind, function, total, **record):
+    """Return a stage whose hyper-parameter k is 1/(1 + s), from a sum s."""
+    return fm.Stage(function, kind=kind, hyper=("k",), derived={"k": lambda s: 1.0 / (1.0 + s)}, sums={"s": total},
+                    name="normed", **record)  # fmt: skip
+
+
+def shrunk(x):
+    return x / (1.0 + (x * x).sum())
+
+
+def look_ahead(gradients):
+    """Return the points of a stage g ← g + k·p with s = ‖p‖², which reads the look-ahead point as p."""
+    p, v, point = np.ones(3), np.zeros(3), np.ones(3)
+    for g in gradients:
+        v = 0.5 * v + g + shrunk(point)
+        p = p - 0.1 * v
+        point = p - 0.1 * 0.5 * v
+    return p
+
+
+def proximal(gradients):
+    p, q = np.ones(3), np.ones(3)
+    for g in gradients:
+        x = shrunk(p - 0.1 * g)
+        p, q = x + 0.5 * (x - q), x
+    return p
+
+
+def parameter(gradients, before):
+    p, v = np.ones(3), np.zeros(3)
+    for g in gradients:
+        p = shrunk(p) if before else p
+        v = 0.5 * v + g
+        p = p - 0.1 * v
+        p = p if before else shrunk(p)
+    return p
+
+
+PLACES = {
+    "gradient": (lambda: fm.chain(normed("gradient", lambda g, p, k: g + k * p, lambda g, p: p * p), "pytorch"),
+                 {"lookahead": True}, look_ahead),
+    "prox": (lambda: fm.chain("nesterov_positions", normed("prox", lambda x, k: k * x, lambda x: x * x)), {}, proximal),
+    "before": (lambda: fm.chain(normed("param", lambda p, k: k * p, lambda p: p * p), "pytorch"), {},
+               lambda gradients: parameter(gradients, True)),
+    "after": (lambda: fm.chain("pytorch", normed("param", lambda p, k: k * p, lambda p: p * p)), {},
+              lambda gradients: parameter(gradients, False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", PLACES)
+def test_sums_of_a_stage_are_those_of_the_values_that_it_reads(place, backend):
+    make, options, by_hand = PLACES[place]
+    gradients = [g for (g,) in gradients_of(((3,),), 5, np.float64)]
+    p = np.ones(3)
+    opt = fm.Optimizer(p, make(), lr=0.1, momentum=0.5, backend=backend, **options)
+    for g in gradients:
+        opt.step(g)
+    np.testing.assert_allclose(p, by_hand(gradients), rtol=1e-13)

@@ -93,6 +93,17 @@ def test_average_is_kept_when_momentum_changes(cls):
         torch.testing.assert_close(param.detach(), average)
 
 
-def test_momentum_of_zero_is_refused():
-    with pytest.raises(ValueError, match=r"momentum: expected a number in \(0, 1\)"):
-        ft.SGDScheduleFree(make_params(), momentum=0.0)
+WRONG = [
+    (ft.SGDScheduleFree, {"momentum": 0.0}, r"momentum: expected a number in \(0, 1\).* got 0.0"),
+    (ft.SGDScheduleFree, {"momentum": 1.0}, r"momentum: expected a number in \(0, 1\).* got 1.0"),
+    (ft.SGDScheduleFree, {"warmup_steps": -1}, "warmup_steps"),
+    (ft.AdamWScheduleFree, {"betas": (0.0, 0.9)}, r"betas\[0\]: expected a number in \(0, 1\).* got 0.0"),
+    (ft.AdamWScheduleFree, {"weight_lr_power": -1.0}, "weight_lr_power"),
+    (ft.AdamWScheduleFree, {"r": -1.0}, "Invalid r value"),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings", "message"), WRONG)
+def test_setting_out_of_its_range_is_refused_by_its_own_name(cls, settings, message):
+    with pytest.raises(ValueError, match=message):
+        cls(make_params(), **settings)
