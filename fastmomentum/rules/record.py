@@ -54,7 +54,7 @@ class Record:
     memory : mapping of str to float
         Names and first values of numbers that an optimiser keeps from step to step: for each array, or with the scope
         "all" once. Functions of `derived` may have them among their arguments. A derived number with the name of an
-        entry is its next value.
+        entry is its next value; with the scope "all" it must be the same in all groups.
     name : str, optional
         The name in messages and in saved states.
     """
