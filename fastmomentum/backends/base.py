@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastmomentum.backends.host_arrays import flat_view, read
 from fastmomentum.backends.interrupts import uninterrupted
 from fastmomentum.backends.step_sums import StepSums
-from fastmomentum.backends.sums import Derivation, Round, Skips, plan_derivations, sum_in_order
+from fastmomentum.backends.sums import Derivation, Round, Skips, check_agreement, plan_derivations, sum_in_order
 from fastmomentum.checks import describe, real_dtype
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.elementwise import MASK
@@ -232,6 +232,7 @@ class SummingExecutor:
             if derivations:
                 remembering += self._derive(derivations[number], sums, int(asks))
         if remembering:
+            check_agreement(remembering)
             with uninterrupted():
                 done = self.run(grads)
                 for derivation in remembering if done else ():
@@ -270,9 +271,11 @@ class SummingExecutor:
                 all_members = [i for each in derivations if each.key == key for i in each.members]
                 columns = zip(*[sums[i][first:] for i in sorted(all_members)])
                 own = totals[key] = [sum_in_order(column) for column in columns]
-            for place, value in derivation.derive(own, numbers):
-                for i in members:
-                    hyper_of[i][place] = value
+            found = derivation.derive(own, numbers)
+            with np.errstate(over="ignore"):  # a number too large for the dtype of the arrays becomes infinite
+                for place, value in found:
+                    for i in members:
+                        hyper_of[i][place] = value
             if derivation.next:
                 remembering.append(derivation)
         return remembering

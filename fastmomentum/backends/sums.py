@@ -12,6 +12,7 @@ from inspect import signature
 from operator import add
 from typing import Any, NamedTuple
 
+from fastmomentum.advice import describe
 from fastmomentum.backends.step_sums import make_square
 from fastmomentum.rules.assemble import Function, Wrap, identity
 from fastmomentum.rules.base import Rule
@@ -51,12 +52,12 @@ def plan_rounds(rules: Sequence[Rule]) -> list[Round]:
     ValueError
         If two rules sum over all arrays in different orders.
     """
-    waiting = {i: list(rule.summing_links) for i, rule in enumerate(rules) if rule.summing_links}
+    waiting = {i: _numbered(rule.summing_links) for i, rule in enumerate(rules) if rule.summing_links}
     rounds: list[Round] = []
     while waiting:
+        blocked = {key for links in waiting.values() for key, link in links[1:] if link.scope == "all"}
         heads = {i: links[0] for i, links in waiting.items()}
-        blocked = {link_key(link) for links in waiting.values() for link in links[1:] if link.scope == "all"}
-        ready = {i: link for i, link in heads.items() if link.scope == "array" or link_key(link) not in blocked}
+        ready = {i: link for i, (key, link) in heads.items() if link.scope == "array" or key not in blocked}
         if not ready:
             raise ValueError("sums: expected links that sum over all arrays in the same order in every group")
         rounds.append(ready)
@@ -64,6 +65,12 @@ def plan_rounds(rules: Sequence[Rule]) -> list[Round]:
             del waiting[i][0]
         waiting = {i: links for i, links in waiting.items() if links}
     return rounds
+
+
+def _numbered(links: Sequence[Record]) -> list[tuple[tuple[int, Any], Record]]:
+    """Return the links of a rule, each with its key and how many links before it have this key."""
+    keys = [*map(link_key, links)]
+    return [((keys[:place].count(key), key), link) for place, (key, link) in enumerate(zip(keys, links))]
 
 
 def link_key(link: Record) -> tuple[Any, ...]:
@@ -147,7 +154,7 @@ class Derivation:
     def __init__(self, rule: Rule, link: Record, row: int, member: int, memory: list[float]) -> None:
         start = next(place for place, other in _placed(rule) if other is link)
         hyper, kept = list(link.hyper), list(link.memory)
-        known = (*rule.late_parameters, *link.sums, *link.memory)
+        known = (*link.sums, *link.memory, *rule.late_parameters)
         self.members, self.key = [member], link_key(link) if link.scope == "all" else None
         self._link, self._row, self._first, self._memory = link, row, len(rule.hyper), memory if kept else []
         self._entries = [
@@ -163,19 +170,20 @@ class Derivation:
     def derive(self, sums: Sequence[float], numbers: Sequence[Sequence[float]]) -> list[tuple[int, float]]:
         """Return place and value of each number in the row of hyper-parameters; keep those of memory.
 
-        `numbers` holds the rows, each with the values that users give at its end. Values of memory are kept in
-        :attr:`next` until the update is done.
+        `sums` begins with those of the link; more may follow, of links with more sums in the same round. `numbers`
+        holds the rows, each with the values that users give at its end. Values of memory are kept in :attr:`next` until
+        the update is done.
 
         Raises
         ------
         ValueError
             If a number is not in its range.
         """
-        known = (*numbers[self._row][self._first :], *sums, *self._memory)
+        known = (*sums[: len(self._link.sums)], *self._memory, *numbers[self._row][self._first :])
         found = []
         self.next: list[tuple[int, float]] = []
         for name, place, index, function, sources, is_limited in self._entries:
-            value = float(function(*[known[source] for source in sources]))
+            value = self._call(name, function, [known[source] for source in sources])
             if is_limited and value not in self._link.range_of(name):
                 given = dict(zip(self._link.sources[name], [known[source] for source in sources]))
                 raise ValueError(f"{name}: expected {self._link.range_of(name)}; got {value!r}, derived from {given}")
@@ -185,10 +193,46 @@ class Derivation:
                 self.next.append((index, value))
         return found
 
+    def _call(self, name: str, function: Callable[..., float], given: Sequence[float]) -> float:
+        """Return what a function of `derived` makes of these values; an error that it raises says of which."""
+        try:
+            value = function(*given)
+        except Exception as error:
+            known = dict(zip(self._link.sources[name], given))
+            error.add_note(f"raised by the function that derives {name} from {known}")
+            raise
+        if type(value) is float:
+            return value
+        try:
+            number: float = value.__float__()
+            return number
+        except (AttributeError, TypeError):
+            raise TypeError(f"derived: expected a number for {name}; got {describe(value)}") from None
+
     def remember(self) -> None:
         """Let the memory have its next values."""
         for index, value in self.next:
             self._memory[index] = value
+
+
+def check_agreement(derivations: Sequence[Derivation]) -> None:
+    """Check that parameters that share memory derive the same next values of it.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    known: dict[int, Derivation] = {}
+    for derivation in derivations:
+        first = known.setdefault(id(derivation._memory), derivation)
+        if repr(first.next) != repr(derivation.next):  # NaN is unlike itself, its text is not
+            names = [*derivation._link.memory]
+            then, now = ({names[index]: value for index, value in each.next} for each in (first, derivation))
+            raise ValueError(
+                f"memory: expected the same next values in all groups, as they share it (scope='all'); got {then} and "
+                f"{now}. Give the groups the same settings where these depend on them"
+            )
 
 
 def plan_derivations(

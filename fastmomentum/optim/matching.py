@@ -11,6 +11,7 @@ from fastmomentum import checks, schedules
 from fastmomentum.optim.groups import SCHEDULED
 from fastmomentum.optim.schema import ARRAYS, ELEMENTS, FINGERPRINT, MEMORY, SavedState, contradictions, refuse
 from fastmomentum.optim.state import State
+from fastmomentum.rules.convert import can_convert
 from fastmomentum.rules.registry import names
 
 
@@ -60,7 +61,8 @@ def in_order_of(names: Sequence[str] | None, saved: SavedState) -> SavedState:
 def _differences(saved: SavedState, like: SavedState, state: State, cast: bool) -> Iterator[str]:
     """Yield a sentence for each way in which a saved state does not fit an optimiser."""
     yield from rule_differences(saved, like)
-    if saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]:
+    is_other = saved["made_of"] != like["made_of"] and saved["rule"] != like["rule"]
+    if is_other and can_convert(saved["rule"], like["rule"]):
         yield (
             f"to go on with a run of {saved['rule']!r} as one of {like['rule']!r}, load it with its own rule, then "
             f"opt = opt.convert({like['rule']!r})"
@@ -77,11 +79,23 @@ def _differences(saved: SavedState, like: SavedState, state: State, cast: bool) 
             is_passed = isinstance(own.get(name), Mapping) or (own_functions and own_functions[number] is not None)
             if (is_old or functions[number : number + 1] not in ([], [None])) and not is_passed:
                 yield f"groups[{number}]: {name} was a function of the step, to be passed again; got {own.get(name)}"
-    if [[*kept] for kept in saved.get(MEMORY, ())] != [[*kept] for kept in like.get(MEMORY, ())]:
-        names = [[*kept] for kept in like.get(MEMORY, ())]
-        yield f"{MEMORY}: expected for each array the numbers {names}; got {checks.describe(saved.get(MEMORY))}"
+    yield from _memory_differences(saved.get(MEMORY), like.get(MEMORY), state)
     for number, (slots, own_slots) in enumerate(zip(saved["state"], state.slots)):
         yield from array_differences(f"state[{number}]", slots, own_slots, cast)
+
+
+def _memory_differences(saved: Any, like: Any, state: State) -> Iterator[str]:
+    """Yield a sentence if the numbers that a rule keeps from step to step have other names, or differ if shared."""
+    if like is None and saved is not None:
+        yield f"{MEMORY}: expected none, as the rule keeps no numbers from step to step; got {checks.describe(saved)}"
+    if like is None:
+        return
+    wanted = ", ".join(like[0]) if like else ""
+    if saved is None or any([", ".join(kept) != wanted for kept in saved]):
+        got = "none" if saved is None else next(str([*kept]) for kept in saved if ", ".join(kept) != wanted)
+        yield f"{MEMORY}: expected for each array the numbers {wanted}; got {got}"
+    elif state.shares_memory and len({repr(kept) for kept in saved}) > 1:
+        yield f"{MEMORY}: expected the same numbers for all arrays, as they share them (scope='all'); got others"
 
 
 def array_differences(where: str, saved: Any, like: Any, cast: bool = False) -> Iterator[str]:

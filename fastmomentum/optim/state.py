@@ -87,6 +87,8 @@ class State:
         The names of the parameters in messages.
     memory : list of list of float
         For each parameter the numbers that its rule keeps from step to step; with the scope "all" one list for all.
+    shares_memory : bool
+        Whether it is one list for all.
     counter : StepCounter
         The numbers of updates done and skipped.
     resets : deque of (int, str, str)
@@ -116,9 +118,9 @@ class State:
                 self.slots = [tuple(self._arrays.view("state", slot) for slot in slots) for slots in layout.slots]
         self.params: list[Any] = params
         core = layout.groups[0].update.core
-        self._first_memory, self._shares_memory = [*map(float, core.memory.values())], core.scope == "all"
+        self._first_memory, self.shares_memory = [*map(float, core.memory.values())], core.scope == "all"
         one = self._first_memory.copy()
-        self.memory = [one if self._shares_memory else one.copy() for _ in params]
+        self.memory = [one if self.shares_memory else one.copy() for _ in params]
         self.counter = StepCounter()
         self._tally = [0] * len(params), 0, [False] * len(params)  # updates, the step when they were counted, and which
         self.resets: deque[tuple[int, str, str]] = deque(maxlen=keep_resets)
@@ -172,7 +174,7 @@ class State:
         found._grad_names = _names_of_grads(layout)
         found.params, found.slots = [*self.params, *new.params], [*self.slots, *new.slots]
         found.elements = [*self.elements, *new.elements]
-        shared = self.memory[:1] * len(new.memory) if self._shares_memory else []
+        shared = self.memory[:1] * len(new.memory) if self.shares_memory else []
         found.memory = [*self.memory, *(shared or new.memory)]
         counts = [*self._tally[2], *[False] * len(new.params)]
         found._tally = [*self.updates, *new.updates], self.counter.steps, counts
@@ -268,7 +270,7 @@ class State:
                     else:
                         self._arrays.zero(values, rows)
         if self._first_memory and rows is ALL_ROWS:
-            is_whole = not self._shares_memory or {*which} >= {*range(len(self.params))}
+            is_whole = not self.shares_memory or {*which} >= {*range(len(self.params))}
             for i in which if is_whole else ():
                 self.memory[i][:] = self._first_memory
 

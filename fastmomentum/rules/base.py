@@ -46,8 +46,8 @@ class Rule(Record):
         ``ahead(p, velocity, lr, mu)`` returns the look-ahead point, from the next step's lr and momentum. A rule of one
         slot that has it can be run with ``Momentum(lookahead=True)``.
     evaluation : callable, optional
-        The function of arrays p, of slots and of hyper-parameters, all by name, that returns the point at which to
-        evaluate the model, where that is not p: :meth:`fastmomentum.Optimizer.evaluate` calls it.
+        The function of arrays p, of slots, of numbers in memory and of hyper-parameters, all by name, that returns the
+        point at which to evaluate the model, where that is not p: :meth:`fastmomentum.Optimizer.evaluate` calls it.
     formula : str
         The update as the field writes it.
     name : str, optional
@@ -292,7 +292,8 @@ class Rule(Record):
         ]
         if until is None:
             return arguments, calls, arguments[: len(values) - 1]
-        reads = ("p", *until.slots, "g") if isinstance(until, Rule) else until.parts[0].reads
+        placed_reads = next(part.reads for part, _, link in placed if link is until)
+        reads = ("p", *until.slots, "g") if isinstance(until, Rule) else placed_reads
         return arguments, calls, [variables[value] for value in reads]
 
     @property

@@ -1,11 +1,12 @@
 """Make the cautious variant of a rule."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fastmomentum.rules.adaptive import zero
-from fastmomentum.rules.assemble import Part, define
+from fastmomentum.rules.assemble import Function, Part, define
 from fastmomentum.rules.base import Rule
 from fastmomentum.rules.compose import replace_core
 from fastmomentum.rules.elementwise import unchanged
@@ -59,8 +60,40 @@ def cautious(rule: str | Rule) -> Rule:
     core = inner.core
     if core.sums or core.memory:
         raise ValueError(f"cautious: expected a rule that does not sum over arrays itself; got {core}")
+    hyper = tuple(core.hyper)
+    decay, rest = _decay_and_rest(core)
+    return replace_core(
+        inner,
+        CautiousRule(
+            name=f"cautious {core.name or core}",
+            parts=[
+                *decay,
+                Part(unchanged, ("p",), ("before",), ()),
+                *rest,
+                Part(_align, ("p", "before", "g"), ("p",), ("rescale", "masked")),
+            ],
+            state=core.state,
+            hyper=(*hyper, "rescale", "masked", "counted"),
+            derived={**core.derived, "rescale": rescale, "masked": zero, "counted": one},
+            sums=_make_sums(core),
+            defaults=core.defaults,
+            ranges=core.ranges,
+            first=core.first,
+            formula=f"d = the step of {core.name or core}; d ← d·n/(k + 1) where d·g < 0, else 0",
+            inner=core,
+        ),
+    )
+
+
+def _decay_and_rest(core: Rule) -> tuple[list[Part], list[Part]]:
+    """Return the parts of a rule that are decoupled decay, and the others."""
     decay = [part for part in core.parts if part.reads == part.writes == ("p",)]
-    rest = [part for part in core.parts if part not in decay]
+    return decay, [part for part in core.parts if part not in decay]
+
+
+def _make_sums(core: Rule) -> dict[str, Function]:
+    """Return the sums k and n of the cautious variant of a rule."""
+    decay, rest = _decay_and_rest(core)
     values, hyper = ("p", *core.slots, "g"), tuple(core.hyper)
     record: dict[str, Any] = {"state": core.state, "hyper": hyper}
     after = Rule(parts=[*decay, *rest], derived=core.derived, **record).build()
@@ -73,22 +106,22 @@ def cautious(rule: str | Rule) -> Rule:
     ]
     namespace = {"after": after, "decayed": decayed, "where": np.where}
     aligned = define("aligned", "\n".join(lines) + "\n", namespace)
-    size = define("size", f"def size({', '.join(values)}, counted):\n    return counted\n", {})
-    cautious_core = Rule(
-        name=f"cautious {core.name or core}",
-        parts=[
-            *decay,
-            Part(unchanged, ("p",), ("before",), ()),
-            *rest,
-            Part(_align, ("p", "before", "g"), ("p",), ("rescale", "masked")),
-        ],
-        state=core.state,
-        hyper=(*hyper, "rescale", "masked", "counted"),
-        derived={**core.derived, "rescale": rescale, "masked": zero, "counted": one},
-        sums={"aligned": aligned, "size": size},
-        defaults=core.defaults,
-        ranges=core.ranges,
-        first=core.first,
-        formula=f"d = the step of {core.name or core}; d ← d·n/(k + 1) where d·g < 0, else 0",
-    )
-    return replace_core(inner, cautious_core)
+    return {"aligned": aligned, "size": define("size", SIZE.format(arguments=", ".join(values)), {})}
+
+
+SIZE = """def size({arguments}, counted):
+    return counted
+"""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CautiousRule(Rule):
+    """Hold the cautious variant of a rule, whose sums pickle cannot save and the rule `inner` makes again."""
+
+    inner: Rule
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "sums"}
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        super().__setstate__({**saved, "sums": _make_sums(saved["inner"])})

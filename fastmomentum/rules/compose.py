@@ -6,6 +6,7 @@ no code and no flag for options that are off.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import combinations
 from typing import Any
 
@@ -90,15 +91,22 @@ def chain(*links: "Stage | Rule | str", name: str | None = None) -> Rule:
 
 def compose_links(rule: Rule, links: Sequence[Rule | Stage], name: str | None, nesterov: str | None) -> Rule:
     """Return the rule that is made of these links, in the place of `rule`."""
+    # Links are told apart by identity, so a stage that occurs twice is there as itself and as a copy.
+    links = [copy(link) if any(link is other for other in links[:i]) else link for i, link in enumerate(links)]
     defaults: dict[str, float | str] = {}
     for link in links:
         for key, value in link.defaults.items():
             if defaults.setdefault(key, value) != value:
                 raise ValueError(f"chain: two links have different defaults for {key}: {defaults[key]} and {value}")
+    state = tuple(slot for link in sorted(links, key=lambda link: isinstance(link, Stage)) for slot in link.state)
+    slots = [slot for slot, _ in state]
+    for slot in slots:
+        if slots.count(slot) > 1:
+            raise ValueError(f"chain: expected state slots with names of their own; got two links that keep {slot!r}")
     return Rule(
         name=name,
         composed_of=tuple(links),
-        state=tuple(slot for link in sorted(links, key=lambda link: isinstance(link, Stage)) for slot in link.state),
+        state=state,
         hyper=tuple(hyper for link in links for hyper in link.hyper),
         defaults=defaults,
         ranges=merge_ranges(links),
@@ -276,6 +284,9 @@ def slots_scaled_by_lr(rule: Rule) -> tuple[str, ...]:
         return slots_scaled_by_lr(rule.core)  # the slots of stages do not contain lr
     if "lr" not in rule.parameters:
         return ()
+    if rule.late:
+        kind = "a rule that needs no sums and keeps no numbers from step to step"
+        raise ValueError(f"correct: expected {kind}; got {rule}")
     expected = [2.0 * p for p in _path(rule, 1.0, ())]
     for count in range(1 + len(rule.slots)):
         for chosen in combinations(rule.slots, count):

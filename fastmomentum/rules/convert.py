@@ -258,3 +258,9 @@ def same_method(rule: Rule, names: Sequence[str]) -> str | None:
     except ValueError:
         return None
     return next((name for name in names if CONVENTIONS[name].method == method), None)
+
+
+def can_convert(source: str, target: str) -> bool:
+    """Return whether runs of the rule `source` can go on under the rule `target`, both given by name."""
+    known = source in CONVENTIONS and target in CONVENTIONS
+    return known and CONVENTIONS[source].method == CONVENTIONS[target].method

@@ -15,7 +15,7 @@ A kernel of such a rule still is one pass over memory. Symbolic execution cannot
 for CUDA.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -190,37 +190,51 @@ def scalings(rule: Rule) -> tuple[Function | None, ...]:
     >>> rule.hyper, [how and how.__name__ for how in scalings(rule)]
     (('shrink', 'lr', 'momentum'), ['relax', 'product', None])
     """
-    found = [
-        None
-        if not {*sources}.intersection(LEARNING_RATES)
-        else product
-        if derive is None
-        else _scaling_of(rule, name, derive, sources)
-        for name, derive, sources in rule.entries
-    ]
+    found = [_scaling_of(rule, link, name) for link in rule.links for name in link.hyper]
     if not any(found):
         raise ValueError(f"lr_scale: expected a rule with a learning rate; got {rule}")
     return tuple(found)
 
 
-def _scaling_of(rule: Rule, name: str, derive: Callable[..., float], sources: Sequence[str]) -> Function | None:
-    """Return the function that replaces lr by lr·s in one derived number."""
+def _scaling_of(rule: Rule, link: Record, name: str) -> Function | None:
+    """Return the function that replaces lr by lr·s in one entry of `hyper`; None if lr is not in it."""
+    derive, sources = link.derived.get(name), link.sources.get(name, (name,))
+    if not {*sources}.intersection(LEARNING_RATES):
+        return None
+    if derive is None:
+        return product
     refused = ValueError(
         f"lr_scale: expected a rule whose derived numbers are proportional to lr, or 1 minus such a number; {name} of "
         f"rule {rule} is not"
     )
     pairs = []
-    for lr, other, step in PROBES:
-        values = [lr if source in LEARNING_RATES else step if source == STEP else other for source in sources]
+    for values, is_usual in _probes(link, sources):
         doubled = [2.0 * value if source in LEARNING_RATES else value for source, value in zip(sources, values)]
         try:
             pairs.append((derive(*values), derive(*doubled)))
         except Exception as error:  # a user's function may refuse these values
-            raise refused from error
-    if all(after == 2.0 * before for before, after in pairs):
+            if is_usual:
+                raise refused from error
+    telling = [(before, after) for before, after in pairs if before or after]
+    if all(after == before for before, after in telling):
+        return None
+    if all(after == 2.0 * before for before, after in telling):
         return product
     if all(1.0 - after == 2.0 * (1.0 - before) for before, after in pairs):
         return relax
-    if not all(after == before for before, after in pairs):
-        raise refused
-    return None
+    raise refused
+
+
+def _probes(link: Record, sources: Sequence[str]) -> Iterator[tuple[list[float], bool]]:
+    """Yield values for the sources of a derived number, and whether a function must accept them.
+
+    A number that is derived from sums or memory may depend on lr in another way at their first values, or if a sum is
+    negative: a function may refuse that.
+    """
+    at_first = {**dict.fromkeys(link.sums, 0.0), **link.memory}
+    for lr, other, step in PROBES:
+        known = dict.fromkeys(sources, other) | dict.fromkeys(LEARNING_RATES, lr) | {STEP: step}
+        negative = dict.fromkeys(link.sums, -other)
+        for more, is_usual in (({}, True), (at_first, False), ({**link.memory}, False), (negative, False)):
+            if is_usual or {*more}.intersection(sources):
+                yield [(known | more)[source] for source in sources], is_usual

@@ -54,7 +54,7 @@ class Record:
     memory : mapping of str to float
         Names and first values of numbers that an optimiser keeps from step to step: for each array, or with the scope
         "all" once. Functions of `derived` may have them among their arguments. A derived number with the name of an
-        entry is its next value.
+        entry is its next value; with the scope "all" it must be the same in all groups.
     name : str, optional
         The name in messages and in saved states.
     """
@@ -101,11 +101,15 @@ class Record:
     @cached_property
     def late_parameters(self) -> tuple[str, ...]:
         """The values that users give, and the step, that numbers derived from sums or memory depend on."""
-        sources = [
-            source for link in self.links for name in link.derived if name in link.late for source in link.sources[name]
-        ]
-        own = {name for link in self.links for name in (*link.sums, *link.memory)}
-        return tuple(dict.fromkeys(source for source in sources if source not in own))
+        return tuple(
+            dict.fromkeys(
+                source
+                for link in self.links
+                for name in link.derived
+                for source in link.sources[name]
+                if name in link.late and source not in link.sums and source not in link.memory
+            )
+        )
 
     def range_of(self, parameter: str) -> Range:
         """Return the values that users may give for `parameter`.
@@ -161,7 +165,7 @@ class Record:
     def early_entries(self) -> Sequence[tuple[str, Callable[..., float] | None, tuple[str, ...]]]:
         """The :attr:`entries`, in which numbers that depend on sums or memory are 1."""
         late = [name in link.late for link in self.links for name in link.hyper]
-        return [(entry[0], _one, ()) if is_late else entry for entry, is_late in zip(self.entries, late)]
+        return [(entry[0], unknown_yet, ()) if is_late else entry for entry, is_late in zip(self.entries, late)]
 
     @cached_property
     def allowed(self) -> Mapping[str, Range]:
@@ -201,8 +205,8 @@ class Record:
         return repr(self.name) if self.name else f"{type(self).__name__}({made_of})"
 
 
-def _one() -> float:
-    """Return 1."""
+def unknown_yet() -> float:
+    """Return 1, which stands for a number that depends on sums or memory until these are known."""
     return 1.0
 
 
@@ -218,6 +222,7 @@ def check_record(record: Record) -> None:
         raise TypeError(f"hyper: expected a sequence of names; got {record.hyper!r}")
     if record.name is not None and not isinstance(record.name, str):
         raise TypeError(f"name: expected a str; got {record.name!r}")
+    check_functions(record)
     named = (*record.parameters, *record.hyper)
     check_sums(record)
     for field_name, known in (
@@ -233,6 +238,26 @@ def check_record(record: Record) -> None:
             raise ValueError(f"defaults: expected for {name} a number or another name without default; got {default!r}")
         if not isinstance(default, str) and float(default) not in record.range_of(name):
             raise ValueError(f"defaults: expected for {name} {record.range_of(name)}; got {default!r}")
+
+
+def check_functions(record: Record) -> None:
+    """Check that functions of names are mappings, and that the arguments of the functions can be read.
+
+    Raises
+    ------
+    TypeError
+        If one is not, or if they cannot.
+    """
+    for field_name in ("derived", "sums", "memory"):
+        given = getattr(record, field_name)
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{field_name}: expected a mapping of names; got {checks.describe(given)}")
+        for name, function in given.items() if field_name != "memory" else ():
+            try:
+                signature(function)
+            except (TypeError, ValueError):
+                expected = f"expected for {name} a Python function, whose arguments have names"
+                raise TypeError(f"{field_name}: {expected}; got {function!r}") from None
 
 
 def check_sums(record: Record) -> None:
@@ -287,7 +312,9 @@ def check_hyper(
                 )
         arguments = record._early_arguments(values) if early else record.arguments(values)
         row = [float(cast(value)) for value in arguments]
-    for name, value, number in zip(record.hyper, arguments, row, strict=True):
+    for (name, derive, _), value, number in zip(record.early_entries, arguments, row, strict=True):
+        if derive is unknown_yet:
+            continue
         lost = math.isnan(number) or (math.isinf(number) and not any(map(math.isinf, values.values())))
         if name in record.ranges:  # a factor that rounds to 0 would lose the state that it multiplies
             lost = lost or number not in record.range_of(name) or (number == 0 != value)

@@ -14,7 +14,7 @@ import numpy as np
 from fastmomentum.checks import FINITE, Range
 from fastmomentum.rules.assemble import define, identifiers
 from fastmomentum.rules.cache import bounded, kept_with_rule
-from fastmomentum.rules.record import STEP, Record
+from fastmomentum.rules.record import STEP, Record, unknown_yet
 
 RowFunction = Callable[[Sequence[float], int], tuple[float, ...] | None]
 """``row(values, step)`` returns the hyper-parameters in double precision; None if a value must be checked exactly.
@@ -67,7 +67,8 @@ def make_row(record: Record, inputs: tuple[Input, ...], dtype: np.dtype[Any]) ->
         if derive is None:
             row.append(f"{known[name]} + 0.0, ")  # which turns -0 into +0
             continue
-        low, high = inner_limits(record.range_of(name) if name in record.ranges else FINITE, dtype)
+        is_limited = name in record.ranges and derive is not unknown_yet
+        low, high = inner_limits(record.range_of(name) if is_limited else FINITE, dtype)
         constants = [record.defaults[source] for source in sources if source in defaults and source in record.defaults]
         if len(constants) == len(sources) and not any(isinstance(value, str) for value in constants):
             number = derive(*map(float, constants))

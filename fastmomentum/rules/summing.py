@@ -174,8 +174,9 @@ def _clipup_numbers(
     lr: float, momentum: float, max_speed: float, velocity: float, along: float, gradient: float
 ) -> tuple[float, float]:
     """Return the factors of v and of g in the next velocity."""
-    push = lr / sqrt(gradient) if gradient else 0.0
-    speed = sqrt(max(momentum**2 * velocity + 2.0 * momentum * push * along + push**2 * gradient, 0.0))
+    size = sqrt(gradient)
+    push, turn, moved = (lr / size, along / size, lr) if gradient else (0.0, 0.0, 0.0)
+    speed = sqrt(max(momentum * momentum * velocity + 2.0 * momentum * moved * turn + moved * moved, 0.0))
     factor = max_speed / speed if speed > max_speed else 1.0
     return factor * momentum, factor * push
 
@@ -239,14 +240,15 @@ def fire_number(
     if not dt:
         dt, alpha = lr, alpha_start
     elif along < 0.0:
-        keep, mix = 1.0 - alpha, alpha * sqrt(velocity / gradient)
+        keep, mix = 1.0 - alpha, alpha * sqrt(velocity) / sqrt(gradient) if gradient else 0.0
         if count > patience:
             dt, alpha = min(dt * dt_growth, max_dt), alpha * alpha_shrink
         count += 1.0
     else:
         dt, alpha, count = dt * dt_shrink, alpha_start, 0.0
     push = mix + dt
-    speed = sqrt(max(keep**2 * velocity - 2.0 * keep * push * along + push**2 * gradient, 0.0))
+    pushed = push * sqrt(gradient)
+    speed = sqrt(max(keep * keep * velocity - 2.0 * keep * push * along + pushed * pushed, 0.0))
     scale = max_step / (dt * speed) if dt * speed > max_step else 1.0
     return {"dt": dt, "alpha": alpha, "count": count, "keep": keep, "push": push, "rate": dt * scale}[name]
 

@@ -223,10 +223,13 @@ class Run:
                     memory[place] = float(value)
 
     def _write_memory(self, grads: Sequence[Any]) -> None:
-        """Make the numbers that the rule keeps from step to step part of the state of the updated parameters."""
-        in_torch = TORCH_MEMORY.get(self._full_rule.name, {})
+        """Make the numbers that the rule keeps from step to step part of the state of the parameters that they are of.
+
+        These are the updated parameters; all, if they share the numbers.
+        """
+        in_torch, is_shared = TORCH_MEMORY.get(self._full_rule.name, {}), self.engine.state.shares_memory
         for param, memory, grad in zip(self._params, self.engine.state.memory, grads):
-            if grad is not None and param in self._state:
+            if (is_shared or grad is not None) and param in self._state:
                 entry, values = self._state[param], dict(zip(self._memory_names, memory))
                 entry[MEMORY] = values
                 entry.update({other: torch.tensor(values[name]) for name, other in in_torch.items()})

@@ -6,10 +6,25 @@ from typing import Any
 import torch
 
 from fastmomentum.torch.arguments import Number, check_at_least_zero, check_betas, check_options
+from fastmomentum.torch.names import MEMORY
 from fastmomentum.torch.optimizer import Optimizer
 
 RENAMED = {"warmup_steps": "warmup", "weight_lr_power": "power"}
 """The names of settings in groups that differ from those of the rules."""
+
+
+def check_holds_average(name: str, momentum: Any) -> None:
+    """Check that momentum is so that the average of the points follows from the parameters.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    if isinstance(momentum, int | float | torch.Tensor) and not 0.0 < momentum < 1.0:
+        raise ValueError(
+            f"{name}: expected a number in (0, 1), as the parameters would not hold the average; got {momentum}"
+        )
 
 
 class ScheduleFree(Optimizer):
@@ -26,11 +41,11 @@ class ScheduleFree(Optimizer):
     @torch.no_grad()
     def _switch(self, train: bool) -> None:
         for group in self.param_groups:
-            beta = group["betas"][0] if "betas" in group else group["momentum"]
-            if group["train_mode"] != train and beta:
-                for param in group["params"]:
-                    if "z" in self.state.get(param, {}):
-                        param.lerp_(self.state[param]["z"], 1.0 - beta if train else 1.0 - 1.0 / beta)
+            for param in group["params"] if group["train_mode"] != train else ():
+                state = self.state.get(param, {})
+                beta = state.get(MEMORY, {}).get("last_momentum", 0.0)  # that of the group may be another one by now
+                if beta:
+                    param.lerp_(state["z"], 1.0 - beta if train else 1.0 - 1.0 / beta)
             group["train_mode"] = train
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -98,7 +113,9 @@ class SGDScheduleFree(ScheduleFree):
         **options: Any,
     ) -> None:
         check_options(self, options)
-        check_at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        check_at_least_zero(lr=lr, weight_decay=weight_decay)
+        check_at_least_zero(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
+        check_holds_average("momentum", momentum)
         options |= {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         options |= {"r": r, "weight_lr_power": weight_lr_power, "train_mode": True}
         super().__init__(params, "schedule_free_sgd", **options)
@@ -145,7 +162,9 @@ class AdamWScheduleFree(ScheduleFree):
     ) -> None:
         check_options(self, options)
         check_at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
+        check_at_least_zero(warmup_steps=warmup_steps, r=r, weight_lr_power=weight_lr_power)
         check_betas(betas)
+        check_holds_average("betas[0]", betas[0])
         options |= {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         options |= {"r": r, "weight_lr_power": weight_lr_power, "train_mode": True}
         super().__init__(params, "schedule_free_adamw", **options)

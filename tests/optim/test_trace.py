@@ -12,7 +12,7 @@ from tests.helpers.arrays import arrays_of, gradients, gradients_of, random_arra
 from tests.helpers.copies import every_copy, pickled
 from tests.helpers.interrupts import is_interrupted
 from tests.helpers.memory import assert_allocates_nothing
-from tests.helpers.reference import BACKENDS, assert_same_bits, rest, update
+from tests.helpers.reference import BACKENDS, assert_same_bits, ordered_sum, rest, update
 
 NUMBERS = ("velocity", "gradient", "cosine", "step", "slope", "left", "size")
 SIZES = (0, 1, 31, 33, 1009, 70_000)
@@ -365,3 +365,19 @@ def test_function_that_raises_leaves_no_gap_and_no_step_without_a_record(fails_a
     assert refused == (fails_at != 2)  # the second call asks for the lr of the step before, and may fail
     assert len(trace) == opt.steps - 1 == 4 - refused
     assert trace.gaps == trace.written == []
+
+
+@pytest.mark.parametrize("rule", ["lamb", "fire", "schedule_free_adamw"])
+def test_trace_of_a_rule_with_sums_records_the_steps_that_are_done(rule):
+    grads, traces = [*gradients_of(((40,),), 4, np.float32)], []
+    for backend in BACKENDS:
+        p = np.ones(40, np.float32)
+        opt = fm.Optimizer(p, rule, lr=0.1, backend=backend)
+        traces.append(opt.trace())
+        for (grad,) in grads:
+            before = p.copy()
+            opt.step(grad)
+            moved = ordered_sum((p - before).astype(np.float64) ** 2)
+            assert traces[-1].step[-1] == math.sqrt(moved)
+    assert traces[0].written == traces[1].written == []
+    np.testing.assert_array_equal(traces[0].step, traces[1].step)

@@ -168,14 +168,20 @@ def test_grokfast_filters_gradients_as_the_authors_do(variant, backend):
             np.testing.assert_allclose(old - p, expected, rtol=1e-10, atol=1e-10)
 
 
+# The authors' amsgrad takes the maximum of uncorrected averages, after the correction of the gradient.
+MARS = [
+    key
+    for key, run in BY_KEY.items()
+    if key.startswith(("mars_adamw/mars", "mars_lion/mars")) and not run["settings"].get("amsgrad")
+]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("key", [key for key in BY_KEY if key.startswith(("mars_adamw/mars", "mars_lion/mars"))])
+@pytest.mark.parametrize("key", MARS)
 def test_mars_before_adam_or_signum_has_the_points_of_the_authors(key, backend):
     """The second array has two dimensions, for which the authors use MARS; the first one only with optimize_1d."""
     run = BY_KEY[key]
     s = run["settings"]
-    if s.get("amsgrad"):
-        pytest.skip("the authors' maximum is that of uncorrected averages after the correction of the gradient")
     rule = fm.chain(fm.stages.mars, "signum" if s["mars_type"] == "mars-lion" else "adam")  # their Lion has one beta
     opt = fm.Optimizer(arrays(FILE["starts"][run["start"]]), rule, backend=backend, **mars(s))
     for t, grads in enumerate(gradients(run)):
@@ -200,8 +206,6 @@ def force(x):
 def test_fire_has_the_points_of_ase(key, split, backend):
     run = BY_KEY[key]
     s = run["settings"]
-    if s["downhill_check"]:
-        pytest.skip("a check of the energy is the caller's")
     names = {"lr": "dt", "max_step": "maxstep", "max_dt": "dtmax", "patience": "Nmin", "dt_growth": "finc"}
     names |= {"dt_shrink": "fdec", "alpha_start": "astart", "alpha_shrink": "fa"}
     start = np.array(FILE["fire_problem"]["start"]) if "start" not in run else np.array(run["start"])

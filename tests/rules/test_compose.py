@@ -454,3 +454,15 @@ def test_lookahead_point_overflows_without_a_warning():
         opt.lr = 1e10
     assert opt.lr == 1e10
     assert np.isinf(opt.point).all()
+
+
+def test_links_that_keep_slots_of_one_name_are_refused():
+    clash = fm.Stage(lambda g, v: (g + v, v), kind="filter", reads=("g", "velocity"), writes=("g", "velocity"),
+                     state=(("velocity", "zero"),), name="clash")  # fmt: skip
+    for make, slot in (
+        (lambda: fm.chain(fm.stages.grokfast, fm.stages.grokfast, "sgd"), "filtered"),
+        (lambda: fm.averaged(fm.averaged("sgd")), "average"),
+        (lambda: fm.chain(clash, "pytorch"), "velocity"),
+    ):
+        with pytest.raises(ValueError, match=f"names of their own; got two links that keep '{slot}'"):
+            make()

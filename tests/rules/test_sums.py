@@ -1,48 +1,16 @@
 """Sums over arrays and memory: rules that look at the whole array."""
 
-import copy
 import math
-import pickle
 
 import numpy as np
 import pytest
 
 import fastmomentum as fm
 from tests.helpers.arrays import arrays_of, gradients_of
-from tests.helpers.interrupts import is_interrupted, places
 from tests.helpers.reference import BACKENDS, DTYPES, SUMMING_RULES, assert_all_same_bits, ordered_sum
+from tests.helpers.rules import boosted, counted, power, size
 
 SHAPES = ((3,), (70_001,), (0,), (33, 2))
-
-
-def update(p, v, g, lr, mu, boost):
-    v = mu * v + g
-    return p - lr * boost * v, v
-
-
-def power(p, v, g):
-    return v * g
-
-
-def size(p, v, g):
-    return g * g
-
-
-def counted(scope="array", **record):
-    """Return a rule whose step depends on two sums and on what it remembers of them."""
-    own = {
-        "hyper": ("lr", "momentum", "boost"),
-        "sums": {"power": power, "size": size},
-        "scope": scope,
-        "memory": {"count": 0.0, "last": 1.0},
-        "derived": {
-            "count": lambda count: count + 1.0,
-            "last": lambda size: math.sqrt(size),
-            "boost": lambda power, count, last, gain: 1.0 + gain / (1.0 + count + last + abs(power)),
-        },
-        "defaults": {"gain": 0.5},
-    }
-    return fm.Rule(update, **own | record)
 
 
 def run_by_hand(params, all_grads, scope, dtype, lr, mu, gain=0.5):
@@ -120,16 +88,24 @@ COMPOSED = {
 NEEDED = {"clipup": {"max_speed": 0.2}, "fire": {"momentum": None}}
 
 
+NOT_SCALED = ("clipup", "fire")
+"""Rules that take no lr_scale, as lr is not a factor of all their numbers."""
+
+PAIRS = [
+    (rule, options)
+    for rule in COMPOSED
+    for options in combinations()
+    if rule not in NOT_SCALED or "lr_scale" not in combinations()[options]
+]
+
+
 @pytest.mark.sampled(7)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
-@pytest.mark.parametrize("options", combinations())
-@pytest.mark.parametrize("rule", COMPOSED)
+@pytest.mark.parametrize(("rule", "options"), PAIRS)
 def test_composed_rules_have_the_bits_of_numpy_at_any_number_of_threads(rule, options, dtype):
     shapes = ((33, 2),) if {"mask", "lr_scale"} & combinations()[options].keys() else ((33, 2), (5,))
     settings = {"lr": 0.1, "momentum": 0.5, **NEEDED.get(rule, {}), **combinations()[options]}
     settings = {name: value for name, value in settings.items() if value is not None}
-    if "lr_scale" in settings and rule in ("schedule_free_sgd", "schedule_free_adamw", "clipup", "fire"):
-        pytest.skip("lr is not a factor of all its numbers")
     grads = [*gradients_of(shapes, 4, dtype)]
     found = []
     for backend, threads in (("numpy", 1), ("cpu", 1), ("cpu", 2)):
@@ -150,7 +126,7 @@ def test_sums_take_what_stages_before_the_rule_make_of_the_gradient_and_hyper_pa
         return mu * (g * p)
 
     rule = fm.Rule(
-        update,
+        boosted,
         hyper=("lr", "mu", "boost"),
         sums={"total": scaled},
         derived={"boost": lambda total: seen.append(total) or 1.0},
@@ -207,136 +183,6 @@ def test_links_that_sum_over_all_arrays_need_one_order_in_all_groups():
         plan_rounds(chains)
 
 
-@pytest.mark.parametrize("scope", ["array", "all"])
-@pytest.mark.parametrize("how", ["state_dict", "file", "pickle", "deepcopy"])
-def test_saved_run_goes_on_with_its_memory(how, scope, tmp_path):
-    shapes, grads = ((4,), (3,)), [*gradients_of(((4,), (3,)), 6, np.float32)]
-    rule = counted(scope, name=f"counted {scope}")
-    straight = fm.Optimizer(arrays_of(shapes, np.float32), rule, lr=0.1, momentum=0.5)
-    for each in grads:
-        straight.step(each)
-    opt = fm.Optimizer(arrays_of(shapes, np.float32), rule, lr=0.1, momentum=0.5)
-    for each in grads[:3]:
-        opt.step(each)
-    if how in ("state_dict", "file"):
-        again = fm.Optimizer([p.copy() for p in opt.params], rule, lr=0.1, momentum=0.5)
-        if how == "state_dict":
-            again.load_state_dict(opt.state_dict())
-        else:
-            opt.save(tmp_path / "run.npz")
-            again = fm.Optimizer.load(tmp_path / "run.npz", again.params, rule=rule)
-    elif how == "deepcopy":
-        again = copy.deepcopy(opt)
-    else:
-        named = fm.Optimizer(arrays_of(shapes, np.float32), "schedule_free_sgd", lr=0.1)
-        named.step(grads[0])
-        copied = pickle.loads(pickle.dumps(named))
-        for each in (named, copied):
-            each.step(grads[1])
-        assert copied._engine.state.memory == named._engine.state.memory
-        assert_all_same_bits(named.params, copied.params)
-        return
-    for each in grads[3:]:
-        again.step(each)
-    assert_all_same_bits(again.params, straight.params)
-    assert again._engine.state.memory == straight._engine.state.memory
-    opt.step(grads[0])  # the copies have memory of their own
-    assert again._engine.state.memory == straight._engine.state.memory
-
-
-@pytest.mark.parametrize(
-    ("memory", "message"),
-    [
-        (None, "memory: expected for each array"),
-        ([{"count": 1.0}] * 2, "memory: expected for each array"),
-        ([{"count": 1.0, "other": 1.0}] * 2, "memory: expected for each array"),
-        ([{"count": 1, "last": 1.0}] * 2, "a float"),
-        ([{"count": 1.0, "last": 1.0}], "memory"),
-        ("text", "memory"),
-        ([{"count": "1", "last": None}] * 2, "a float"),
-    ],
-)
-def test_saved_memory_that_does_not_fit_is_refused(memory, message):
-    rule = counted()
-    opt = fm.Optimizer([np.ones(2), np.ones(3)], rule, lr=0.1, momentum=0.5)
-    saved = opt.state_dict()
-    if memory is None:
-        del saved["memory"]
-    else:
-        saved["memory"] = memory
-    with pytest.raises((TypeError, ValueError), match=message):
-        opt.load_state_dict(saved)
-    assert opt._engine.state.memory == [[0.0, 1.0]] * 2
-    opt.step([np.ones(2), np.ones(3)])
-
-
-def test_memory_in_a_state_of_a_rule_that_keeps_none_is_refused():
-    opt = fm.Optimizer(np.ones(2), "pytorch", lr=0.1, momentum=0.5)
-    with pytest.raises(ValueError, match="memory"):
-        opt.load_state_dict(opt.state_dict() | {"memory": [{"count": 1.0}]})
-
-
-def test_reset_of_whole_arrays_begins_memory_anew():
-    for scope in ("array", "all"):
-        params = [np.ones(2), np.ones(3)]
-        opt = fm.Optimizer(params, counted(scope), lr=0.1, momentum=0.5)
-        opt.step([np.ones(2), np.ones(3)])
-        memory = opt._engine.state.memory
-        opt.reset("rows", array=0, rows=0)
-        assert [own[0] for own in memory] == [1.0, 1.0]
-        opt.reset("one array", array=0)
-        assert [own[0] for own in memory] == ([0.0, 1.0] if scope == "array" else [1.0, 1.0])
-        opt.reset("all")
-        assert memory == [[0.0, 1.0]] * 2
-
-
-def test_added_arrays_have_memory_of_their_own_or_share_it():
-    for scope in ("array", "all"):
-        opt = fm.Optimizer([np.ones(2)], counted(scope), lr=0.1, momentum=0.5)
-        opt.step([np.ones(2)])
-        opt.add_group({"params": [np.ones(3)]})
-        opt.step([np.ones(2), np.ones(3)])
-        assert [own[0] for own in opt._engine.state.memory] == ([2.0, 1.0] if scope == "array" else [2.0, 2.0])
-        empty = fm.Optimizer([{"params": []}], counted(scope), lr=0.1, momentum=0.5)
-        empty.add_group({"params": [np.ones(3), np.ones(2)]})
-        empty.step([np.ones(3), np.ones(2)])
-        assert [own[0] for own in empty._engine.state.memory] == [1.0, 1.0]
-
-
-def test_skipped_and_refused_steps_leave_memory_as_it_is():
-    opt = fm.Optimizer(np.ones(2), counted(), lr=0.1, momentum=0.5, skip_nonfinite=True)
-    opt.step(np.ones(2))
-    kept = copy.deepcopy(opt._engine.state.memory)
-    opt.step(np.array([np.nan, 1.0]))
-    assert opt.skipped == 1
-    with pytest.raises(TypeError):
-        opt.step(np.ones(2, np.float32))
-    assert opt._engine.state.memory == kept
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("fails_at", [0, 1, 2])
-def test_error_in_a_function_of_sums_leaves_whole_steps(fails_at, backend):
-    def boost(size, count):
-        if count == fails_at:
-            raise ZeroDivisionError
-        return 1.0
-
-    derived = {"count": lambda count: count + 1.0, "last": lambda last: last, "boost": boost}
-    rule = counted(derived=derived, defaults={})
-    params = [np.ones(3), np.ones(2)]
-    opt = fm.Optimizer(params, rule, lr=0.1, momentum=0.5, backend=backend)
-    for _ in range(fails_at):
-        opt.step([np.ones(3), np.ones(2)])
-    before = [p.copy() for p in params]
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            opt.step([np.ones(3), np.ones(2)])
-        assert_all_same_bits(params, before)
-        assert opt.steps == fails_at
-        assert opt._engine.state.memory == [[fails_at, 1.0]] * 2
-
-
 def test_number_out_of_its_range_is_refused_with_what_it_was_derived_from():
     rule = counted(
         memory={},
@@ -349,26 +195,6 @@ def test_number_out_of_its_range_is_refused_with_what_it_was_derived_from():
         opt.step(np.full(2, 2.0))
     assert p.tolist() == [1.0, 1.0]
     opt.step(np.full(2, 0.5))
-
-
-def test_ctrl_c_leaves_memory_and_arrays_of_one_step():
-    expected = []
-    for count in range(4):
-        opt = fm.Optimizer([np.ones(3), np.ones(2)], counted(), lr=0.1, momentum=0.5)
-        for _ in range(count):
-            opt.step([np.ones(3), np.ones(2)])
-        expected.append((opt.steps, [p.tobytes() for p in opt.params], copy.deepcopy(opt._engine.state.memory)))
-    found = set()
-    for at in places("sums"):
-        opt = fm.Optimizer([np.ones(3), np.ones(2)], counted(), lr=0.1, momentum=0.5)
-        for _ in range(2):
-            opt.step([np.ones(3), np.ones(2)])
-        if not is_interrupted(lambda opt=opt: opt.step([np.ones(3), np.ones(2)]), at):
-            break
-        now = (opt.steps, [p.tobytes() for p in opt.params], opt._engine.state.memory)
-        assert now in expected[2:]
-        found.add(opt.steps)
-    assert found == {2, 3}
 
 
 WRONG = {
@@ -385,6 +211,11 @@ WRONG = {
     "literal": ({"sums": {"power": lambda p, v, g: 2.0 * p}}, "literal"),
     "branch": ({"sums": {"power": lambda p, v, g: p if p > g else g}}, "branches"),
     "tuple": ({"sums": {"power": lambda p, v, g: (p, g)}}, "one value"),
+    "sums no mapping": ({"sums": ["power"]}, "sums: expected a mapping of names; got a list of 1"),
+    "memory no mapping": ({"memory": ["count"]}, "memory: expected a mapping of names; got a list of 1"),
+    "derived no mapping": ({"derived": max}, "derived: expected a mapping of names"),
+    "sum no function": ({"sums": {"power": 3}}, "sums: expected for power a Python function, .* got 3"),
+    "builtin": ({"derived": {"boost": max}}, "derived: expected for boost a Python function, .*built-in function max"),
 }
 
 
@@ -393,11 +224,6 @@ def test_wrong_sums_and_memory_are_refused_when_the_rule_is_made(record, message
     own = {"sums": {"power": power, "size": size}, "memory": {"count": 0.0, "last": 1.0}} | record
     with pytest.raises((TypeError, ValueError), match=message):
         counted(**own)
-
-
-def test_stage_keeps_no_memory():
-    with pytest.raises(ValueError, match="memory: expected for a rule alone"):
-        fm.Stage(lambda g, p, a: a * g, hyper=("a",), memory={"a": 1.0}, derived={"a": lambda a: a})
 
 
 @pytest.mark.parametrize("rule", [*SUMMING_RULES, "cautious"])
@@ -419,41 +245,149 @@ def test_functions_without_sums_refuse_such_rules_and_name_the_optimiser(rule):
     assert p.tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("rule", ["lamb", "fire", "schedule_free_adamw"])
-def test_trace_of_a_rule_with_sums_records_the_steps_that_are_done(rule):
-    grads, traces = [*gradients_of(((40,),), 4, np.float32)], []
-    for backend in BACKENDS:
-        p = np.ones(40, np.float32)
-        opt = fm.Optimizer(p, rule, lr=0.1, backend=backend)
-        traces.append(opt.trace())
-        for (grad,) in grads:
-            before = p.copy()
-            opt.step(grad)
-            moved = ordered_sum((p - before).astype(np.float64) ** 2)
-            assert traces[-1].step[-1] == math.sqrt(moved)
-    assert traces[0].written == traces[1].written == []
-    np.testing.assert_array_equal(traces[0].step, traces[1].step)
+SIZES = [0.0, 5e-324, 1e-200, 1e-160, 1e-155, 1e155, 1e200, np.inf, np.nan]
 
 
-def test_evaluate_gives_the_average_of_schedule_free_and_averaged_rules_and_copies_of_other_parameters():
+@pytest.mark.parametrize("rule", [*SUMMING_RULES, "cautious", "mars", "clip_norm", "max_norm"])
+def test_gradients_of_any_size_raise_no_error(rule):
+    norm = {rule: 1.0} if rule.endswith("norm") else {}
+    made = {"cautious": fm.cautious("adamw"), "mars": fm.chain(fm.stages.mars, "adam")}.get(rule, rule)
+    for middle in SIZES:
+        for last in SIZES:
+            p = np.ones(2)
+            settings = {"lr": 0.1, "momentum": 0.5, **NEEDED.get(rule, {}), **norm}
+            settings = {name: value for name, value in settings.items() if value is not None}
+            opt = fm.Optimizer(p, "sgd" if norm else made, backend="numpy", **settings)
+            for scale in (1.0, middle, last):
+                opt.step(np.array([1.0, 2.0]) * scale)
+            assert opt.steps == 3
+
+
+def test_step_of_clipup_has_the_length_lr_for_tiny_and_huge_gradients():
+    for scale in (1e-150, 1.0, 1e150):
+        p = np.zeros(2)
+        fm.Optimizer(p, "clipup", lr=0.1, momentum=0.9, max_speed=1.0).step(np.array([3.0, 4.0]) * scale)
+        np.testing.assert_allclose(p, [-0.06, -0.08], rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stage_that_stands_twice_in_a_chain_sums_twice(backend):
+    for stage in (fm.stages.clip_norm(1.0), fm.stages.clip_global_norm(1.0)):
+        for second in (stage, type(stage).__call__(stage)):  # the same object, and another one
+            params = [np.zeros(2), np.zeros(2)]
+            chain = fm.chain(stage, fm.stages.scale(20.0), second, "sgd")
+            opt = fm.Optimizer(params, chain, lr=1.0, backend=backend)
+            opt.step([np.array([3.0, 4.0]), np.zeros(2)])
+            np.testing.assert_allclose(params[0], [-0.6, -0.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_number_that_users_give_may_have_the_name_of_a_sum_of_another_link(backend):
+    first = fm.Stage(lambda g, p, f: f * g, hyper=("f",), sums={"total": lambda g, p: g * g}, name="first",
+                     derived={"f": lambda size, total: size / total})  # fmt: skip
+    second = fm.Stage(lambda g, p, h: h * g, hyper=("h",), sums={"size": lambda g, p: g}, name="second",
+                      derived={"h": lambda size: 1.0 / size})  # fmt: skip
+    p = np.zeros(2)
+    opt = fm.Optimizer(p, fm.chain(first, second, "sgd"), lr=1.0, size=50.0, backend=backend)
+    opt.step(np.array([3.0, 4.0]))  # 50/25, then 1/14
+    np.testing.assert_allclose(p, [-6.0 / 14.0, -8.0 / 14.0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("rule", [*COMPOSED, "lr inside a branch"])
+def test_lr_scale_multiplies_the_step_of_rules_with_sums_or_is_refused(rule):
+    branching = {"boost": lambda lr, count: lr if count else 1.0, "count": lambda count: count + 1.0}
+    branching["last"] = lambda last: last
+    made = COMPOSED[rule]() if rule in COMPOSED else counted(derived=branching, defaults={})
+    settings = {"lr": 0.1, "momentum": 0.5, **NEEDED.get(rule, {})}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if rule in (*NOT_SCALED, "lr inside a branch"):
+        with pytest.raises(ValueError, match="lr_scale: expected a rule whose derived numbers are proportional to lr"):
+            fm.Optimizer(np.ones(2), made, lr_scale=np.ones(2), **settings)
+        return
+    plain, scaled = np.ones(3), np.ones(3)
+    for p, scale in ((plain, None), (scaled, np.array([1.0, 0.5, 2.0]))):
+        fm.Optimizer(p, made, lr_scale=scale, **settings).step(np.array([0.5, 0.5, 0.5]))
+    moved = plain - 1.0
+    expected = 1.0 + moved * np.array([1.0, 0.5, 2.0])
+    np.testing.assert_allclose(scaled, expected, rtol=1e-12)
+
+
+def test_range_of_a_number_derived_from_sums_holds_for_that_number_alone():
+    rule = counted(memory={}, derived={"boost": lambda size: size}, ranges={"boost": (2.0, 6.0)}, defaults={})
+    for dtype in DTYPES:
+        p = np.zeros(2, dtype)
+        opt = fm.Optimizer(p, rule, lr=0.5, momentum=0.5)
+        opt.step(np.array([1.0, 2.0], dtype))
+        assert p.tolist() == [-2.5, -5.0]
+        with pytest.raises(ValueError, match=r"boost: expected a number in \[2, 6\]; got 10.0, derived from"):
+            opt.step(np.array([1.0, 3.0], dtype))
+
+
+def test_correct_is_refused_for_a_rule_with_sums_and_taken_with_stages_that_sum():
+    for rule in (*SUMMING_RULES, fm.cautious("classical")):
+        settings = {"max_speed": 1.0} if rule == "clipup" else {}
+        with pytest.raises(ValueError, match="correct: expected a rule that needs no sums and keeps no numbers"):
+            fm.Optimizer(np.ones(2), rule, lr=0.1, momentum=0.5, correct=True, **settings)
     p = np.ones(2)
-    opt = fm.Optimizer(p, "pytorch", lr=0.1, momentum=0.5)
-    found = opt.evaluate()
-    assert found.tolist() == [1.0, 1.0]
-    assert not np.shares_memory(found, p)
-    opt = fm.Optimizer({"a": np.ones(2), "b": np.ones(1)}, fm.averaged("sgd"), lr=1.0)
-    opt.step({"a": np.ones(2), "b": np.ones(1)})
-    opt.step({"a": np.ones(2), "b": np.ones(1)})
-    assert {name: x.tolist() for name, x in opt.evaluate().items()} == {"a": [-0.5, -0.5], "b": [-0.5]}
+    fm.Optimizer(p, "classical", lr=0.1, momentum=0.5, correct=True, max_norm=1.0, clip_norm=1.0).step(np.ones(2))
 
 
-def test_schedule_free_average_is_the_weighted_mean_of_its_base_points():
-    rng, points = np.random.default_rng(0), []
-    p = rng.standard_normal(5)
-    opt = fm.Optimizer(p, "schedule_free_sgd", lr=0.1, momentum=0.75, r=1.0)
-    for _ in range(20):
-        opt.step(rng.standard_normal(5))
-        points.append(opt.state.copy())
-        weights = np.arange(1, len(points) + 1)
-        np.testing.assert_allclose(opt.evaluate(), weights @ np.array(points) / weights.sum(), rtol=1e-12)
-        np.testing.assert_allclose(p, 0.25 * opt.state + 0.75 * opt.evaluate(), rtol=1e-12)
+def normed(kind, function, total, **record):
+    """Return a stage whose hyper-parameter k is 1/(1 + s), from a sum s."""
+    return fm.Stage(function, kind=kind, hyper=("k",), derived={"k": lambda s: 1.0 / (1.0 + s)}, sums={"s": total},
+                    name="normed", **record)  # fmt: skip
+
+
+def shrunk(x):
+    return x / (1.0 + (x * x).sum())
+
+
+def look_ahead(gradients):
+    """Return the points of a stage g ← g + k·p with s = ‖p‖², which reads the look-ahead point as p."""
+    p, v, point = np.ones(3), np.zeros(3), np.ones(3)
+    for g in gradients:
+        v = 0.5 * v + g + shrunk(point)
+        p = p - 0.1 * v
+        point = p - 0.1 * 0.5 * v
+    return p
+
+
+def proximal(gradients):
+    p, q = np.ones(3), np.ones(3)
+    for g in gradients:
+        x = shrunk(p - 0.1 * g)
+        p, q = x + 0.5 * (x - q), x
+    return p
+
+
+def parameter(gradients, before):
+    p, v = np.ones(3), np.zeros(3)
+    for g in gradients:
+        p = shrunk(p) if before else p
+        v = 0.5 * v + g
+        p = p - 0.1 * v
+        p = p if before else shrunk(p)
+    return p
+
+
+PLACES = {
+    "gradient": (lambda: fm.chain(normed("gradient", lambda g, p, k: g + k * p, lambda g, p: p * p), "pytorch"),
+                 {"lookahead": True}, look_ahead),
+    "prox": (lambda: fm.chain("nesterov_positions", normed("prox", lambda x, k: k * x, lambda x: x * x)), {}, proximal),
+    "before": (lambda: fm.chain(normed("param", lambda p, k: k * p, lambda p: p * p), "pytorch"), {},
+               lambda gradients: parameter(gradients, True)),
+    "after": (lambda: fm.chain("pytorch", normed("param", lambda p, k: k * p, lambda p: p * p)), {},
+              lambda gradients: parameter(gradients, False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", PLACES)
+def test_sums_of_a_stage_are_those_of_the_values_that_it_reads(place, backend):
+    make, options, by_hand = PLACES[place]
+    gradients = [g for (g,) in gradients_of(((3,),), 5, np.float64)]
+    p = np.ones(3)
+    opt = fm.Optimizer(p, make(), lr=0.1, momentum=0.5, backend=backend, **options)
+    for g in gradients:
+        opt.step(g)
+    np.testing.assert_allclose(p, by_hand(gradients), rtol=1e-13)

@@ -71,3 +71,39 @@ def test_unknown_arguments_are_refused(cls):
         cls(make_params(), betta=1)
     with pytest.raises(ValueError, match="learning rate"):
         cls(make_params(), lr=-1.0)
+
+
+@pytest.mark.parametrize("cls", NAMES.values(), ids=lambda cls: cls.__name__)
+def test_average_is_kept_when_momentum_changes(cls):
+    params = make_params()
+    opt = cls(params, lr=0.1)
+    for number in range(3):
+        set_gradients(params, number)
+        opt.step()
+    points = [p.detach().clone() for p in params]
+    opt.eval()
+    averages = [p.detach().clone() for p in params]
+    for group in opt.param_groups:
+        group.update({"betas": (0.5, 0.999)} if "betas" in group else {"momentum": 0.5})
+    opt.train()
+    for param, point in zip(params, points, strict=True):
+        torch.testing.assert_close(param.detach(), point)
+    opt.eval()
+    for param, average in zip(params, averages, strict=True):
+        torch.testing.assert_close(param.detach(), average)
+
+
+WRONG = [
+    (ft.SGDScheduleFree, {"momentum": 0.0}, r"momentum: expected a number in \(0, 1\).* got 0.0"),
+    (ft.SGDScheduleFree, {"momentum": 1.0}, r"momentum: expected a number in \(0, 1\).* got 1.0"),
+    (ft.SGDScheduleFree, {"warmup_steps": -1}, "warmup_steps"),
+    (ft.AdamWScheduleFree, {"betas": (0.0, 0.9)}, r"betas\[0\]: expected a number in \(0, 1\).* got 0.0"),
+    (ft.AdamWScheduleFree, {"weight_lr_power": -1.0}, "weight_lr_power"),
+    (ft.AdamWScheduleFree, {"r": -1.0}, "Invalid r value"),
+]
+
+
+@pytest.mark.parametrize(("cls", "settings", "message"), WRONG)
+def test_setting_out_of_its_range_is_refused_by_its_own_name(cls, settings, message):
+    with pytest.raises(ValueError, match=message):
+        cls(make_params(), **settings)

@@ -353,3 +353,20 @@ def test_state_of_other_parameters_is_refused_in_the_words_of_torch():
         ft.SGD(params[:2], **SETTINGS).load_state_dict(state)
     with pytest.raises(ValueError, match="different number of parameter groups"):
         ft.SGD(grouped(params), **SETTINGS).load_state_dict(state)
+
+
+def test_memory_that_parameters_share_is_saved_with_those_without_gradient():
+    """A run that is made anew, as after a load, takes the memory from the state of the parameters."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    opt = ft.Optimizer(params, "fire", lr=0.1)
+    copies = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    other = ft.Optimizer(copies, "fire", lr=0.1)
+    for number in range(12):
+        for param in (*params, *copies):
+            param.grad = None if number > 2 and (param is params[1] or param is copies[1]) else 20.0 * param.detach()
+        opt.step()
+        other.step()
+        memories = [opt.state[param]["memory"] for param in params]
+        assert memories[0] == memories[1]
+        other.load_state_dict(copy.deepcopy(other.state_dict()))
+    assert_same_tensors(params, copies)

@@ -256,7 +256,8 @@ class CpuExecutor(HostExecutor):
 
         def make_summands(job: ArrayUpdate) -> Function | None:
             link = link_of.get(id(job))
-            return make_round_summands(with_square, link)(job.update, symbolic) if with_square or link else None
+            has_sums = with_square or (link is not None and link.sums)
+            return make_round_summands(with_square, link)(job.update, symbolic) if has_sums else None
 
         width = with_square + max([len(link.sums) for link in links.values()], default=0)
         sums = np.zeros((len(self._jobs), width))
