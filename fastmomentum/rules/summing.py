@@ -171,24 +171,29 @@ over all arrays first, pytorch_optimizer and torch_optimizer leave the correctio
 
 
 def _clipup_numbers(
-    lr: float, momentum: float, max_speed: float, velocity: float, along: float, gradient: float
+    lr: float, momentum: float, speed_ratio: float, velocity: float, along: float, gradient: float
 ) -> tuple[float, float]:
     """Return the factors of v and of g in the next velocity."""
     size = sqrt(gradient)
     push, turn, moved = (lr / size, along / size, lr) if gradient else (0.0, 0.0, 0.0)
     speed = sqrt(max(momentum * momentum * velocity + 2.0 * momentum * moved * turn + moved * moved, 0.0))
-    factor = max_speed / speed if speed > max_speed else 1.0
+    limit = speed_ratio * lr
+    factor = limit / speed if speed > limit else 1.0
     return factor * momentum, factor * push
 
 
-def clipup_keep(lr: float, momentum: float, max_speed: float, velocity: float, along: float, gradient: float) -> float:
+def clipup_keep(
+    lr: float, momentum: float, speed_ratio: float, velocity: float, along: float, gradient: float
+) -> float:
     """Return the factor of v in the next velocity."""
-    return _clipup_numbers(lr, momentum, max_speed, velocity, along, gradient)[0]
+    return _clipup_numbers(lr, momentum, speed_ratio, velocity, along, gradient)[0]
 
 
-def clipup_push(lr: float, momentum: float, max_speed: float, velocity: float, along: float, gradient: float) -> float:
+def clipup_push(
+    lr: float, momentum: float, speed_ratio: float, velocity: float, along: float, gradient: float
+) -> float:
     """Return the factor of g in the next velocity."""
-    return _clipup_numbers(lr, momentum, max_speed, velocity, along, gradient)[1]
+    return _clipup_numbers(lr, momentum, speed_ratio, velocity, along, gradient)[1]
 
 
 def _clipup(p: Any, v: Any, g: Any, keep: Any, push: Any) -> Out:
@@ -218,12 +223,13 @@ clipup = Rule(
     derived={"keep": clipup_keep, "push": clipup_push},
     sums=OF_VELOCITY,
     scope="all",
-    defaults={"momentum": 0.9},
-    ranges={"max_speed": checks.AT_LEAST_ZERO},
-    formula="v ← μv + lr·g/‖g‖; v ← v·min(1, c/‖v‖); p ← p − v; norms over all arrays, c is max_speed",
+    defaults={"momentum": 0.9, "speed_ratio": 2.0},
+    ranges={"speed_ratio": checks.AT_LEAST_ZERO},
+    formula="v ← μv + lr·g/‖g‖; v ← v·min(1, c/‖v‖); p ← p − v; norms over all arrays, c = speed_ratio·lr",
 )
-"""Toklu, Liskowski and Srivastava 2020, Algorithm 1, for descent; the paper advises c = 2·lr. The norm of the next
-velocity follows from ‖v‖², v·g and ‖g‖². A gradient of zeros pushes nothing, where evotorch and pgpelib give NaN."""
+"""Toklu, Liskowski and Srivastava 2020, Algorithm 1, for descent; c is their maximum speed, which should be 2·lr. The
+norm of the next velocity follows from ‖v‖², v·g and ‖g‖². A gradient of zeros pushes nothing, where evotorch and pgpelib
+give NaN."""
 
 
 def fire_number(

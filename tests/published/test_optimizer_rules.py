@@ -112,7 +112,7 @@ SAME = {
     "ademamix/bitsandbytes": ("ademamix", ademamix, ["-"]),
     "clipup/evotorch": (
         "clipup",
-        lambda s: {"lr": s["stepsize"], "momentum": s["momentum"], "max_speed": s["max_speed"]},
+        lambda s: {"lr": s["stepsize"], "momentum": s["momentum"], "speed_ratio": s["max_speed"] / s["stepsize"]},
         ["joint"],
     ),
 }

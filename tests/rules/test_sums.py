@@ -85,7 +85,7 @@ COMPOSED = {
     "mars, scale, cautious signum": lambda: fm.chain(fm.stages.scale(0.5), fm.stages.mars, fm.cautious("signum")),
     "averaged lamb": lambda: fm.averaged("lamb", 0.9),
 }
-NEEDED = {"clipup": {"max_speed": 0.2}, "fire": {"momentum": None}}
+NEEDED = {"fire": {"momentum": None}}
 
 
 NOT_SCALED = ("clipup", "fire")
@@ -232,7 +232,7 @@ def test_functions_without_sums_refuse_such_rules_and_name_the_optimiser(rule):
     refused = "use it in an optimiser|expected one that is linear|it was not given"
     p = np.ones(2)
     state = tuple(np.zeros(2) for _ in fm.rules.find(rule).state)
-    settings = {"lr": 0.1, **({"max_speed": 1.0} if rule == "clipup" else {})}
+    settings = {"lr": 0.1}
     given = {**settings, "step": 1.0} if "step" in fm.rules.find(rule).parameters else settings
     with pytest.raises((TypeError, ValueError), match="use it in an optimiser"):
         fm.step(p, state, np.ones(2), rule=rule, **given)
@@ -266,7 +266,7 @@ def test_gradients_of_any_size_raise_no_error(rule):
 def test_step_of_clipup_has_the_length_lr_for_tiny_and_huge_gradients():
     for scale in (1e-150, 1.0, 1e150):
         p = np.zeros(2)
-        fm.Optimizer(p, "clipup", lr=0.1, momentum=0.9, max_speed=1.0).step(np.array([3.0, 4.0]) * scale)
+        fm.Optimizer(p, "clipup", lr=0.1, momentum=0.9).step(np.array([3.0, 4.0]) * scale)
         np.testing.assert_allclose(p, [-0.06, -0.08], rtol=1e-12)
 
 
@@ -325,9 +325,8 @@ def test_range_of_a_number_derived_from_sums_holds_for_that_number_alone():
 
 def test_correct_is_refused_for_a_rule_with_sums_and_taken_with_stages_that_sum():
     for rule in (*SUMMING_RULES, fm.cautious("classical")):
-        settings = {"max_speed": 1.0} if rule == "clipup" else {}
         with pytest.raises(ValueError, match="correct: expected a rule that needs no sums and keeps no numbers"):
-            fm.Optimizer(np.ones(2), rule, lr=0.1, momentum=0.5, correct=True, **settings)
+            fm.Optimizer(np.ones(2), rule, lr=0.1, momentum=0.5, correct=True)
     p = np.ones(2)
     fm.Optimizer(p, "classical", lr=0.1, momentum=0.5, correct=True, max_norm=1.0, clip_norm=1.0).step(np.ones(2))
 

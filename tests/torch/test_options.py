@@ -16,7 +16,7 @@ from tests.helpers.reference import assert_same_bits
 from tests.helpers.tensors import assert_same_tensors, assert_within, copies_of, make_params, set_gradients, steps
 
 SHAPES = ((33,), (4, 5), ())
-HYPER = {"momentum": 0.8, "beta2": 0.95, "nu": 0.7, "max_speed": 0.2}
+HYPER = {"momentum": 0.8, "beta2": 0.95, "nu": 0.7}
 RULES = {
     **{name: name for name in fm.rules.names()},
     "chain": fm.chain(fm.stages.scale(0.5), fm.stages.clip_value(0.5), "ema"),

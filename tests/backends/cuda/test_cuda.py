@@ -189,7 +189,7 @@ def test_skip_nonfinite_keeps_finite_gradients_whose_squares_overflow():
 
 
 SUMMING = {
-    **{name: ({"rule": name} | ({"max_speed": 0.2} if name == "clipup" else {})) for name in SUMMING_RULES},
+    **{name: {"rule": name} for name in SUMMING_RULES},
     "clip_norm": {"clip_norm": 0.5},
     "clip_norm and max_norm": {"clip_norm": 0.5, "max_norm": 0.7, "weight_decay": 0.1},
     "max_norm after a scale": {"rule": fm.chain(fm.stages.scale(0.5), "pytorch"), "max_norm": 0.7},
