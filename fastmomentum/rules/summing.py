@@ -228,7 +228,7 @@ clipup = Rule(
     formula="v ← μv + lr·g/‖g‖; v ← v·min(1, c/‖v‖); p ← p − v; norms over all arrays, c = speed_ratio·lr",
 )
 """Toklu, Liskowski and Srivastava 2020, Algorithm 1, for descent; c is their maximum speed, which should be 2·lr. The
-norm of the next velocity follows from ‖v‖², v·g and ‖g‖². A gradient of zeros pushes nothing, where evotorch and pgpelib
+norm of the next velocity follows from ‖v‖², v·g and ‖g‖². A gradient of zeros pushes nothing; evotorch and pgpelib
 give NaN."""
 
 

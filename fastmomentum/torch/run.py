@@ -319,8 +319,9 @@ class Run:
         """Do one update; return whether the state has new entries."""
         engine = self.engine
         own = grads if self._has_all else [grads[i] for i in self.places]
-        if self.is_one_call and not engine.skip_nonfinite:
+        if not (self._copies or self._new or engine.skip_nonfinite):
             engine.step(own)
+            self._note(own)
             return False
         own = list(own)
         copied = [copies for copies in self._copies if own[copies.place] is not None]
@@ -337,14 +338,19 @@ class Run:
         copy_all(tensors, targets)
         if skips and engine.state.counter.steps == before:  # skipped
             return False
-        counts = [count for count, grad in zip(self._counts, own) if grad is not None]
-        if counts:
-            torch._foreach_add_(counts, 1.0)
-            self._versions = [count._version for count in self._counts]
         has_new = bool(self._new) and self._publish(own)
-        if self._memory_names:
-            self._write_memory(own)
+        self._note(own)
         return has_new
+
+    def _note(self, grads: Sequence[Any]) -> None:
+        """Count the update of each parameter, and note what the rule remembers of it, in the state of torch."""
+        if self._counts:
+            counts = [count for count, grad in zip(self._counts, grads) if grad is not None]
+            if counts:
+                torch._foreach_add_(counts, 1.0)
+            self._versions = [count._version for count in self._counts]
+        if self._memory_names:
+            self._write_memory(grads)
 
     def _publish(self, grads: Sequence[Any]) -> bool:
         """Make the slots of parameters that have had their first update part of the state."""
