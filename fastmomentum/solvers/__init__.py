@@ -11,12 +11,14 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 
 from fastmomentum import checks, theory
-from fastmomentum.checks import AT_LEAST_ZERO, FINITE
+from fastmomentum.checks import AT_LEAST_ZERO
 from fastmomentum.rules.base import Rule
+from fastmomentum.solvers.arguments import check_options, make_limits, make_start
+from fastmomentum.solvers.loop import RUNNING
 from fastmomentum.solvers.objective import make_objective
-from fastmomentum.solvers.passes import Floats, Limits
+from fastmomentum.solvers.passes import Floats
 from fastmomentum.solvers.run import MinimizeRun
-from fastmomentum.solvers.step_sizes import SETTINGS, Value, check_accepted, choose_step_sizes, method_name
+from fastmomentum.solvers.step_sizes import Value, check_accepted, choose_step_sizes, method_name
 from fastmomentum.theory.spectrum import Spectrum
 
 REPORT_SECONDS = 1.0
@@ -43,7 +45,7 @@ def minimize(
     restart: str | bool | None = None,
     gtol: float | None = None,
     ftol: float = 0.0,
-    maxiter: float = 100_000,
+    maxiter: float | None = 100_000,
     disp: bool = False,
     **settings: object,
 ) -> OptimizeResult:
@@ -60,13 +62,15 @@ def minimize(
     fun : callable
         ``fun(x, *args)`` → f(x), a smooth function; (f, gradient) if `jac` is True. `fun` must not write to x.
     x0 : array_like
-        The start, of one dimension; with rule "fire" of any number of dimensions. float32 stays float32, other dtypes
-        become float64. A start outside of the bounds is moved to the nearest point within, with an OptimizeWarning.
+        The start, of one dimension; with rule "fire" of any number of dimensions. float32 stays float32, also in calls
+        of `fun` and `jac`; other dtypes become float64. A start outside of the bounds is moved to the nearest point
+        within, with an OptimizeWarning unless the bounds are equal there.
     args : tuple
         Further arguments of `fun`, `jac`, `hess` and `hessp`; a single argument need not be in a tuple.
     jac : callable, True, None, "2-point" or "3-point"
-        ``jac(x, *args)`` → gradient, like x; None and "2-point" stand for forward differences of `fun`, "3-point" for
-        central ones (scipy.optimize.minimize passes all strings on as None).
+        ``jac(x, *args)`` → gradient, like x, or a number if x has one element; "2-point" stands for forward differences
+        of `fun`, "3-point" for central ones, and None for forward ones in float64, central ones in float32
+        (scipy.optimize.minimize passes all strings on as None).
     hess, hessp : callable, optional
         ``hess(x, *args)`` → matrix, ``hessp(x, v, *args)`` → vector. They are used to estimate a spectrum.
     bounds : scipy.optimize.Bounds or sequence of (low, high), optional
@@ -109,31 +113,32 @@ def minimize(
     ftol : float
         The run ends when 10 steps in a row change the objective F = f + l1·‖x‖₁ by at most ftol·max(|F|, 1); 0 for
         never.
-    maxiter : int
-        The greatest number of steps.
+    maxiter : int or None
+        The greatest number of steps; None stands for 100,000.
     disp : bool
-        Whether to print the progress, about every second, and the result.
+        Whether to print the progress, about every second, and the result; a run without success warns by an
+        OptimizeWarning, too.
     **settings
         The other settings of rule "fire" (:data:`fastmomentum.rules.fire`), as :class:`fastmomentum.Optimizer` takes
         them: max_step (0.2), the longest step, as a norm over all of x; max_dt (1.0), the greatest time step; patience
-        (5), dt_growth (1.1), dt_shrink (0.5), alpha_start (0.1) and alpha_shrink (0.99). Other options are ignored with
-        an OptimizeWarning.
+        (5), dt_growth (1.1), dt_shrink (0.5), alpha_start (0.1) and alpha_shrink (0.99). Other options are a TypeError.
 
     Returns
     -------
     scipy.optimize.OptimizeResult
-        x, fun (with the l1 term), jac (of f alone), nit, nfev, njev, success, status (0 converged, 1 maxiter, 2
-        diverged, 3 no step found, 99 stopped by the callback), message, optimality (the number compared with gtol),
-        restarts (their number), lr and momentum (of the last step; of rule "fire" the first time step, and 0). After
-        status 1, 2 or 3, x is the last or the best point of the run: the one of the two with the lower objective. The
-        best point has the lowest objective of the run or, if the run does not compute objectives, the least
-        prox-gradient.
+        x, fun (with the l1 term), jac (of f alone; differences by parameters with equal bounds are NaN, as in SciPy),
+        nit, nfev, njev (also of gradients by differences), success, status (0 converged, 1 maxiter, 2 fun or its
+        gradient is not finite, at x0 or later, 3 no step found, 99 stopped by the callback), message, optimality (the
+        number compared with gtol), restarts (their number), lr and momentum (of the last step; of rule "fire" the first
+        time step, and 0; NaN if none can be taken). After status 1, 2 or 3, x is the last or the best point of the run:
+        the one of the two with the lower objective. The best point has the lowest objective of the run or, if the run
+        does not compute objectives, the least prox-gradient.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument has a wrong type or value, if `fun` or its gradient is not finite at x0 or has another shape, or
-        if a spectrum is to be estimated of a function that has no positive curvature at x0.
+        If an argument is unknown or has a wrong type or value, if `fun` returns no number or the gradient has another
+        shape than x, or if a spectrum is to be estimated of a function that has no positive curvature at x0.
 
     Notes
     -----
@@ -144,11 +149,18 @@ def minimize(
     FIRE: Bitzek et al. 2006, integrated as in ase.optimize.FIRE, whose points it has if downhill_check is False.
     lr, max_dt and max_step have the units of the problem; the defaults, those of ASE, suit forces in eV/Å.
 
-    Backtracking: Beck and Teboulle 2009, but lr may grow again by 5 % a step. Restarts: O'Donoghue and Candès 2015.
-    The extrapolated point is projected on the bounds, too. For Nesterov's own sequence with lr ≤ 1/L this keeps Beck
-    and Teboulle's bound: their proof needs only the distance of the extrapolated point from ((t − 1)x + x*)/t, and the
-    projection does not increase this distance, because ((t − 1)x + x*)/t lies within the bounds. With l1 or bounds, x
-    is the result of the proximal map, so its zeros are exact and it lies within the bounds.
+    Backtracking: Beck and Teboulle 2009, but lr may grow again by 5 % a step, and where rounding can hide the change of
+    f (a part √ε of the largest |f| met), gradients decide: ⟨∇f(x⁺) − ∇f(p), x⁺ − p⟩ ≤ ‖x⁺ − p‖²/lr. This is TFOCS's
+    test (Becker, Candès and Grant 2011) without its factor 2, as it is exact for quadratic functions; the approximate
+    Wolfe conditions of Hager and Zhang 2005 serve the same purpose. If the prox-gradient does not halve in 100 steps
+    and three times those before, hidden steps end the run with status 3. Values of f that are NaN or inf at x⁺ shorten
+    the step; −inf ends the run with status 2, as then f has no lower bound.
+
+    Restarts: O'Donoghue and Candès 2015. The extrapolated point is projected on the bounds, too. For Nesterov's own
+    sequence with lr ≤ 1/L this keeps Beck and Teboulle's bound: their proof needs only the distance of the extrapolated
+    point from ((t − 1)x + x*)/t, and the projection does not increase this distance, because ((t − 1)x + x*)/t lies
+    within the bounds. With l1 or bounds, x is the result of the proximal map, so its zeros are exact and it lies within
+    the bounds.
 
     Examples
     --------
@@ -169,9 +181,7 @@ def minimize(
     [ 1.2 -2.6]
     """
     method = method_name(rule)
-    own = {name: settings.pop(name) for name in SETTINGS.get(method, ()) if name in settings}
-    if settings:
-        warnings.warn(f"Unknown solver options: {', '.join(settings)}", OptimizeWarning, stacklevel=2)
+    check_options(settings, method, list(signature(minimize).parameters))
     if constraints is not None and (not isinstance(constraints, tuple | list) or len(constraints)):
         raise ValueError(
             f"constraints: expected none; got {checks.describe(constraints)}. Only bounds are supported, by bounds=, "
@@ -186,73 +196,35 @@ def minimize(
         l1=l1 or None,
         bounds=bounds,
     )
-    start = _start(x0, any_shape=method == "fire")
-    limits = _limits(bounds, start)
-    if limits and not ((limits[0] <= start) & (start <= limits[1])).all():
-        warnings.warn("Initial guess is not within the specified bounds", OptimizeWarning, stacklevel=2)
-        start = np.clip(start, *limits)
+    start = make_start(x0, any_shape=method == "fire")
+    limits = make_limits(bounds, start)
+    if limits:
+        within = np.clip(start, *limits)
+        if (within != start)[limits[0] < limits[1]].any():  # to fix a parameter, its bounds are enough
+            warnings.warn("Initial guess is not within the specified bounds", OptimizeWarning, stacklevel=2)
+        start = within
     args = args if isinstance(args, tuple) else (args,)
     gtol = checks.number("gtol", next(each for each in (gtol, tol, 1e-5) if each is not None), AT_LEAST_ZERO)
+    maxiter = 100_000 if maxiter is None else maxiter
     maxiter = checks.integer(
         "maxiter", int(maxiter) if isinstance(maxiter, float) and maxiter.is_integer() else maxiter
     )
 
     def estimate() -> Spectrum:
+        if run.status != RUNNING:
+            return Spectrum(1.0, 1.0, 0.0, 0.0)  # the run takes no step, and uses none
         return theory.spectrum(run.gradient, start, hessp=_hessian_product(hess, hessp, args))
 
-    run = MinimizeRun(make_objective(fun, jac, limits), start, args, limits, l1, gtol, ftol)
+    run = MinimizeRun(make_objective(fun, jac, limits, start.dtype), start, args, limits, l1, gtol, ftol)
     step_sizes = choose_step_sizes(method, lr, momentum, spectrum, restart, estimate)
     after_step = _make_callback(callback, bool(disp))
-    status = run.run(step_sizes, maxiter, after_step, every_step=callback is not None, settings=own)
+    status = run.run(step_sizes, maxiter, after_step, every_step=callback is not None, settings=settings)
     found = run.result(status)
     if disp:
+        if not found.success:
+            warnings.warn(found.message, OptimizeWarning, stacklevel=2)
         print(f"{found.message}: {found.nit:,} steps, objective {found.fun:.10g}, optimality {found.optimality:.2g}")
     return found
-
-
-def _start(x0: npt.ArrayLike, any_shape: bool) -> Floats:
-    """Return x0 as a new array of one dimension, or of more if `any_shape`, float32 or float64."""
-    checks.numbers("x0", x0, FINITE)
-    start = np.atleast_1d(np.array(x0))
-    if (start.ndim != 1 and not any_shape) or not start.size:
-        kind = "an array" if any_shape else "a one-dimensional array"
-        raise ValueError(f"x0: expected {kind} of at least one number; got shape {start.shape}")
-    return start.astype(np.float32 if start.dtype == np.float32 else np.float64)
-
-
-def _limits(bounds: Any, start: Floats) -> Limits:
-    """Return the bounds as two arrays like `start`, or () if no parameter has a bound.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `bounds` is neither a Bounds nor a sequence of pairs, has another length than `start`, holds a NaN, or if a
-        lower bound exceeds an upper one.
-    """
-    if bounds is None:
-        return ()
-    if isinstance(bounds, Bounds):
-        low, high = bounds.lb, bounds.ub
-    else:
-        pairs = checks.sequence("bounds", bounds if isinstance(bounds, Sequence) else list(bounds), start.size)
-        try:
-            low, high = [low for low, _ in pairs], [high for _, high in pairs]
-        except (TypeError, ValueError):
-            raise ValueError(f"bounds: expected Bounds, or pairs (low, high); got {checks.describe(bounds)}") from None
-        low, high = [-np.inf if x is None else x for x in low], [np.inf if x is None else x for x in high]
-    try:
-        with np.errstate(over="ignore"):
-            low, high = (np.array(np.broadcast_to(each, start.shape), start.dtype) for each in (low, high))
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"bounds: expected a number, or one number for each of {start.size} parameters; got "
-            f"{checks.describe(bounds)}"
-        ) from None
-    crossing = ~((low <= high) & (low < np.inf) & (high > -np.inf))
-    if crossing.any():
-        k = int(np.argmax(crossing))
-        raise ValueError(f"bounds: expected low <= high; got {low[k]} and {high[k]} for parameter {k}")
-    return (low, high) if np.isfinite(low).any() or np.isfinite(high).any() else ()
 
 
 def _make_callback(callback: Callable[..., object] | None, disp: bool) -> Callable[[MinimizeRun], bool] | None:
@@ -265,7 +237,7 @@ def _make_callback(callback: Callable[..., object] | None, disp: bool) -> Callab
         return None
     if callback is not None and not callable(callback):
         raise TypeError(f"callback: expected a function; got {checks.describe(callback)}")
-    takes_result = callback is not None and set(signature(callback).parameters) == {"intermediate_result"}
+    takes_result = callback is not None and _parameters(callback) == ["intermediate_result"]
     last_report = perf_counter()
 
     def after_step(run: MinimizeRun) -> bool:
@@ -285,6 +257,14 @@ def _make_callback(callback: Callable[..., object] | None, disp: bool) -> Callab
         return False
 
     return after_step
+
+
+def _parameters(function: Callable[..., object]) -> list[str]:
+    """Return the names of a function's parameters; none if Python does not know them, as of some built-in functions."""
+    try:
+        return list(signature(function).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _hessian_product(

@@ -35,8 +35,8 @@ def make_fire_loop(point: Floats, settings: Mapping[str, Any], functions: Object
     Notes
     -----
     The rule is that of Bitzek et al. 2006 as ASE integrates it (:data:`fastmomentum.rules.fire`). From step to step the
-    loop keeps the same numbers and counts as the loops of other rules; the numbers of restarts and the scale of lr stay
-    as they are.
+    loop keeps the same numbers and counts as the loops of other rules; those of restarts and of backtracking stay as
+    they are.
 
     Examples
     --------
@@ -45,8 +45,9 @@ def make_fire_loop(point: Floats, settings: Mapping[str, Any], functions: Object
     >>> x, g, calls = np.ones(2), np.ones(2), np.zeros(2, np.int64)
     >>> objective = make_objective(lambda x: 0.5 * x @ x, lambda x: x, ())
     >>> loop = make_fire_loop(x, {"lr": 0.5}, objective.checked(False))
-    >>> numbers, counts = np.array([1.0, np.inf, np.inf, np.inf, 1.0]), np.zeros(4, np.int64)
-    >>> loop(1, (x, x, x, x, x.copy()), g, None, numbers, counts, None, None, (0.0, 1e-5, 0.0, 0.0), (), calls, ())
+    >>> numbers, counts = np.array([1.0, np.inf, np.inf, np.inf, 1.0, 1.0, np.inf, 1.0]), np.zeros(5, np.int64)
+    >>> state = (x, x, x, x, x.copy()), (g, g), None, numbers, counts
+    >>> loop(1, *state, None, None, (0.0, 1e-5, 0.0, 0.0, 0.0), (), calls, ())
     0
     >>> x.round(4)  # the step of −0.25 in each direction is longer than max_step = 0.2
     array([0.8586, 0.8586])
@@ -56,21 +57,21 @@ def make_fire_loop(point: Floats, settings: Mapping[str, Any], functions: Object
     def loop(
         steps: int,
         arrays: tuple[Floats, ...],
-        g: Floats,
+        gradients: tuple[Floats, Floats],
         order: Any,
         numbers: Any,
         counts: Any,
         lrs: Any,
         mus: Any,
-        tolerances: tuple[float, float, float, float],
+        tolerances: tuple[float, float, float, float, float],
         limits: Any,
         calls: Any,
         args: tuple[object, ...],
     ) -> int:
-        p, best = arrays[P], arrays[BEST]
-        value, objective, best_merit, norm, scale = map(float, numbers)
-        _, gtol, ftol, _ = tolerances
-        since, restarts, stalled, before = map(int, counts)
+        p, best, g = arrays[P], arrays[BEST], gradients[0]
+        value, objective, best_merit, norm = map(float, numbers[:4])
+        _, gtol, ftol, _, _ = tolerances
+        since, restarts, stalled, before = map(int, counts[:4])
         done, status = 0, RUNNING
         while done < steps:
             largest = float(np.abs(g).max())  # a NaN if one element is
@@ -91,9 +92,12 @@ def make_fire_loop(point: Floats, settings: Mapping[str, Any], functions: Object
                 best[:] = p
             optimizer.step(g)
             objective, done = value, done + 1
+            if not np.isfinite(p).all():
+                status = DIVERGED
+                break
             value = functions.evaluate(p, g, calls, args)
-        numbers[:] = value, objective, best_merit, norm, scale
-        counts[:] = since + done, restarts, stalled, before + done
+        numbers[:4] = value, objective, best_merit, norm
+        counts[:4] = since + done, restarts, stalled, before + done
         return status
 
     return loop

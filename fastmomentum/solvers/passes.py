@@ -35,13 +35,13 @@ FEWER_LANES = 16
 
 SUMS = ("absolute", "squares", "slope", "descent", "size", "size_next")
 """The names of the sums. With x⁺ = prox(p − lr·g) and a step from b to a of the minimising sequence they are
-Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|."""
+Σ|p − x⁺|, Σ(p − x⁺)², Σ(p − x⁺)(a − b), Σ(p − x⁺)g, Σ|p|, Σ|x⁺|. The first is not finite if p or g is not, either."""
 
 SCRATCH = (1 + len(SUMS)) * LANES
 """The size of the scratch memory for a maximum and all sums."""
 
 SUMMANDS = {
-    "absolute": "abs(d)",
+    "absolute": "abs(d) + 0.0 * g + 0.0 * p",  # bounds make d finite where g is not
     "squares": "d * d",
     "slope": "d * step",
     "descent": "d * g",
@@ -125,6 +125,22 @@ def make_measure(terms: Terms, wanted: frozenset[str]) -> Callable[..., tuple[fl
 
     compiled: Callable[..., tuple[float, ...]] = kept_on_disk(njit(**STRICT)(measure))
     return compiled
+
+
+@kept_on_disk
+@njit(**STRICT)
+def secant_is_within(p: Any, x: Any, g: Any, x_g: Any, curvature: Any, noise: Any) -> Any:
+    """Return whether the mean curvature of f from p to x is at most `curvature`, by the gradients g and x_g there.
+
+    ⟨x_g − g, x − p⟩ ≤ curvature·‖x − p‖·(‖x − p‖ + noise·‖p‖), as rounding of p moves gradients by curvature·noise·‖p‖
+    """
+    secant, squares, size = 0.0, 0.0, 0.0
+    for i in range(p.size):
+        step = np.float64(x[i]) - np.float64(p[i])
+        secant += (np.float64(x_g[i]) - np.float64(g[i])) * step
+        squares += step * step
+        size += np.float64(p[i]) * np.float64(p[i])
+    return secant <= curvature * (squares + noise * np.sqrt(squares) * np.sqrt(size))
 
 
 def _make_add(names: Sequence[str]) -> Function:

@@ -32,18 +32,22 @@ LEAST_LR = 1e-300
 SLICE = 0.05
 """The seconds that compiled code works before Python handles signals and calls the callback."""
 
-STOPPED = STUCK + 1
-"""The status of a run that the callback has ended."""
+STOPPED, FIXED, UNDEFINED = range(STUCK + 1, STUCK + 4)
+"""The statuses of a run that the callback has ended, of one whose bounds fix all parameters, and of one whose start has
+a value or a gradient that is not finite."""
 
 ENDINGS = {
     CONVERGED: (0, "converged: the largest element of the prox-gradient is at most gtol"),
     SETTLED: (0, "converged: the objective changes by at most ftol"),
-    RUNNING: (1, "maxiter steps are done"),
-    DIVERGED: (2, "diverged: fun or its gradient is not finite; a smaller {} may help, unless fun has no lower bound"),
+    FIXED: (0, "All independent variables were fixed by bounds."),  # SciPy's words, as programs look for them
+    RUNNING: (1, "Maximum number of iterations has been exceeded: maxiter steps are done"),  # so do these begin
+    DIVERGED: (2, "diverged: x, fun or jac is not finite; a smaller {} may help, unless fun has no lower bound"),
+    UNDEFINED: (2, "no step can be taken: at x0, {}"),
     STUCK: (3, "no shorter step decreases fun: gtol is beyond the precision of fun, or jac is not its gradient"),
     STOPPED: (99, "`callback` raised `StopIteration`"),
 }
-"""SciPy's status and the message for each status of a run, with a place for the setting that keeps steps short."""
+"""SciPy's status and the message for each status of a run, with a place for the setting that keeps steps short, or for
+the value that is not finite."""
 
 
 class Settings(NamedTuple):
@@ -57,12 +61,16 @@ class Settings(NamedTuple):
         The tolerances of :func:`fastmomentum.minimize`.
     noise : float
         The relative error of values of `fun`.
+    distrust : float
+        The part of the largest |fun| below which differences of values are not trusted, as they have lost half of
+        their digits or more; gradients decide there.
     """
 
     l1: float
     gtol: float
     ftol: float
     noise: float
+    distrust: float
 
 
 class Answer(NamedTuple):
@@ -73,7 +81,7 @@ class Answer(NamedTuple):
     x, gradient : ndarray
         The point, and the gradient of `fun` there.
     objective : float
-        The objective, with the l1 term; inf if it is not finite.
+        The objective, with the l1 term.
     optimality : float
         The largest element of the prox-gradient.
     """
@@ -82,6 +90,12 @@ class Answer(NamedTuple):
     objective: float
     gradient: Floats
     optimality: float
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """The key by which better answers come first: finite ones by their objective, then others."""
+        is_finite = bool(np.isfinite(self.objective) and np.isfinite(self.optimality))
+        return not is_finite, self.objective if np.isfinite(self.objective) else np.inf
 
 
 class MinimizeRun:
@@ -100,10 +114,10 @@ class MinimizeRun:
     l1, gtol, ftol : float
         As for :func:`fastmomentum.minimize`.
 
-    Raises
-    ------
-    ValueError
-        If the objective or its gradient is not finite at the start.
+    Attributes
+    ----------
+    status : int
+        RUNNING, or the status of a run that takes no step: FIXED or UNDEFINED.
     """
 
     def __init__(
@@ -117,18 +131,25 @@ class MinimizeRun:
         ftol: float,
     ) -> None:
         self.objective, self.args, self.limits = objective, args, limits
-        self._settings = Settings(l1, gtol, ftol, 10.0 * float(np.finfo(start.dtype).eps))
+        epsilon = float(np.finfo(start.dtype).eps)
+        self._settings = Settings(l1, gtol, ftol, 10.0 * epsilon, epsilon**0.5)
         self._terms = Terms(l1 > 0.0, bool(limits))
         self._arrays, self._order = tuple(start.copy() for _ in range(5)), np.arange(5)
-        self._numbers = np.array([0.0, np.inf, np.inf, np.inf, 1.0])
         self._counts, self._calls = np.zeros(len(COUNTS), np.int64), np.zeros(2, np.int64)
-        value, self._g = objective.checked(False).value_at(start, self._calls, args), self.gradient(start)
-        self._numbers[0] = value
+        self._rule, self._valued = "", True
+        self._lr: StepTable | None = None
+        self._momentum: StepTable | None = None
+        value, self._g = self._evaluate(start)
+        self._numbers = np.array([value, np.inf, np.inf, np.inf, 1.0, abs(value), np.inf, value])
+        finite = np.isfinite(self._g)
+        self._fault = ""
         if not np.isfinite(value):
-            raise ValueError(f"fun: expected a finite number at x0; got {value}")
-        if not np.isfinite(self._g).all():
-            k = int(np.argmin(np.isfinite(self._g)))
-            raise ValueError(f"jac: expected finite numbers at x0; got {self._g.flat[k]} for parameter {k}")
+            self._fault = f"fun is {value}"
+        elif not finite.all():
+            k = int(np.argmin(finite))
+            self._fault = f"jac is {self._g.flat[k]} for parameter {k}"
+        is_fixed = bool((limits[0] == limits[1]).all()) if limits else False
+        self.status = UNDEFINED if self._fault else FIXED if is_fixed else RUNNING
 
     @property
     def point(self) -> Floats:
@@ -155,13 +176,18 @@ class MinimizeRun:
         return int(self._counts[COUNTS.index(name)])
 
     def _l1_term(self, x: Floats) -> float:
-        return float(self._settings.l1 * np.abs(x).sum(dtype=np.float64)) if self._terms.l1 else 0.0
+        return self._settings.l1 * float(np.abs(x).sum(dtype=np.float64)) if self._terms.l1 else 0.0
 
     def gradient(self, x: Floats) -> Floats:
         """Return the gradient at a point."""
         g = np.empty_like(self._arrays[0])
         self.objective.checked(False).evaluate(np.asarray(x, g.dtype), g, self._calls, self.args)
         return g
+
+    def _evaluate(self, x: Floats) -> tuple[float, Floats]:
+        """Return the value of `fun` and its gradient at a point."""
+        g = np.empty_like(self._arrays[0])
+        return self.objective.checked(True).evaluate(x, g, self._calls, self.args), g
 
     def first_lr(self) -> float:
         """Return the learning rate from which backtracking starts.
@@ -192,24 +218,31 @@ class MinimizeRun:
         `settings` are those that the rule has besides lr and momentum.
         `callback` is called after each slice, or after each step if `every_step`; it ends the run by returning True.
         """
+        if self.status != RUNNING:
+            return self.status
         rule, lr, momentum, restart = step_sizes
         valued = callback is not None or self._settings.ftol > 0.0 or lr is None or restart == "function"
+        options = LoopOptions(rule, self._terms, lr is None, restart)
         if rule == "fire":
             own = {"lr": lr, **(settings or {})}
-            loop = make_fire_loop(self._array(P), own, self.objective.checked(valued))
+            functions = self.objective.checked(valued)
+            loop = make_fire_loop(self._array(P), own, functions)
         else:
-            options = LoopOptions(rule, self._terms, lr is None, restart)
-            loop = make_loop(options, self.objective.functions(valued), self.objective.compiled)
-        self._rule = rule
-        self._lr = StepTable("lr", self.first_lr() if lr is None else lr, ABOVE_ZERO, maxiter)
-        self._momentum = StepTable("momentum", momentum, UNIT_INTERVAL, maxiter)
+            functions = self.objective.functions(valued)
+            loop = make_loop(options, functions, self.objective.compiled)
+        gradients = self._g, np.empty_like(self._g) if options.looks_ahead else self._g
+        if lr is None:
+            lr = self.first_lr() if maxiter > 0 else 1.0
+        self._rule, self._valued = rule, functions.valued
+        self._lr = lrs = StepTable("lr", lr, ABOVE_ZERO, maxiter)
+        self._momentum = momenta = StepTable("momentum", momentum, UNIT_INTERVAL, maxiter)
         status, slice_steps = RUNNING, 1
         while status == RUNNING and self.steps < maxiter:
             before, start = self.steps, perf_counter()
             count = min(slice_steps, maxiter - before)
-            tables = (table.values_for(self._count("since") + count) for table in (self._lr, self._momentum))
+            tables = (table.values_for(self._count("since") + count) for table in (lrs, momenta))
             arrays = tuple(self._arrays[place] for place in self._order)
-            state = (arrays, self._g, self._order, self._numbers, self._counts)
+            state = (arrays, gradients, self._order, self._numbers, self._counts)
             status = loop(count, *state, *tables, tuple(self._settings), self.limits, self._calls, self.args)
             seconds = perf_counter() - start
             if not every_step and seconds < SLICE / 2.0:
@@ -223,53 +256,71 @@ class MinimizeRun:
     def result(self, status: int) -> OptimizeResult:
         """Return the result of a run that has ended with this status."""
         step = max(self._count("since") - 1, 0)
-        lr, momentum = self._lr.at(step) * self._number("scale"), self._momentum.at(step)
-        x, objective, gradient, optimality = self._answer(status, lr)
-        if status == RUNNING and optimality <= self._settings.gtol:
-            status = CONVERGED
+        lr = self._lr.at(step) * self._number("scale") if self._lr else np.nan
+        momentum = self._momentum.at(step) if self._momentum else np.nan
+        status, (x, objective, gradient, optimality) = self._answer(status, lr if self._lr else 1.0)
         code, message = ENDINGS[status]
+        shortening = "lr, max_dt or max_step" if self._rule == "fire" else "lr"
         differences = self.objective.jac if isinstance(self.objective.jac, Differences) else None
+        if differences and differences.fixed.any():
+            gradient[differences.fixed] = np.nan  # as in SciPy: to compute it needs points outside of the bounds
         return OptimizeResult(
             x=x,
             fun=objective,
             jac=gradient,
             nit=self.steps,
             nfev=int(self._calls[0]) + (differences.evaluations if differences else 0),
-            njev=0 if differences else int(self._calls[1]),
+            njev=int(self._calls[1]),
             success=code == 0,
             status=code,
-            message=message.format("lr, max_dt or max_step" if self._rule == "fire" else "lr"),
+            message=message.format(self._fault if status == UNDEFINED else shortening),
             optimality=optimality,
             restarts=self._count("restarts"),
             lr=lr,
             momentum=momentum,
         )
 
-    def _answer(self, status: int, lr: float) -> Answer:
-        """Return the last point or, if the run has not converged, the best point if it is better.
+    def _answer(self, status: int, lr: float) -> tuple[int, Answer]:
+        """Return the status, and the last point or, if the run has not converged, the best point if it is better.
 
-        The best point is better if its objective is lower, or if the gradient at the last point is not finite.
+        The best point is better if its objective is lower, or if the last point or its gradient is not finite.
         """
-        last = self._answer_at(self.point, self._g, lr)
-        if status == CONVERGED:
-            return last._replace(optimality=self._number("norm"))
-        if status in (SETTLED, STOPPED):
-            return last
+        x, is_start, gtol = self.point, self.steps == 0, self._settings.gtol
+        answers = []
+        if np.isfinite(x).all():
+            value = self._number("value") if self._valued or is_start else None
+            last = self._answer_at(x, self._g.copy(), value, lr, status == CONVERGED or not is_start)
+            if status == CONVERGED:
+                last = last._replace(optimality=self._number("norm"))
+            elif status == RUNNING and last.optimality <= gtol:
+                status = CONVERGED
+            if status in (CONVERGED, SETTLED) and not np.isfinite(last.objective):
+                status = DIVERGED  # a run that does not compute objectives meets this value at its end alone
+            is_best = self._valued and not self._terms.any and last.order <= (False, self._number("best_merit"))
+            if is_start or is_best or status in (CONVERGED, SETTLED, STOPPED):
+                return status, last
+            answers = [last]
         x = self._array(BEST).copy()
-        best = self._answer_at(x, self.gradient(x), lr)
-        return last if last.objective <= best.objective and np.isfinite(last.optimality) else best
+        value, g = self._evaluate(x)
+        found = min([*answers, self._answer_at(x, g, value, lr, True)], key=lambda answer: answer.order)
+        return CONVERGED if status == RUNNING and found.optimality <= gtol else status, found
 
-    def _answer_at(self, x: Floats, g: Floats, lr: float) -> Answer:
-        """Return the answer at x or, with a proximal map, at the result of one step of size `lr` from x."""
+    def _answer_at(self, x: Floats, g: Floats, value: float | None, lr: float, is_mapped: bool) -> Answer:
+        """Return the answer at x or, if `is_mapped`, at the result of a step of size `lr` with the proximal map."""
         l1 = self._settings.l1
-        if self._terms.any and np.isfinite(g).all():
+        if is_mapped and self._terms.any and np.isfinite(g).all():
             new = np.empty_like(x), np.empty_like(x)
             make_advance(self._rule, self._terms)(new, (x, x), g, lr, 0.0, l1, self.limits)
-            x = new[0]
-            g = self.gradient(x)
-        value = self.objective.checked(False).value_at(x, self._calls, self.args) + self._l1_term(x)
+            if np.array_equal(new[0], x):
+                x = new[0]  # zeros may have another sign
+            else:
+                new_value, new_g = self._evaluate(new[0])
+                if np.isfinite(new_value) and np.isfinite(new_g).all():
+                    x, value, g = new[0], new_value, new_g
+        if value is None:
+            value = self.objective.checked(False).value_at(x, g, self._calls, self.args)
         optimality = float(np.abs(g).max())  # a NaN if one element is, which `measure` would pass over
         if self._terms.any and np.isfinite(optimality):
             measure = make_measure(self._terms, frozenset())
             optimality = measure(np.empty(SCRATCH), x, g, x, x, lr, l1, self.limits)[0] / lr
-        return Answer(x, value if np.isfinite(value) else np.inf, g, optimality)
+        return Answer(x, value + self._l1_term(x), g, optimality)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from scipy.optimize import Bounds, OptimizeWarning, minimize, rosen, rosen_der
+from scipy.optimize import Bounds, minimize, rosen, rosen_der
 
 import fastmomentum as fm
 from fastmomentum.solvers.step_sizes import METHODS, REFUSED, SETTINGS
@@ -146,7 +146,7 @@ def test_fire_takes_differences_of_any_shape(jac):
 
     found = fm.minimize(fun, np.ones((2, 3)), jac=jac, rule="fire", maxiter=5)
     assert set(asked) == {(2, 3)}
-    assert (found.nfev, found.njev) == (len(asked), 0)
+    assert (found.nfev, found.njev) == (len(asked), found.nit + 1)
     np.testing.assert_allclose(found.jac, 2 * found.x, rtol=1e-6)
 
 
@@ -157,8 +157,8 @@ def test_fire_accepts_one_number_and_wrong_shapes_are_refused():
         relax(x0=np.ones((0, 3)))
     with pytest.raises(ValueError, match="jac: expected it to return numbers of shape \\(2, 3\\), as x0 has"):
         fm.minimize(lambda x: 1.0, np.ones((2, 3)), jac=lambda x: x.ravel(), rule="fire")
-    with pytest.raises(ValueError, match="jac: expected finite numbers at x0; got nan for parameter 4"):
-        fm.minimize(lambda x: 1.0, np.ones((2, 3)), jac=lambda x: np.diag([1, np.nan, 1])[:2], rule="fire")
+    found = fm.minimize(lambda x: 1.0, np.ones((2, 3)), jac=lambda x: np.diag([1, np.nan, 1])[:2], rule="fire")
+    assert (found.status, found.message) == (2, "no step can be taken: at x0, jac is nan for parameter 4")
 
 
 REFUSALS = [
@@ -197,9 +197,11 @@ def test_each_refused_argument_of_fire_is_tested_and_has_no_effect_as_none():
 
 
 def test_settings_of_fire_are_unknown_to_other_rules_and_others_to_fire():
-    with pytest.warns(OptimizeWarning, match="Unknown solver options: max_step, patience"):
+    with pytest.raises(
+        TypeError, match="max_step, patience: .*; got unknown ones. max_step is a setting of rule 'fire'"
+    ):
         relax(rule="nesterov_positions", max_step=0.1, patience=3)
-    with pytest.warns(OptimizeWarning, match="Unknown solver options: weight_decay"):
+    with pytest.raises(TypeError, match="weight_decay: expected no option but .*, max_step, .* with rule 'fire'"):
         relax(weight_decay=0.1, max_step=0.1)
 
 
@@ -253,7 +255,8 @@ def test_fire_reports_the_fields_of_other_rules():
 
 def test_fire_does_no_step_if_maxiter_is_zero_or_the_start_is_a_minimum():
     found = relax(maxiter=0)
-    assert (found.nit, found.status, found.message) == (0, 1, "maxiter steps are done")
+    assert (found.nit, found.status) == (0, 1)
+    assert found.message == "Maximum number of iterations has been exceeded: maxiter steps are done"
     np.testing.assert_array_equal(found.x, PROBLEM["start"])
     assert found.optimality == np.abs(slope(found.x, K, Q, C)).max()
     for maxiter in (0, 10):
@@ -276,8 +279,7 @@ def test_a_run_of_fire_without_end_returns_the_best_point_and_a_finite_one():
         found = fm.minimize(lambda x: -float(np.exp(x[0])), [0.0], jac=lambda x: -np.exp(x), rule="fire", max_step=1e3)
     assert (found.status, found.success) == (2, False)
     assert "a smaller lr, max_dt or max_step may help" in found.message
-    assert np.isfinite(found.x).all()
-    assert np.isfinite(found.fun)
+    assert np.isfinite([*found.x, found.fun]).all()
 
 
 def interrupted_by(function, at, value):
@@ -312,17 +314,13 @@ def test_a_value_that_is_not_finite_ends_the_run_with_status_2_whenever_it_comes
         functions = {"fun": fun, "jac": jac}
         name = where.split()[-1]
         functions[name] = interrupted_by(functions[name], at, broken)
-        if at == 1:
-            with pytest.raises(ValueError, match=f"{name}: expected (a )?finite number"):
-                fm.minimize(functions["fun"], PROBLEM["start"], jac=functions["jac"], **kept)
-            continue
         found = fm.minimize(functions["fun"], PROBLEM["start"], jac=functions["jac"], **kept)
         # A value that comes with the last step is seen by no step after it.
         assert (found.status, found.success, found.nit) == (2 if at <= steps else 1, False, min(at - 1, steps))
         assert np.isfinite(found.x).all()
-        assert found.fun == fun(found.x)
-        assert np.isfinite(found.jac).all()
-        assert found.optimality == np.abs(found.jac).max()
+        if at > 1:  # else there is no other point
+            assert (found.fun, found.optimality) == (fun(found.x), np.abs(found.jac).max())
+            assert np.isfinite(found.jac).all()
 
 
 def test_fire_calls_callbacks_of_both_forms_and_stops_on_stopiteration():

@@ -274,7 +274,7 @@ def test_minimize_counts_evaluations_for_differences():
     asked = []
     found = fm.minimize(lambda x: asked.append(x) or float(x @ x), np.ones(5))
     assert found.nfev == len(asked)
-    assert found.njev == 0
+    assert found.nit < found.njev <= found.nfev / 6 + 1  # a difference in each direction, and a value
 
 
 @pytest.mark.parametrize("outside", [np.nan, np.inf])
@@ -360,63 +360,6 @@ def test_minimize_returns_exact_zeros_however_it_ends():
         assert found.fun == pytest.approx(quadratic(found.x, A, B) + 0.3 * np.abs(found.x).sum(), rel=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"fun": lambda x: np.nan}, ValueError, "fun: expected a finite number at x0; got nan"),
-        ({"fun": lambda x: [1.0, 2.0]}, ValueError, "fun: expected it to return a number; got a list"),
-        ({"fun": 3}, TypeError, "fun: expected a function; got 3"),
-        ({"jac": lambda x: np.zeros(3)}, ValueError, "jac: expected it to return numbers of shape"),
-        ({"jac": lambda x: x * np.nan}, ValueError, "jac: expected finite numbers at x0"),
-        (
-            {"jac": numba.njit(lambda x: x[:1]), "fun": numba.njit(lambda x: x[0])},
-            ValueError,
-            "jac: expected it to return",
-        ),
-        ({"jac": True}, ValueError, "fun: expected it to return \\(f, gradient\\)"),
-        ({"jac": "cs"}, ValueError, "jac: expected a function, True, None, '2-point' or '3-point'"),
-        ({"bounds": [(1, 0), (0, 1)]}, ValueError, "bounds: expected low <= high; got 1.0 and 0.0 for parameter 0"),
-        ({"bounds": [(np.nan, 1), (0, 1)]}, ValueError, "bounds: expected low <= high"),
-        ({"bounds": [(np.inf, np.inf), (0, 1)]}, ValueError, "bounds: expected low <= high"),
-        ({"bounds": [(0, 1)]}, ValueError, "bounds: expected a sequence of 2; got one of 1"),
-        ({"bounds": [0, 1]}, ValueError, "bounds: expected Bounds, or pairs"),
-        ({"constraints": {"type": "eq", "fun": sum}}, ValueError, "constraints: expected none"),
-        ({"x0": [[1.0, 2.0]]}, ValueError, "x0: expected a one-dimensional array of at least one number"),
-        ({"x0": []}, ValueError, "x0: expected a one-dimensional array of at least one number"),
-        ({"x0": [np.nan, 1.0]}, ValueError, "x0: expected a finite number"),
-        ({"x0": ["a"]}, TypeError, "x0: expected numbers"),
-        ({"rule": "pytorch"}, ValueError, "rule: expected one of sgd, heavy_ball"),
-        ({"rule": fm.Rule(lambda p, q, g, a, b: (p, q), name="heavy_ball")}, ValueError, "rule: expected one of"),
-        ({"lr": -1.0}, ValueError, "lr: expected a finite number > 0"),
-        ({"lr": np.nan}, ValueError, "lr: expected a finite number > 0"),
-        ({"lr": lambda k: np.nan if k > 5 else 1e-4}, ValueError, "lr: expected a finite number > 0"),
-        ({"momentum": 2.0}, ValueError, "momentum: expected a number in"),
-        ({"rule": "sgd", "momentum": 0.9}, ValueError, "momentum: expected none with rule 'sgd'"),
-        ({"rule": "heavy_ball", "momentum": 0.9}, ValueError, "lr: expected a value if momentum is given"),
-        ({"rule": "chebyshev", "lr": 0.1}, ValueError, "lr, momentum: expected none with rule 'chebyshev'|spectrum"),
-        ({"rule": "heavy_ball", "lr": 0.1, "spectrum": (1, 2)}, ValueError, "spectrum: expected None"),
-        ({"rule": "heavy_ball", "x0": [0.0, 1.0]}, ValueError, "spectrum: expected m above its error"),
-        ({"spectrum": (1.0,)}, TypeError, "spectrum: expected a Spectrum"),
-        ({"restart": []}, ValueError, "restart: expected 'gradient'"),
-        ({"l1": -1.0}, ValueError, "l1: expected a finite number >= 0"),
-        ({"gtol": np.nan}, ValueError, "gtol: expected a finite number"),
-        ({"maxiter": -1}, ValueError, "maxiter: expected a whole number"),
-        ({"callback": 3}, TypeError, "callback: expected a function; got 3"),
-    ],
-)
-def test_minimize_refuses_wrong_arguments(given, error, message):
-    with pytest.raises(error, match=message):
-        fm.minimize(**{"fun": rosen, "x0": [1.2, 0.7], "jac": rosen_der} | given)
-
-
-def test_unknown_options_warn_and_x0_is_brought_within_bounds():
-    with pytest.warns(OptimizeWarning, match="Unknown solver options: foo"):
-        fm.minimize(rosen, [1.2, 0.7], jac=rosen_der, foo=1)
-    with pytest.warns(OptimizeWarning, match="Initial guess is not within the specified bounds"):
-        found = fm.minimize(rosen, [2.0, 0.7], jac=rosen_der, bounds=[(0, 0.5), (0, 1)])
-    np.testing.assert_allclose(found.x, [0.5, 0.25], atol=1e-5)
-
-
 def test_minimize_accepts_none_and_float_counts_as_scipy_does():
     found = run(maxiter=1e3, ftol=None, disp=0, callback=None, bounds=None, gtol=1e-6)
     assert found.success
@@ -445,6 +388,19 @@ def test_minimize_calls_callbacks_of_both_forms_and_stops_on_stopiteration():
         x[:] = np.nan  # a callback may write to its copy
     with pytest.raises(ZeroDivisionError):
         run(callback=lambda x: 1 / 0)
+
+
+def test_callbacks_of_which_python_knows_no_parameters_are_called_with_x():
+    seen = []
+
+    class Callback:
+        __signature__ = "none"
+
+        def __call__(self, x):
+            seen.append(x)
+
+    run(callback=Callback(), maxiter=3)
+    assert len(seen) == 3
 
 
 def test_disp_prints_how_it_ended(capsys):
