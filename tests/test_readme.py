@@ -23,6 +23,23 @@ def test_readme_code_runs_in_order(capsys, tmp_path, monkeypatch):
     assert len(printed) == 3
 
 
+def test_the_code_of_the_guide_to_rules_runs_and_does_what_its_text_says():
+    text = (ROOT / "fastmomentum/rules/README.md").read_text(encoding="utf-8")
+    names = {"np": np, "fm": fm}
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    exec(blocks[0], names)
+    p = np.ones(2)
+    fm.Optimizer(p, names["rule"], lr=0.5, momentum=0.5).step(np.ones(2))
+    assert (p < 1.0).all()
+    exec(blocks[1], names)
+    assert len(blocks) == 2
+    opt, factors = names["opt"], []
+    for gradient in (1.0, -1.0, -1.0, -1.0, 1.0):  # v·g is positive, negative twice, positive, negative
+        opt.step(np.full(3, gradient))
+        factors += [kept["factor"] for kept in opt.state_dict()["memory"][:1]]
+    assert factors == [1.0, 0.5, 0.25, 0.5, 0.25]
+
+
 def test_readme_is_short():
     assert README.count("\n") < 250
 

@@ -261,6 +261,7 @@ class SummingExecutor:
         """
         totals: dict[Any, Sequence[float]] = {}
         numbers, hyper_of, remembering = self._rows.numbers, self._hyper_of, []
+        found: list[tuple[list[int], list[tuple[int, float]]]] = []
         for derivation in derivations:
             key, members = derivation.key, derivation.members
             if key is None:
@@ -271,13 +272,14 @@ class SummingExecutor:
                 all_members = [i for each in derivations if each.key == key for i in each.members]
                 columns = zip(*[sums[i][first:] for i in sorted(all_members)])
                 own = totals[key] = [sum_in_order(column) for column in columns]
-            found = derivation.derive(own, numbers)
-            with np.errstate(over="ignore"):  # a number too large for the dtype of the arrays becomes infinite
-                for place, value in found:
-                    for i in members:
-                        hyper_of[i][place] = value
+            found.append((members, derivation.derive(own, numbers)))
             if derivation.next:
                 remembering.append(derivation)
+        with np.errstate(over="ignore"):  # a number too large for the dtype of the arrays becomes infinite
+            for members, values in found:
+                for place, value in values:
+                    for i in members:
+                        hyper_of[i][place] = value
         return remembering
 
     def _is_finite(self, squares: float, grads: list[Any]) -> bool:

@@ -69,9 +69,6 @@ class Elements(NamedTuple):
             *_, target[...] = update(param, velocity, target, param, *self.arrays, *row)
 
 
-NONE = Elements()
-
-
 def split_by_array(where: str, value: Any, count: int, keys: Sequence[str] | None) -> tuple[list[Any], list[str]]:
     """Return the entry of a mask or scale for each array of a group, and the name of each entry in messages.
 

@@ -250,9 +250,9 @@ Formula = tuple[tuple[Any, ...], ...]
 def formula(function: Callable[..., Any], count: int) -> Formula:
     """Return the operations of a function of `count` scalars that :func:`evaluate` accepts, for comparison.
 
-    Two functions that have equal ones compute the same bits, whatever names they use. An operation is its name and the
-    numbers of its operands: the arguments have the first numbers, then each operation in order. The last entry has the
-    numbers of the results.
+    Two functions that have equal ones compute the same bits, also if they use other names. An operation is its name and
+    the numbers of its operands: the arguments have the first numbers, then each operation in order. The last entry has
+    the numbers of the results.
 
     Examples
     --------

@@ -94,7 +94,7 @@ def fingerprint(*parts: object) -> str | None:
     try:
         walk.add(parts)
         return walk.digest(environment(), settings())
-    except Exception:  # UnknownPart, or whatever an object of the user raises
+    except Exception:  # UnknownPart, or an error that an object of the user raises
         return None
 
 

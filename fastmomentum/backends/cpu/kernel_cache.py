@@ -60,8 +60,8 @@ def set_cache(folder: str | os.PathLike[str] | None) -> None:
 
     Notes
     -----
-    **Trust**: the folder holds machine code. Whoever can write to it can run code in every process that uses it, so
-    name no folder to which people can write whom you do not trust.
+    **Trust**: the folder holds machine code. Anybody who can write to it can run code in every process that uses it,
+    so name a folder to which only people whom you trust can write.
 
     A kernel is found by a digest of everything that it is made of: the bytecode of the rule and of all functions that
     it calls, the sources of this package, the versions of Python, NumPy and Numba, Numba's settings, and the features
@@ -130,7 +130,7 @@ class KernelCache(_Cache):  # type: ignore[misc]  # Numba has no types
         rtsys.initialize(target_context)  # the part of Numba's start that machine code needs; all of it takes 0.25 s
         try:
             return CompileResult._rebuild(target_context, *pickle.loads(content))
-        except Exception:  # whatever a foreign file makes pickle or Numba raise, the kernel can be compiled
+        except Exception:  # a foreign file can make pickle and Numba raise any error; the kernel is compiled, then
             return None
 
     def save_overload(self, sig: Any, cres: Any) -> None:
@@ -140,7 +140,7 @@ class KernelCache(_Cache):  # type: ignore[misc]  # Numba has no types
             return
         try:
             content = _serialize(cres, digest)
-        except Exception:  # whatever an object of the user makes pickle raise, the kernel runs
+        except Exception:  # an object of the user can make pickle raise any error; the kernel runs without being kept
             return
         write(folder, digest, content)
 
